@@ -1,0 +1,1 @@
+"""Conversion of exported models: INT8 quantisation."""

@@ -1,0 +1,1 @@
+"""Scores models on labelled images and writes the report."""

@@ -1,0 +1,1 @@
+"""The grid-box code: boxes to grid targets, grids to boxes, and clustering. NumPy only."""

@@ -1,0 +1,1 @@
+"""Box geometry, average precision and detection reports. NumPy only."""

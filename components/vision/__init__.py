@@ -1,0 +1,1 @@
+"""What the engines share: backbones, training, checkpoints, structured pruning, ONNX export, status log."""

@@ -1,0 +1,1 @@
+"""WIDER FACE: acquire, synthesise and convert face-detection data."""

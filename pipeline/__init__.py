@@ -1,0 +1,1 @@
+"""What runs, in which order, on which machines: pipelines, the local runner and the gridbox command."""
