@@ -1,0 +1,25 @@
+"""Grid predictions to boxes (TAO 5.0, `postprocessor/postprocessing.py`)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.grid.geometry import GridGeometry
+
+
+def decode(bbox: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.float32]:
+    """Turns predicted edge distances into boxes clipped to the network's input.
+
+    Args:
+        bbox: [4, rows, columns], one class's bbox output: left, top, right and bottom distance over the scale.
+        geometry: The grid the network predicts on.
+
+    Returns:
+        [rows, columns, 4] x1, y1, x2, y2 in pixels, with 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height.
+    """
+    x, y = geometry.reference_points()
+    boxes = np.empty((*bbox.shape[1:], 4), np.float32)
+    boxes[..., 0] = np.clip(x - geometry.scale * bbox[0], 0, geometry.width)
+    boxes[..., 1] = np.clip(y[:, None] - geometry.scale * bbox[1], 0, geometry.height)
+    boxes[..., 2] = np.clip(x + geometry.scale * bbox[2], boxes[..., 0], geometry.width)
+    boxes[..., 3] = np.clip(y[:, None] + geometry.scale * bbox[3], boxes[..., 1], geometry.height)
+    return boxes

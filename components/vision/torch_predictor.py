@@ -1,0 +1,45 @@
+"""A grid-box checkpoint run by PyTorch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from components.vision.checkpoint import find_weights, load_network
+from components.vision.gridnet import GridNet, count_parameters
+from components.vision.predictor import Grids, Images
+from components.vision.threads import available_cores
+
+
+class TorchPredictor:
+    """See `components.vision.predictor.Predictor`."""
+
+    def __init__(self, path: Path) -> None:
+        torch.set_num_threads(available_cores())
+        file = find_weights(path)
+        self._attach(load_network(file), file.stat().st_size)
+
+    @classmethod
+    def of(cls, network: GridNet) -> "TorchPredictor":
+        """Wraps a network in memory, for example the one being trained; it is switched to evaluation mode per call."""
+        predictor = cls.__new__(cls)
+        predictor._attach(network, 0)
+        return predictor
+
+    def _attach(self, network: GridNet, file_bytes: int) -> None:
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.geometry = network.config.geometry
+        self.class_names = network.config.class_names
+        self.clustering = network.config.clustering
+        self.parameters = count_parameters(network)
+        self.file_bytes = file_bytes
+
+    @torch.no_grad()
+    def __call__(self, images: Images) -> Grids:
+        """See `Predictor`."""
+        was_training = self.network.training
+        self.network.eval()
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
+        coverage, bbox = self.network(pixels)
+        self.network.train(was_training)
+        return coverage.numpy(), bbox.numpy()
