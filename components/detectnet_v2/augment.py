@@ -56,7 +56,7 @@ def draw_spatial(settings: AugmentSettings, width: int, height: int, random: np.
         matrix = matrix @ np.array([[-1.0, 0, 0], [0, 1, 0], [width, 0, 1]])
     limit_x, limit_y = int(settings.translate_max_x), int(settings.translate_max_y)
     shift_x, shift_y = random.integers(-limit_x, limit_x + 1), random.integers(-limit_y, limit_y + 1)
-    matrix = matrix @ _translation(shift_x, shift_y)
+    matrix = matrix @ _translation(int(shift_x), int(shift_y))
     ratio = random.uniform(settings.zoom_min, settings.zoom_max)
     # A ratio below 1 crops: the window's corner lies inside the image. Above 1 the image lies inside the window.
     corner_x = random.uniform() * (width - width / ratio)

@@ -198,9 +198,7 @@ class BatchMaker:
             self._fill(batch, position, self.data.pixels[index], self.data.objects[index], random)
         return batch
 
-    def _fill(
-        self, batch: Batch, position: int, image: Pixels, objects: Objects, random: np.random.Generator
-    ) -> None:
+    def _fill(self, batch: Batch, position: int, image: Pixels, objects: Objects, random: np.random.Generator) -> None:
         boxes, masked = objects.boxes, objects.masked
         if self.augmentation is None:
             batch.images[position] = image

@@ -50,8 +50,8 @@ def bbox_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Te
         coverage_norm: [N, C, h, w].
         mask: As in `coverage_cost`.
     """
-    error = (predicted.unflatten(1, target.shape[1:3]) - target).abs()
-    return (error * (coverage_norm * mask)[:, :, None]).mean((0, 2, 3, 4))
+    error = (predicted.reshape(target.shape) - target).abs()
+    return torch.mean(error * (coverage_norm * mask)[:, :, None], dim=(0, 2, 3, 4))
 
 
 class ObjectiveWeights:
@@ -75,8 +75,8 @@ class ObjectiveWeights:
     def total(self, coverage: Tensor, bbox: Tensor) -> Tensor:
         """Returns the weighted sum of the costs [C] of both objectives and takes note of them."""
         costs = torch.stack([coverage, bbox], dim=1)
-        self._sums += costs.detach().double()
-        return (costs * (self._class_weights[:, None] * self.weights).to(costs.dtype)).sum()
+        self._sums += costs.detach().cpu().double()
+        return (costs * (self._class_weights[:, None] * self.weights).to(costs)).sum()
 
     def end_epoch(self) -> None:
         """Re-balances the weights from the epoch's summed costs."""

@@ -1,7 +1,7 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -30,6 +30,10 @@ class GridNetConfig:
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+
+    def with_backbone(self, backbone: ResNetConfig) -> Self:
+        """Returns the same configuration around another backbone."""
+        return replace(self, backbone=backbone)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""

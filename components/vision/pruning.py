@@ -58,7 +58,7 @@ def prune(network: GridNet, settings: PruneSettings) -> GridNet:
         raise UserError(f"excluded layer {sorted(unknown)[0]!r} does not exist; the convolutions are {known}")
     kept = _kept_channels(network, settings)
     backbone = replace(network.config.backbone, channels={name: len(indices) for name, indices in kept.items()})
-    pruned = GridNet(replace(network.config, backbone=backbone))
+    pruned = GridNet(network.config.with_backbone(backbone))
     pruned.load_state_dict(_slice(network, kept))
     return pruned
 

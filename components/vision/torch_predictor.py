@@ -27,7 +27,8 @@ class TorchPredictor:
         return predictor
 
     def _attach(self, network: GridNet, file_bytes: int) -> None:
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.geometry = network.config.geometry
         self.class_names = network.config.class_names
         self.clustering = network.config.clustering
@@ -39,7 +40,7 @@ class TorchPredictor:
         """See `Predictor`."""
         was_training = self.network.training
         self.network.eval()
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255)
-        coverage, bbox = self.network(pixels)
+        pixels = torch.from_numpy(np.array(images)).to(self._device)
+        coverage, bbox = self.network(pixels.permute(0, 3, 1, 2).float().div_(255))
         self.network.train(was_training)
-        return coverage.numpy(), bbox.numpy()
+        return coverage.cpu().numpy(), bbox.cpu().numpy()

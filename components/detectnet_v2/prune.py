@@ -1,0 +1,49 @@
+"""`detectnet_v2 prune`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from components.step import UserError
+from components.vision.checkpoint import SUFFIX, load_network, save_network
+from components.vision.gridnet import count_parameters
+from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
+from components.vision.status import StatusLog
+
+
+def prune_model(
+    model: Path, output: Path, settings: PruneSettings, target_ratio: float | None, results: Path | None
+) -> float:
+    """Writes a pruned copy of a model; returns the share of parameters that is left.
+
+    Args:
+        model: The trained model.
+        output: The pruned model; the suffix is completed.
+        settings: How to prune.
+        target_ratio: Share of parameters to keep at most; replaces the settings' threshold. TAO has no such option.
+        results: Where `status.json` is written; beside the output when None.
+
+    Raises:
+        UserError: The output exists, or the ratio cannot be reached.
+    """
+    output = output.with_suffix(SUFFIX)
+    if output.exists():
+        raise UserError(f"{output}: exists already; name another output file")
+    network = load_network(model)
+    if target_ratio is not None:
+        settings = replace(settings, threshold=threshold_for_ratio(network, settings, target_ratio))
+        print(f"Threshold for a ratio of at most {target_ratio}: {settings.threshold:.6g}")
+    pruned = prune(network, settings)
+    save_network(output, pruned)
+    ratio = count_parameters(pruned) / count_parameters(network)
+    print(f"Pruning ratio (pruned model / original model): {ratio}")
+    for name, before in network.config.backbone.channels.items():
+        after = pruned.config.backbone.channels[name]
+        if after != before:
+            print(f"  {name}: {before} -> {after} channels")
+    kpi = {
+        "pruning_ratio": ratio,
+        "size": output.stat().st_size / 2**20,
+        "param_count": count_parameters(pruned) / 1e6,
+    }
+    StatusLog(results or output.parent).write("SUCCESS", "Pruning finished successfully", kpi=kpi)
+    return ratio
