@@ -20,6 +20,7 @@ class _TaoOrder(torch.nn.Module):
     def __init__(self, network: GridNet) -> None:
         super().__init__()
         self.network = network
+        self.eval()  # the wrapper too, or the exporter warns
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         coverage, bbox = self.network(images)

@@ -1,0 +1,53 @@
+# Every target does its own set-up: a fresh Debian 12 with Python 3.11 and make is enough.
+PYTHON ?= python3.11
+VENV   ?= .venv
+RUN    ?= # options for `make run`, for example RUN="--data DIR"
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
+# Without an NVIDIA GPU, PyTorch's CPU index (where it can be reached) saves some gigabytes of CUDA libraries.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
+	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--extra-index-url $(CPU_INDEX)')" 2>/dev/null)
+
+.PHONY: help run setup test test-long bench lint clean
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.run ## Train, prune, retrain, quantise and score a face detector here (synthetic faces; RUN="--data DIR").
+	$(BIN)/gridbox run facedetect $(RUN)
+
+setup: $(VENV)/.setup ## Install everything: the engine, the pipelines, tests and linters.
+
+test: $(VENV)/.setup ## The quick tests, some minutes.
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(VENV)/.setup ## The long proofs: full runs, kills in every stage.
+	$(BIN)/python -m pytest -m long
+
+bench: $(VENV)/.setup ## The benchmarks; each prints a ratio from one interleaved run.
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+lint: $(VENV)/.setup ## Style, types, doors between the rooms, Python 3.8 where it is promised.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations components/step.py
+
+clean: ## Remove runs and caches, not the virtual environment.
+	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "Python's venv module is missing: installing Debian's python3-venv"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
+	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline]'
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.run
+	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline,serving,test,lint]'
+	@touch $@
