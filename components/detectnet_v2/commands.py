@@ -69,8 +69,9 @@ def dataset_convert(
 
     status = StatusLog(results or output.parent)
     status.write("STARTED", "Starting tfrecords conversion")
-    convert(spec_file, output, validation_fold)
-    status.write("SUCCESS", "Conversion finished successfully")
+    converted = convert(spec_file, output, validation_fold)
+    categorical = {"num_objects": dict(converted.objects)}
+    status.write("SUCCESS", "Conversion finished successfully", categorical=categorical)
 
 
 @app.command("train")

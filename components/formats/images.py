@@ -22,7 +22,10 @@ def decode(content: bytes) -> Image:
     if content[:2] == b"\xff\xd8" and b"\xff\xd9" not in content[-4096:]:
         # OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
         raise ImageError("the JPEG is cut off (no end marker)")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    except cv2.error as error:  # a header that promises more pixels than OpenCV takes
+        raise ImageError(f"not an image that OpenCV can decode ({error.err})") from error
     if image is None:
         raise ImageError("not an image that OpenCV can decode" if content else "the file is empty")
     return np.asarray(image, dtype=np.uint8)

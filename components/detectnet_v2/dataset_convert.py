@@ -1,0 +1,149 @@
+"""`detectnet_v2 dataset_convert`: labelled images (KITTI or COCO) to TFRecord shards.
+
+Partitions, shuffling, shard cuts and file names are those of TAO 5.0 (`cv/detectnet_v2/dataio`), so that the same data
+and spec give the same frames in the same shards.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from components.detectnet_v2.coco_source import CocoSource
+from components.detectnet_v2.kitti_source import KittiSource
+from components.detectnet_v2.partition import Partition, Skipped
+from components.detectnet_v2.records import Frame, frame_to_example
+from components.detectnet_v2.spec import load_dataset_export
+from components.formats.tfrecord import write_records
+from components.step import UserError
+from components.vision.threads import available_cores
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What a conversion wrote.
+
+    Attributes:
+        shards: The record files.
+        frames: Number of frames of each fold.
+        objects: Number of objects of each class.
+        skipped: Objects left out because they have no area.
+        unlisted: Images left out because no sequence names them (partition_mode sequence).
+    """
+
+    shards: list[Path] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    objects: Counter[str] = field(default_factory=Counter)
+    skipped: Skipped = field(default_factory=dict)
+    unlisted: int = 0
+
+
+def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = None) -> Conversion:
+    """Converts the data that a spec names, and prints what was written.
+
+    The files appear under their names when all of them are written; those of an earlier conversion with the same prefix
+    are replaced. Objects without area are listed in `<output_prefix>_warning.json`.
+
+    Args:
+        spec_path: A `DatasetExportConfig`.
+        output_prefix: `-fold-…-of-…-shard-…-of-…` is appended to it.
+        validation_fold: The fold that sample modifiers leave alone (TAO's -f). Without modifiers it changes nothing.
+
+    Raises:
+        UserError: The spec is wrong, or an image, a label or an annotation is missing or cannot be read.
+    """
+    spec = load_dataset_export(spec_path)
+    for warning in spec.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    kitti = spec.message.WhichOneof("convert_config_type") == "kitti_config"
+    config = spec.message.kitti_config if kitti else spec.message.coco_config
+    if validation_fold is not None and validation_fold >= max(config.num_partitions, 1):
+        raise UserError(f"-f {validation_fold}: {spec_path} makes {config.num_partitions} partitions, counted from 0")
+    root = _data_root() / config.root_directory_path
+    source = KittiSource(spec.message.kitti_config, root) if kitti else CocoSource(spec.message.coco_config, root)
+    output_prefix.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=output_prefix.parent, prefix=f".{output_prefix.name}.", suffix=".partial"
+    ) as scratch:
+        conversion = _write(source.partitions, config.num_partitions, Path(scratch), output_prefix)
+    conversion.unlisted = source.unlisted
+    _report(conversion, output_prefix)
+    return conversion
+
+
+def _data_root() -> Path:
+    """Returns the folder that relative root directories lie in, as in TAO."""
+    return Path(os.environ.get("DATA_BASE_PATH") or "~/datasets").expanduser()
+
+
+def cut_into_shards(keys: Sequence[str], shards: int) -> list[Sequence[str]]:
+    """Cuts a partition into `shards` equal parts (0 means 1); the last one also takes the remainder."""
+    shards = max(shards, 1)
+    size = len(keys) // shards
+    return [keys[i * size : (i + 1) * size if i + 1 < shards else len(keys)] for i in range(shards)]
+
+
+def shard_suffix(fold: int, folds: int, shard: int, shards: int) -> str:
+    """Returns what TAO appends to the prefix; a number of 0 leaves its part out."""
+    fold_part = f"-fold-{fold:03d}-of-{folds:03d}" if folds else ""
+    return fold_part + (f"-shard-{shard:05d}-of-{shards:05d}" if shards else "")
+
+
+def _write(partitions: Sequence[Partition], folds: int, scratch: Path, prefix: Path) -> Conversion:
+    conversion = Conversion()
+    # TAO counts folds after it has passed over empty partitions: without a validation split, training is fold 0.
+    filled = [partition for partition in partitions if partition.keys]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for fold, partition in enumerate(filled):
+            for index, shard in enumerate(cut_into_shards(partition.keys, partition.shards)):
+                name = prefix.name + shard_suffix(fold, folds, index, partition.shards)
+                write_records(scratch / name, _examples(pool.map(partition.read, shard), conversion))
+                conversion.shards.append(prefix.with_name(name))
+            conversion.frames.append(len(partition.keys))
+    _publish(scratch, prefix, conversion)
+    return conversion
+
+
+def _examples(frames: Iterator[tuple[Frame, Skipped]], conversion: Conversion) -> Iterator[bytes]:
+    for frame, skipped in frames:
+        conversion.objects.update(frame.class_names)
+        conversion.skipped.update(skipped)
+        yield frame_to_example(frame)
+
+
+def _publish(scratch: Path, prefix: Path, conversion: Conversion) -> None:
+    """Moves the finished files into place; files of an earlier conversion would mix with them, so they go first."""
+    warning_file = _warning_file(prefix)
+    if conversion.skipped:
+        text = json.dumps(conversion.skipped, indent=2) + "\n"
+        (scratch / warning_file.name).write_text(text, encoding="utf-8")
+    fold, shard = r"-fold-\d+-of-\d+", r"-shard-\d+-of-\d+"
+    earlier = re.compile(f"{re.escape(prefix.name)}({fold}|{shard}|{fold}{shard}|_warning\\.json)")
+    for file in prefix.parent.iterdir():
+        if earlier.fullmatch(file.name) and not (scratch / file.name).exists() and file.is_file():
+            file.unlink()
+    for file in sorted(scratch.iterdir()):
+        file.replace(prefix.with_name(file.name))
+
+
+def _warning_file(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}_warning.json")
+
+
+def _report(conversion: Conversion, prefix: Path) -> None:
+    folds = ", ".join(f"fold {fold}: {frames}" for fold, frames in enumerate(conversion.frames))
+    print(f"Converted {sum(conversion.frames)} frames ({folds}) into {len(conversion.shards)} files {prefix}*")
+    for name, count in sorted(conversion.objects.items()):
+        print(f"  {name}: {count} objects")
+    if not conversion.objects:
+        print("  no object is labelled in any of them")
+    if conversion.skipped:
+        print(f"  {len(conversion.skipped)} objects without area left out, listed in {_warning_file(prefix)}")
+    if conversion.unlisted:
+        print(f"  {conversion.unlisted} images left out: kitti_sequence_to_frames_file does not name them")

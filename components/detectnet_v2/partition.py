@@ -1,0 +1,48 @@
+"""What `dataset_convert` converts: images with labels, divided into partitions (folds)."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.detectnet_v2.records import Frame
+from components.step import UserError
+
+Skipped = dict[str, list[int]]
+"""Objects without area: where they are labelled, and the integer part of x1, y1, x2, y2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A part of the data that becomes one fold.
+
+    Attributes:
+        keys: Images, in the order in which they are written.
+        shards: Number of record files; 0 stands for one whose name has no shard part.
+        read: Reads the labels of the image with a key. Safe to call from several threads.
+    """
+
+    keys: list[str]
+    shards: int
+    read: Callable[[str], tuple[Frame, Skipped]]
+
+
+def has_area(box: Sequence[float]) -> bool:
+    """Says whether a box x1, y1, x2, y2 has an area after its coordinates are cut to integers, as TAO asks."""
+    x1, y1, x2, y2 = (int(value) for value in box)
+    return x1 < x2 and y1 < y2
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - what a JSON file holds is checked by the caller
+    """Reads a JSON file.
+
+    Raises:
+        UserError: It cannot be read or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON text: {error}") from error
