@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import click
 import typer
 from typer.main import get_command
 
@@ -24,10 +23,11 @@ def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
     def program(arguments: list[str]) -> int:
         try:
             return int(get_command(app).main(arguments, prog_name=name, standalone_mode=False) or 0)
-        except click.ClickException as error:
-            context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else name
-            raise step.UserError(f"{error.format_message()} (see '{context} --help')".replace("\n", " ")) from error
-        except click.Abort:
+        except typer.TyperException as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else name
+            raise step.UserError(f"{error.format_message()} (see '{command} --help')".replace("\n", " ")) from error
+        except typer.Abort:
             raise KeyboardInterrupt from None
 
     return step.run(argv, program, name)

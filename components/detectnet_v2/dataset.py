@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from components.detectnet_v2.augment import AugmentSettings, draw_colour, draw_spatial, recolour, warp_boxes, warp_image
 from components.detectnet_v2.records import Frame
@@ -121,6 +124,16 @@ def _decode_into(target: Pixels, file: Path, stretch: bool) -> tuple[float, floa
     return scale
 
 
+class BatchTensors(NamedTuple):
+    """A batch on the device that trains; see `Batch`."""
+
+    images: Tensor
+    coverage: Tensor
+    coverage_norm: Tensor
+    bbox: Tensor
+    mask: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One training batch.
@@ -138,6 +151,13 @@ class Batch:
     coverage_norm: NDArray[np.float32]
     bbox: NDArray[np.float32]
     mask: NDArray[np.float32]
+
+    def to_tensors(self, device: torch.device) -> BatchTensors:
+        """Moves the batch to a device: images as [N, 3, H, W] float in 0..1 (channels last), then the targets."""
+        arrays = (self.images, self.coverage, self.coverage_norm, self.bbox, self.mask)
+        images, *targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+        coverage, coverage_norm, bbox, mask = targets
+        return BatchTensors(images.permute(0, 3, 1, 2).float().div_(255), coverage, coverage_norm, bbox, mask)
 
 
 @dataclass(frozen=True)

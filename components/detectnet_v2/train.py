@@ -1,21 +1,21 @@
 """The training loop of DetectNet_v2."""
 
+import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from google.protobuf import text_format
-from numpy.typing import NDArray
 from torch import Tensor
 
 from components.detectnet_v2 import experiment, spec_pb2
-from components.detectnet_v2.dataset import Batch, BatchMaker
+from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors
 from components.detectnet_v2.evaluation import Evaluation, evaluate
 from components.detectnet_v2.losses import ObjectiveWeights, bbox_cost, coverage_cost
-from components.step import UserError, sha256
+from components.step import StageError, UserError, sha256
 from components.vision.checkpoint import SUFFIX, load_network, save_network
 from components.vision.gridnet import GridNet, count_parameters
 from components.vision.optimizer import Adam
@@ -185,24 +185,8 @@ class _Loop:
         return total / self.batches.steps, rate
 
     def _step(self, batch: Batch, rate: float) -> float:
-        images = self._to_device(batch.images).permute(0, 3, 1, 2).float().div_(255)
-        coverage, bbox = self.network(images)
-        mask, foreground = self._to_device(batch.mask), self.weights.foreground.to(self.device)
-        loss = self.weights.total(
-            coverage_cost(coverage, self._to_device(batch.coverage), foreground, mask),
-            bbox_cost(bbox, self._to_device(batch.bbox), self._to_device(batch.coverage_norm), mask),
-        )
-        for parameter in self.optimizer.parameters:
-            parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach()) + self._regularise()
-        if not np.isfinite(value):
-            raise RuntimeError(f"the loss became {value}; lower training_config.learning_rate.max_learning_rate")
-        self.optimizer.step(rate)
-        return value
-
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        tensors = batch.to_tensors(self.device)
+        return training_step(self.network, self.weights, self.optimizer, tensors, rate, self._regularise)
 
     @torch.no_grad()
     def _regularise(self) -> float:
@@ -216,6 +200,42 @@ class _Loop:
             return weight * float(sum(torch._foreach_norm(self.regularised, 1)))
         torch._foreach_add_(gradients, self.regularised, alpha=2 * weight)
         return weight * float(sum(norm.square() for norm in torch._foreach_norm(self.regularised, 2)))
+
+
+def training_step(
+    network: GridNet,
+    weights: ObjectiveWeights,
+    optimizer: Adam,
+    batch: BatchTensors,
+    rate: float,
+    regularise: Callable[[], float] = lambda: 0.0,
+) -> float:
+    """Trains one batch; returns its loss.
+
+    Args:
+        network: In training mode.
+        weights: Of the objectives.
+        optimizer: Of the network's trained parameters.
+        batch: Images and targets, on the network's device.
+        rate: Learning rate of this step.
+        regularise: Adds the regulariser's gradients to those of the loss; returns its cost.
+
+    Raises:
+        StageError: The loss is not finite.
+    """
+    coverage, bbox = network(batch.images)
+    loss = weights.total(
+        coverage_cost(coverage, batch.coverage, weights.foreground.to(coverage), batch.mask),
+        bbox_cost(bbox, batch.bbox, batch.coverage_norm, batch.mask),
+    )
+    for parameter in optimizer.parameters:
+        parameter.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    value = float(loss.detach()) + regularise()
+    if not math.isfinite(value):
+        raise StageError(f"the loss became {value}; lower training_config.learning_rate's max_learning_rate")
+    optimizer.step(rate)
+    return value
 
 
 def freeze(network: GridNet, config: spec_pb2.ModelConfig) -> None:

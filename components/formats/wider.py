@@ -152,7 +152,8 @@ class _LineReader:
         except ValueError:
             flags = []
         if len(flags) != COLUMNS - 4:
-            self.fail(f"face {index + 1} of {count} of {name} is not a line of {COLUMNS} integers")
+            problem = f"face {index + 1} of {count} of {name} is not a line of {COLUMNS} integers"
+            self.fail(f"{problem}; mend the line, or fetch the file again if it was cut off")
         return Face((x, y, width, height), *flags)
 
     def skip_filler(self) -> None:

@@ -1,0 +1,110 @@
+"""Training with data (decode cache, augmentation, targets, transfer) against bare training steps on resident tensors.
+
+Both run the same network, loss, backward pass and optimiser step on the same shapes; rounds of either alternate within
+one run. The bare steps choose their own best number of threads; training runs as `detectnet_v2 train` does.
+Run: python benchmarks/training.py [--width 0.25] [--size 480x272] [--rounds 5]
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads, as `gridbox run` does
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import chain, count, islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from components.detectnet_v2.augment import AugmentSettings
+from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors, LabelledImages, LabelMapping
+from components.detectnet_v2.losses import ClassCost, ObjectiveWeights
+from components.detectnet_v2.records import Frame
+from components.detectnet_v2.train import training_step
+from components.grid.encode import CoverageShape
+from components.grid.geometry import GridGeometry
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.optimizer import Adam
+from components.vision.resnet import ResNetConfig
+from components.vision.threads import available_cores
+
+IMAGES, BATCH, STEPS, FACES = 64, 8, 8, 6
+AUGMENTATION = AugmentSettings(0.5, 0.7, 1.3, 12, 12, 0.0, 1.0, 0.1, 25, 0.2, 0.3, 0.5)
+
+
+def labelled_images(folder: Path, geometry: GridGeometry) -> LabelledImages:
+    """Writes random images with random faces and loads them as training does."""
+    random = np.random.default_rng(0)
+    frames, files = [], []
+    for index in range(IMAGES):
+        coarse = random.integers(0, 256, (geometry.height // 8, geometry.width // 8, 3), np.uint8)
+        file = folder / f"{index}.png"
+        cv2.imwrite(str(file), cv2.resize(coarse, (geometry.width, geometry.height)))
+        corner = random.uniform((0, 0), (geometry.width * 0.8, geometry.height * 0.8), (FACES, 2))
+        boxes = np.hstack([corner, corner + random.uniform(8, geometry.height * 0.5, (FACES, 1))]).astype(np.float32)
+        frames.append(Frame(str(index), geometry.width, geometry.height, ["face"] * FACES, boxes))
+        files.append(file)
+    return LabelledImages(frames, files, LabelMapping({"face": 0}, frozenset()), geometry, stretch=False)
+
+
+class Trainer:
+    """A network with everything that a step needs."""
+
+    def __init__(self, geometry: GridGeometry, width: float) -> None:
+        torch.manual_seed(0)
+        config = GridNetConfig(ResNetConfig.of_width(10, width), ("face",), geometry, {})
+        self.network = GridNet(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.optimizer = Adam(list(self.network.parameters()), 0.9, 0.999, 1e-8)
+        self.weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999)
+
+    def images_per_second(self, batches: Iterator[Batch]) -> float:
+        """Trains `STEPS` batches; returns the rate."""
+        begin = time.perf_counter()
+        for batch in islice(batches, STEPS):
+            training_step(self.network, self.weights, self.optimizer, batch.to_tensors(torch.device("cpu")), 1e-4)
+        return STEPS * BATCH / (time.perf_counter() - begin)
+
+    def bare_images_per_second(self, tensors: BatchTensors, threads: int) -> float:
+        """Repeats one step on resident tensors; returns the rate."""
+        torch.set_num_threads(threads)
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            training_step(self.network, self.weights, self.optimizer, tensors, 1e-4)
+        return STEPS * BATCH / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    """Prints both rates and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--size", default="480x272")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    geometry = GridGeometry(*(int(edge) for edge in options.size.split("x")))
+    cores = available_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        data = labelled_images(Path(folder), geometry)
+    maker = BatchMaker(data, geometry, (CoverageShape(),), 0.67, AUGMENTATION, 0.0, True, BATCH, 0)
+    batches = chain.from_iterable(maker.epoch(epoch) for epoch in count())
+    trainer = Trainer(geometry, options.width)
+    resident = next(batches).to_tensors(torch.device("cpu"))
+    best = max(range(1, cores + 1), key=lambda threads: trainer.bare_images_per_second(resident, threads))
+    bare, full = [], []
+    for _ in range(options.rounds):
+        bare.append(trainer.bare_images_per_second(resident, best))
+        torch.set_num_threads(cores)
+        full.append(trainer.images_per_second(batches))
+    ratio = statistics.median(one / other for one, other in zip(full, bare, strict=True))
+    print(f"ResNet-10 of width {options.width} at {options.size}, batch {BATCH}, {cores} cores")
+    print(f"bare steps, {best} threads: {statistics.median(bare):.1f} images/s")
+    print(f"training with data:   {statistics.median(full):.1f} images/s")
+    print(f"ratio: {ratio:.3f} (at least 0.85 wanted)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""Brings files from a folder, an http(s) server or any S3 store.
+
+Credentials and endpoint of S3 come from the environment only: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+`AWS_SESSION_TOKEN`, `AWS_ENDPOINT_URL`, `AWS_REGION`. Without a key the store is read anonymously.
+
+A download grows in `<destination>.partial` and is renamed when it is whole. It resumes, in this run or a later one,
+where it broke off, provided the server vouches that the content is still the same (an ETag or a date, kept in
+`<destination>.partial.tag`).
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from components import step
+from components.step import UserError
+
+BLOCK = 1 << 20
+SCHEMES = ("a path", "file://", "https://", "http://", "s3://")
+RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+# Told the bytes that are here and how many there will be (None where the server does not say).
+Report = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a download is tried.
+
+    Attributes:
+        attempts: Tries without a single new byte before the download fails.
+        pause: Seconds before the second try; doubled after each.
+        timeout: Seconds without an answer after which a connection is given up.
+    """
+
+    attempts: int = 5
+    pause: float = 1.0
+    timeout: float = 30.0
+
+
+def fetch(
+    uri: str, destination: Path, sha256: str = "", report: Report | None = None, patience: Patience | None = None
+) -> None:
+    """Brings one file to `destination`; a file that stands there already is replaced when the new one is whole.
+
+    Args:
+        uri: A path, or a `file://`, `https://`, `http://` or `s3://bucket/key` URI.
+        destination: Where the file shall stand. Its parent is created.
+        sha256: What the content must hash to, hexadecimal; empty where it is not known.
+        report: Called now and then with the progress.
+        patience: Tries, pauses and timeouts of a download.
+
+    Raises:
+        UserError: The file does not exist, the server cannot be reached or refuses, or the content is not the
+            expected one.
+    """
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        _copy(local_path(uri), destination, sha256)
+        return
+    remote: _Remote
+    if scheme in ("http", "https"):
+        remote = _HttpFile(uri, patience or Patience())
+    elif scheme == "s3":
+        bucket, key = _bucket_and_key(uri)
+        remote = _S3Object(_s3_client(patience or Patience()), bucket, key)
+    else:
+        raise UserError(f"{shown(uri)}: cannot read {scheme}://; use {', '.join(SCHEMES)}")
+    _download(remote, shown(uri), destination, sha256.lower(), report or _silent, patience or Patience())
+
+
+def fetch_prefix(
+    uri: str, destination: Path, report: Report | None = None, patience: Patience | None = None
+) -> list[str]:
+    """Brings every object below `s3://bucket/prefix/` into the folder `destination`, which must not exist yet.
+
+    Returns:
+        The names of the files, relative to the prefix, sorted.
+
+    Raises:
+        UserError: There is no such object, an object's name leaves the folder, or a download fails.
+    """
+    bucket, prefix = _bucket_and_key(uri if uri.endswith("/") else uri + "/")
+    try:
+        with _s3_errors(shown(uri)):
+            listed = _s3_client(patience or Patience()).list_objects(bucket, prefix=prefix, recursive=True)
+            names = sorted(str(entry.object_name)[len(prefix) :] for entry in listed)
+    except _Interrupted as error:
+        raise UserError(f"{shown(uri)}: {error}; check AWS_ENDPOINT_URL and try again") from error
+    names = [name for name in names if name and not name.endswith("/")]
+    if not names:
+        raise UserError(f"{shown(uri)}: no object lies below this prefix; check bucket, prefix and credentials")
+    with step.publish(destination) as scratch:
+        scratch.mkdir()
+        for name in names:
+            if ".." in name.split("/") or name.startswith("/"):
+                raise UserError(f"{shown(uri)}: the object name {name!r} leaves the folder; rename the object")
+            fetch(f"s3://{bucket}/{prefix}{name}", scratch / name, report=report, patience=patience)
+    return names
+
+
+def join(base: str, name: str) -> str:
+    """Returns the location of the file `name` under a path or URI; a query (as of a signed URL) stays at the end."""
+    parts = urllib.parse.urlsplit(base)
+    if not parts.scheme:
+        return str(Path(base) / name)
+    return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/" + name))
+
+
+def local_path(uri: str) -> Path:
+    """Returns the path that a plain path or `file://` URI names."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme != "file":
+        return Path(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(f"{uri}: a file URI has three slashes before an absolute path (file:///folder)")
+    return Path(urllib.parse.unquote(parts.path))
+
+
+def shown(uri: str) -> str:
+    """Returns a URI for messages: without user, password and query, which may hold secrets."""
+    parts = urllib.parse.urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    return urllib.parse.urlunsplit(parts._replace(netloc=host, query="", fragment=""))
+
+
+def _silent(_done: int, _total: int | None) -> None:
+    pass
+
+
+def _copy(source: Path, destination: Path, sha256: str) -> None:
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; check the path")
+    with step.publish(destination) as scratch:
+        shutil.copyfile(source, scratch)
+        _check(scratch, sha256.lower(), str(source))
+
+
+def _check(file: Path, sha256: str, name: str) -> None:
+    if sha256 and (found := step.sha256(file)) != sha256:
+        raise UserError(f"{name}: the SHA-256 is {found}, expected {sha256}; the file is damaged or another one")
+
+
+class _Interrupted(Exception):
+    """A try failed in a way that another try may mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a remote sends: its content from `offset` on, the whole size, and a tag of this version of the content."""
+
+    offset: int
+    total: int | None
+    tag: str
+    blocks: Iterator[bytes]
+
+
+class _Remote(Protocol):
+    def open(self, offset: int, tag: str) -> _Answer:
+        """Asks for the content from `offset` on, if it is still the version of `tag`; otherwise from the start."""
+
+    def verify(self, file: Path) -> None:
+        """Checks a whole file against what the remote says of it."""
+
+
+def _download(remote: _Remote, name: str, destination: Path, sha256: str, report: Report, patience: Patience) -> None:
+    partial = destination.with_name(destination.name + ".partial")
+    tag_file = destination.with_name(destination.name + ".partial.tag")
+    failures, pause = 0, patience.pause
+    while True:
+        size = partial.stat().st_size if partial.exists() and tag_file.exists() else 0
+        try:
+            _append(remote, partial, tag_file, report)
+            break
+        except _Interrupted as error:
+            grown = partial.exists() and tag_file.exists() and partial.stat().st_size > size
+            failures = 1 if grown else failures + 1
+            pause = patience.pause if grown else pause
+            if failures >= patience.attempts:
+                raise UserError(f"{name}: {error}; gave up after {failures} tries, run again to resume") from error
+            time.sleep(pause)
+            pause *= 2
+    try:
+        remote.verify(partial)
+        _check(partial, sha256, name)
+    except UserError:
+        partial.unlink()
+        raise
+    finally:
+        tag_file.unlink(missing_ok=True)
+    partial.replace(destination)
+
+
+def _append(remote: _Remote, partial: Path, tag_file: Path, report: Report) -> None:
+    """Makes one try; returns when the partial file is whole."""
+    tag = tag_file.read_text(encoding="utf-8") if tag_file.exists() and partial.exists() else ""
+    answer = remote.open(partial.stat().st_size if tag else 0, tag)
+    done = answer.offset
+    # Without a tag nobody can say later whether the content is still the same: then the next try starts anew.
+    if answer.tag:
+        tag_file.write_text(answer.tag, encoding="utf-8")
+    else:
+        tag_file.unlink(missing_ok=True)
+    with partial.open("r+b" if done else "wb") as stream:
+        stream.seek(done)
+        stream.truncate()
+        report(done, answer.total)
+        for block in answer.blocks:
+            stream.write(block)
+            done += len(block)
+            report(done, answer.total)
+    if answer.total is not None and done != answer.total:
+        raise _Interrupted(f"the connection ended after {done} of {answer.total} bytes")
+
+
+class _HttpFile:
+    """A file on an http(s) server."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self._url = url
+        self._timeout = patience.timeout
+
+    def open(self, offset: int, tag: str) -> _Answer:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "gridbox"}
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": tag}
+        try:
+            response = urllib.request.urlopen(  # the scheme is http or https
+                urllib.request.Request(self._url, headers=headers), timeout=self._timeout
+            )
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416 and offset:  # the partial file is no part of what is there now
+                return self.open(0, "")
+            if error.code in RETRIED_STATUS:
+                raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
+            raise UserError(f"{shown(self._url)}: the server answers {error.code} {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Interrupted(_reason(error)) from error
+        start = self._start(response)
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length and length.isdecimal() else None
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        return _Answer(start, total, "" if tag.startswith("W/") else tag, _blocks(response))
+
+    def _start(self, response: Any) -> int:  # noqa: ANN401 - urllib's answer has no public type
+        if response.status != 206:
+            return 0  # the whole content: the server ignores ranges, or the content has changed
+        unit, _, span = response.headers.get("Content-Range", "").partition(" ")
+        first = span.partition("-")[0]
+        if unit != "bytes" or not first.isdecimal():
+            raise UserError(f"{shown(self._url)}: the server answers a range without saying which; fetch it elsewhere")
+        return int(first)
+
+    def verify(self, file: Path) -> None:
+        """HTTP says nothing more than the size."""
+
+
+def _blocks(response: Any) -> Iterator[bytes]:  # noqa: ANN401 - urllib's or urllib3's answer
+    try:
+        with response:
+            while block := response.read(BLOCK):
+                yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Says in a few words why a connection failed."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, socket.gaierror):
+        return f"the server's name cannot be resolved ({cause.strerror})"
+    if isinstance(cause, TimeoutError):
+        return "the server does not answer in time"
+    return str(cause) or type(cause).__name__
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(uri, allow_fragments=False)
+    key = parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")
+    if parts.scheme != "s3" or not parts.netloc:
+        raise UserError(f"{shown(uri)}: not an S3 location; write s3://bucket/key")
+    return parts.netloc, key
+
+
+def _s3_client(patience: Patience) -> Any:  # noqa: ANN401 - minio ships no types for what it returns
+    import urllib3
+    from minio import Minio
+
+    endpoint = urllib.parse.urlsplit(os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com")
+    if endpoint.scheme not in ("http", "https") or not endpoint.netloc:
+        raise UserError("AWS_ENDPOINT_URL: must be http://host:port or https://host")
+    return Minio(
+        endpoint=endpoint.netloc,
+        access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=os.environ.get("AWS_SESSION_TOKEN"),
+        region=os.environ.get("AWS_REGION"),
+        secure=endpoint.scheme == "https",
+        # The tries are ours to count; the client's own would multiply them.
+        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(patience.timeout), retries=False),
+    )
+
+
+@contextlib.contextmanager
+def _s3_errors(name: str) -> Iterator[None]:
+    """Turns the client's exceptions into one line, or into another try where that may help."""
+    import urllib3
+    from minio.error import MinioException, S3Error, ServerError
+
+    try:
+        yield
+    except S3Error as error:
+        if error.code in ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"):
+            raise _Interrupted(f"the store answers {error.code}") from error
+        raise UserError(
+            f"{name}: the store answers {error.code} ({error.message}); check bucket, key and credentials"
+        ) from error
+    except ServerError as error:
+        raise _Interrupted(f"the store answers {error.status_code}") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        late = isinstance(error, (urllib3.exceptions.ReadTimeoutError, TimeoutError))
+        problem = "does not answer in time" if late else f"cannot be reached ({type(error).__name__})"
+        raise _Interrupted(f"the store {problem}") from error
+    except (MinioException, ValueError) as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+class _S3Object:
+    """An object in an S3 store."""
+
+    def __init__(self, client: Any, bucket: str, key: str) -> None:  # noqa: ANN401 - minio.Minio
+        self._client, self._bucket, self._key = client, bucket, key
+        self._md5 = ""
+
+    def open(self, offset: int, tag: str) -> _Answer:
+        headers = {"If-Match": tag} if offset else {}
+        try:
+            with _s3_errors(f"s3://{self._bucket}/{self._key}"):
+                response = self._client.get_object(self._bucket, self._key, offset, request_headers=headers)
+        except UserError as error:
+            if offset and getattr(error.__cause__, "code", "") in ("PreconditionFailed", "InvalidRange"):
+                return self.open(0, "")  # the object has changed since
+            raise
+        etag = response.headers.get("ETag", "")
+        plain = etag.strip('"')
+        # The ETag of an object uploaded in one part is its MD5, unless the store encrypts with a key of its own.
+        encrypted = response.headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
+        self._md5 = plain if re.fullmatch(r"[0-9a-f]{32}", plain) and not encrypted else ""
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else None
+        return _Answer(offset, total, etag, self._blocks(response))
+
+    def _blocks(self, response: Any) -> Iterator[bytes]:  # noqa: ANN401 - urllib3.HTTPResponse
+        try:
+            with _s3_errors(f"s3://{self._bucket}/{self._key}"):
+                yield from response.stream(BLOCK)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def verify(self, file: Path) -> None:
+        if not self._md5:
+            return
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != self._md5:
+            raise UserError(
+                f"s3://{self._bucket}/{self._key}: the MD5 is {found}, the store says {self._md5}; try again"
+            )

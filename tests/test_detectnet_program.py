@@ -1,0 +1,187 @@
+"""The program `detectnet_v2` on a small set of drawn discs, from labels to an exported model."""
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from components import program
+from components.detectnet_v2.commands import app
+from components.formats.kitti import Label, format_label, parse_labels
+from components.step import placeholders, render
+from components.vision.checkpoint import load_network, load_tensors
+from components.vision.predictor import load_predictor
+from components.vision.training import TrainingState
+from pipeline.profiles import spec_text
+
+WIDTH, HEIGHT = 96, 64
+
+
+def detectnet_v2(*arguments):
+    return program.run(app, [str(argument) for argument in arguments], "detectnet_v2")
+
+
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory):
+    """Bright discs on a dark ground, in TAO's folders."""
+    root = tmp_path_factory.mktemp("kitti")
+    random = np.random.default_rng(0)
+    for split, amount in (("training", 8), ("validation", 4)):
+        for folder in ("images", "labels"):
+            (root / split / folder).mkdir(parents=True)
+        for index in range(amount):
+            image = random.integers(0, 60, (HEIGHT, WIDTH, 3), np.uint8)
+            x, y, radius = int(random.integers(24, 72)), int(random.integers(22, 42)), int(random.integers(12, 20))
+            cv2.circle(image, (x, y), radius, (120, 180, 230), -1)
+            label = Label("face", 0.0, 0, (x - radius, y - radius, x + radius, y + radius))
+            cv2.imwrite(str(root / split / "images" / f"{index:03d}.png"), image)
+            (root / split / "labels" / f"{index:03d}.txt").write_text(format_label(label) + "\n")
+    return root
+
+
+def write_spec(folder: Path, name: str, **values) -> Path:
+    template = spec_text(f"facedetect-cpu/{name}")
+    defaults = dict.fromkeys(placeholders(template), "unused")
+    file = folder / f"{name}.txt"
+    file.write_text(render(template, {**defaults, **values}))
+    return file
+
+
+def experiment_spec(folder, kitti, records, name="train", pretrained="", epochs=3):
+    file = write_spec(
+        folder, name, training_records=records / "training", validation_records=records / "validation",
+        images_training=kitti / "training", images_validation=kitti / "validation",
+        pretrained_model=pretrained, image_width=WIDTH, image_height=HEIGHT, epochs=epochs, batch_size=4,
+        learning_rate=0.003, minimum_learning_rate=0.00003, seed=1,
+    )  # fmt: skip
+    file.write_text(re.sub(r'pretrained_model_file: ""\n', "", file.read_text()))
+    return file
+
+
+@pytest.fixture(scope="module")
+def records(kitti, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    for split in ("training", "validation"):
+        spec = write_spec(folder, "convert", root=kitti / split)
+        assert detectnet_v2("dataset_convert", "-d", spec, "-o", folder / split / "kitti", "-r", folder / "r") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(kitti, records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    spec = experiment_spec(folder, kitti, records)
+    assert detectnet_v2("train", "-e", spec, "-r", folder / "results", "-n", "discs", "--width", 0.125) == 0
+    return folder / "results", spec
+
+
+def test_training_leaves_taos_results_and_a_falling_loss(trained):
+    results, _ = trained
+    assert (results / "weights/discs.safetensors").is_file()
+    assert (results / "experiment_spec.txt").is_file()
+    lines = [json.loads(line) for line in (results / "status.json").read_text().splitlines()]
+    assert [lines[0]["status"], lines[-1]["status"]] == ["STARTED", "SUCCESS"]
+    losses = [line["graphical"]["loss"] for line in lines if "graphical" in line]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+
+
+def test_an_interrupted_training_ends_with_the_very_same_weights(trained, kitti, records, tmp_path, monkeypatch):
+    reference, _ = trained
+    spec = experiment_spec(tmp_path, kitti, records)
+    arguments = ("train", "-e", spec, "-r", tmp_path / "results", "-n", "discs", "--width", 0.125)
+    save = TrainingState.save
+
+    def interrupted(state, results):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+        save(state, results)
+
+    monkeypatch.setattr(TrainingState, "save", interrupted)
+    assert detectnet_v2(*arguments) == 130
+    assert not (tmp_path / "results/weights").exists()
+    monkeypatch.undo()
+    assert detectnet_v2(*arguments) == 0
+    ours, _ = load_tensors(tmp_path / "results/weights/discs.safetensors")
+    theirs, _ = load_tensors(reference / "weights/discs.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_results_directory_of_another_training_is_refused(trained, kitti, records, tmp_path, capsys):
+    results, _ = trained
+    spec = experiment_spec(tmp_path, kitti, records, epochs=5)
+    assert detectnet_v2("train", "-e", spec, "-r", results, "-n", "discs", "--width", 0.125) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_the_workflow_prunes_retrains_exports_and_scores_alike(trained, kitti, records, tmp_path, capsys):
+    results, spec = trained
+    model = results / "weights/discs.safetensors"
+    pruned = tmp_path / "pruned.safetensors"
+    options = ("-nf", 4, "-pg", 4, "--target-ratio", 0.6, "--results_dir", tmp_path / "prune")
+    assert detectnet_v2("prune", "-m", model, "-o", pruned, *options) == 0
+    ratio = float(re.search(r"Pruning ratio .*: ([\d.]+)", capsys.readouterr().out).group(1))
+    assert ratio <= 0.6
+    respec = experiment_spec(tmp_path, kitti, records, "retrain", pruned, epochs=1)
+    assert detectnet_v2("train", "-e", respec, "-r", tmp_path / "retrain") == 0
+    retrained = tmp_path / "retrain/weights/model.safetensors"
+    assert load_network(retrained).config.backbone == load_network(pruned).config.backbone
+
+    exported = tmp_path / "exported"
+    assert detectnet_v2("export", "-m", model, "-o", exported / "model.onnx", "-e", spec) == 0
+    assert (exported / "labels.txt").read_text() == "face\n"
+    description = json.loads((exported / "model.json").read_text())
+    assert description["class_names"] == ["face"]
+    assert description["parameters"] == load_predictor(model).parameters
+    scores = []
+    for name, file in (("torch", model), ("onnx", exported / "model.onnx")):
+        assert detectnet_v2("evaluate", "-e", spec, "-m", file, "-r", tmp_path / name) == 0
+        scores.append(json.loads((tmp_path / name / "metrics.json").read_text())["mean_average_precision"])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, tmp_path):
+    results, _ = trained
+    source = tmp_path / "images"
+    source.mkdir()
+    cv2.imwrite(str(source / "large.png"), np.full((HEIGHT * 2, WIDTH * 2, 3), 90, np.uint8))
+    spec = write_spec(tmp_path, "inference", image_width=WIDTH, image_height=HEIGHT, batch_size=2,
+                      model=results / "weights/discs.safetensors")  # fmt: skip
+    spec.write_text(re.sub(r"(coverage_threshold|nms_confidence_threshold): [\d.]+", r"\1: 0.0", spec.read_text()))
+    assert detectnet_v2("inference", "-e", spec, "-i", source, "-r", tmp_path / "out") == 0
+    assert cv2.imread(str(tmp_path / "out/images_annotated/large.png")).shape == (HEIGHT * 2, WIDTH * 2, 3)
+    labels = parse_labels((tmp_path / "out/labels/large.txt").read_text(), "large.txt")
+    assert labels
+    assert all(label.score is not None for label in labels)
+    assert max(label.box[2] for label in labels) > WIDTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train",), "Missing option"),
+        (("train", "-e", "nowhere.txt", "-r", "r"), "nowhere.txt"),
+        (("prune", "-m", "model.tlt", "-o", "p"), "encrypted by TAO"),
+        (("prune", "-m", "m", "-o", "p", "-n", "L7"), "L7"),
+        (("evaluate", "-m", "model.etlt", "-e", "nowhere.txt"), "nowhere.txt"),
+        (("paint",), "paint"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_exit_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert detectnet_v2(*arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_every_task_explains_itself(capsys):
+    for task in ("dataset_convert", "train", "evaluate", "prune", "inference", "export", "pretrained"):
+        assert detectnet_v2(task, "--help") == 0
+        assert "Usage: detectnet_v2" in capsys.readouterr().out
