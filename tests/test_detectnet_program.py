@@ -146,20 +146,25 @@ def test_the_workflow_prunes_retrains_exports_and_scores_alike(trained, kitti, r
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
-def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, tmp_path):
+def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, kitti, tmp_path):
     results, _ = trained
     source = tmp_path / "images"
     source.mkdir()
-    cv2.imwrite(str(source / "large.png"), np.full((HEIGHT * 2, WIDTH * 2, 3), 90, np.uint8))
+    image = cv2.imread(str(kitti / "validation/images/000.png"))
+    cv2.imwrite(str(source / "plain.png"), image)
+    cv2.imwrite(str(source / "double.png"), image.repeat(2, axis=0).repeat(2, axis=1))
     spec = write_spec(tmp_path, "inference", image_width=WIDTH, image_height=HEIGHT, batch_size=2,
                       model=results / "weights/discs.safetensors")  # fmt: skip
     spec.write_text(re.sub(r"(coverage_threshold|nms_confidence_threshold): [\d.]+", r"\1: 0.0", spec.read_text()))
     assert detectnet_v2("inference", "-e", spec, "-i", source, "-r", tmp_path / "out") == 0
-    assert cv2.imread(str(tmp_path / "out/images_annotated/large.png")).shape == (HEIGHT * 2, WIDTH * 2, 3)
-    labels = parse_labels((tmp_path / "out/labels/large.txt").read_text(), "large.txt")
-    assert labels
-    assert all(label.score is not None for label in labels)
-    assert max(label.box[2] for label in labels) > WIDTH
+    assert cv2.imread(str(tmp_path / "out/images_annotated/double.png")).shape == (HEIGHT * 2, WIDTH * 2, 3)
+    plain, double = (
+        parse_labels((tmp_path / f"out/labels/{name}.txt").read_text(), name) for name in ("plain", "double")
+    )
+    assert len(plain) == len(double) > 0
+    for one, other in zip(plain, double, strict=True):
+        assert one.score == other.score is not None
+        np.testing.assert_allclose(np.array(one.box) * 2, other.box, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,6 @@ def evaluate(
     """Score a model file or an exported ONNX model on the spec's validation images."""
     from components.detectnet_v2 import evaluation, experiment
     from components.detectnet_v2.spec import load_experiment
-    from components.detectnet_v2.train import print_evaluation
     from components.vision.predictor import load_predictor
     from components.vision.status import StatusLog
 
@@ -144,19 +143,15 @@ def evaluate(
         )
     predictor.clustering = experiment.clustering(spec.message)
     images = experiment.training_images if use_training_set else experiment.validation_images
-    scored = evaluation.evaluate(predictor, images(spec.message), spec.message.evaluation_config)
-    print_evaluation(scored)
+    figures = evaluation.evaluate(predictor, images(spec.message), spec.message.evaluation_config)
+    evaluation.print_evaluation(figures)
     if results:
-        figures = {
-            **scored.to_json(),
-            "parameters": predictor.parameters,
-            "file_bytes": predictor.file_bytes,
-            "seconds": time.monotonic() - begin,
-        }
+        figures["parameters"], figures["file_bytes"] = predictor.parameters, predictor.file_bytes
+        figures["seconds"] = time.monotonic() - begin
         _write_json(results / "metrics.json", figures)
-        kpi = {"mean average precision": 100 * scored.mean_average_precision}
-        percent = {name: 100 * value for name, value in scored.average_precision.items() if value == value}
-        categorical = {"average_precision": percent, "num_objects": scored.objects}
+        percent = {name: 100 * value for name, value in figures["average_precision"].items() if value is not None}
+        kpi = {"mean average precision": 100 * (figures["mean_average_precision"] or 0.0)}
+        categorical = {"average_precision": percent, "num_objects": figures["objects"]}
         StatusLog(results).write("SUCCESS", "Evaluation metrics generated", kpi=kpi, categorical=categorical)
 
 

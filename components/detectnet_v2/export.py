@@ -9,11 +9,9 @@ from components.step import UserError, publish
 from components.vision.checkpoint import load_network
 from components.vision.gridnet import count_parameters
 from components.vision.onnx_export import export_onnx
-from components.vision.predictor import BBOX_OUTPUT, COVERAGE_OUTPUT, INPUT
+from components.vision.predictor import BBOX_OUTPUT, COVERAGE_OUTPUT, DESCRIPTION_FILE, INPUT
 from components.vision.status import StatusLog
 
-# What a reader of the exported model needs to know; becomes the `settings` of the artifact's manifest.
-DESCRIPTION = "model.json"
 LABELS = "labels.txt"
 
 
@@ -50,7 +48,7 @@ def export_model(
         "parameters": count_parameters(network),
         "tensors": {"input": INPUT, "coverage": COVERAGE_OUTPUT, "bbox": BBOX_OUTPUT},
     }
-    _write(output.with_name(DESCRIPTION), json.dumps(description, indent=2, sort_keys=True) + "\n")
+    _write(output.with_name(DESCRIPTION_FILE), json.dumps(description, indent=2, sort_keys=True) + "\n")
     _write(output.with_name(LABELS), "".join(f"{name}\n" for name in network.config.class_names))
     print(f"Exported {output} (largest difference to PyTorch: {difference:.2g})")
     kpi = {"size": output.stat().st_size / 2**20, "param_count": count_parameters(network) / 1e6}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.detectnet_v2 import experiment, spec_pb2
 from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors
-from components.detectnet_v2.evaluation import Evaluation, evaluate
+from components.detectnet_v2.evaluation import evaluate, print_evaluation
 from components.detectnet_v2.losses import ObjectiveWeights, bbox_cost, coverage_cost
 from components.step import StageError, UserError, sha256
 from components.vision.checkpoint import SUFFIX, load_network, save_network
@@ -88,7 +88,7 @@ def train(spec: spec_pb2.Experiment, options: TrainOptions) -> Path:
             time_per_epoch=taken,
             eta=eta,
             graphical={"loss": loss, "learning_rate": rate},
-            kpi={"mean average precision": 100 * scored.mean_average_precision} if scored else None,
+            kpi={"mean average precision": 100 * (scored["mean_average_precision"] or 0.0)} if scored else None,
         )
     model = options.results / "weights" / f"{options.name}{SUFFIX}"
     save_network(model, network)
@@ -123,16 +123,6 @@ def build_network(spec: spec_pb2.Experiment, width: float) -> GridNet:
     for name in left:
         print(f"  not matched: {name}", flush=True)
     return network
-
-
-def print_evaluation(scored: Evaluation) -> None:
-    """Prints an evaluation in TAO's words."""
-    print(f"Mean average_precision (in %): {100 * scored.mean_average_precision:.4f}")
-    width = max(len("class name"), *(len(name) for name in scored.average_precision))
-    print(f"{'class name':<{width}}  average precision (in %)")
-    for name, value in scored.average_precision.items():
-        print(f"{name:<{width}}  {100 * value:.4f}")
-    print(f"Median Inference Time: {scored.milliseconds_per_image / 1000:.6f}", flush=True)
 
 
 class _Loop:

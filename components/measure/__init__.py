@@ -1,1 +1,1 @@
-"""Box geometry, average precision and detection reports. NumPy only."""
+"""Box geometry, matching detections to ground truth, average precision, curves. NumPy only."""

@@ -1,5 +1,6 @@
 """One interface over a checkpoint (PyTorch) and an exported model (ONNX Runtime)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,13 +10,15 @@ from numpy.typing import NDArray
 
 from components.grid.clustering import Clustering, detect
 from components.grid.geometry import GridGeometry
-from components.step import UserError, read_manifest
+from components.step import MANIFEST, UserError, read_manifest
 from components.vision.threads import available_cores
 
 INPUT = "input_1"
 COVERAGE_OUTPUT = "output_cov/Sigmoid"
 BBOX_OUTPUT = "output_bbox/BiasAdd"
 MODEL_FILE = "model.onnx"
+# Input size, classes, clustering and tensor names; the settings of an exported model's manifest.
+DESCRIPTION_FILE = "model.json"
 
 Images = NDArray[np.uint8]
 Grids = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -89,7 +92,7 @@ class OnnxPredictor:
     def __init__(self, exported: Path) -> None:
         import onnxruntime
 
-        settings: dict[str, Any] = read_manifest(exported, "exported_model")["settings"]
+        settings = _description(exported)
         self.geometry = GridGeometry(**settings["geometry"])
         self.class_names: tuple[str, ...] = tuple(settings["class_names"])
         self.clustering: Mapping[str, Clustering] = {
@@ -115,6 +118,14 @@ class OnnxPredictor:
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
         coverage, bbox = self._session.run([self._coverage, self._bbox], {self._input: pixels})
         return coverage, bbox
+
+
+def _description(exported: Path) -> dict[str, Any]:
+    """Returns what `detectnet_v2 export` says of a model: in the artifact's manifest, or beside a bare ONNX file."""
+    file = exported / DESCRIPTION_FILE
+    if (exported / MANIFEST).is_file() or not file.is_file():
+        return dict(read_manifest(exported, "exported_model")["settings"])
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _find_tensor(names: list[str], stem: str, file: Path) -> str:

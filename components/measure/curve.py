@@ -1,0 +1,83 @@
+"""Precision and recall over the score threshold, and what is read off that curve."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.measure.boxes import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionRecall:
+    """What is right and what is found when the first 1, 2, … K detections by descending score are kept.
+
+    Attributes:
+        true_positives: [K] correct detections among those kept.
+        scores: [K] the score of the last detection kept.
+        objects: Number of objects to be found.
+    """
+
+    true_positives: NDArray[np.int64]
+    scores: Floats
+    objects: int
+
+    @property
+    def precision(self) -> Floats:
+        """[K] true positives over detections kept, 0 to 1."""
+        return self.true_positives / np.arange(1, len(self.scores) + 1)
+
+    @property
+    def recall(self) -> Floats:
+        """[K] true positives over objects, 0 to 1; NaN when there is no object."""
+        return self.true_positives / self.objects if self.objects else np.full(len(self.scores), np.nan)
+
+    def envelope(self) -> Floats:
+        """Returns [K] the interpolated precision: the best precision at this recall or any higher one."""
+        return np.maximum.accumulate(self.precision[::-1])[::-1]
+
+    def average_precision(self) -> float:
+        """Returns the area under the interpolated curve, 0 to 1, over all its points (VOC 2010 and later).
+
+        NaN when there is no object; 0 when nothing was detected; 1 for a perfect detector.
+        """
+        if not self.objects:
+            return float("nan")
+        return float(np.sum(np.diff(self.recall, prepend=0.0) * self.envelope()))
+
+    def f1(self) -> Floats:
+        """Returns [K] the harmonic mean of precision and recall."""
+        return 2 * self.true_positives / (np.arange(1, len(self.scores) + 1) + self.objects)
+
+    def thresholds(self) -> NDArray[np.int64]:
+        """Returns the indices at which a threshold can stand: the last detection of each group of equal scores."""
+        return np.flatnonzero(np.append(self.scores[1:] != self.scores[:-1], [True] * bool(len(self.scores))))
+
+    def best_f1(self) -> int | None:
+        """Returns the index of the threshold with the highest F1, of equal ones the highest; None without any."""
+        thresholds = self.thresholds()
+        if not self.objects or not len(thresholds):
+            return None
+        return int(thresholds[np.argmax(self.f1()[thresholds])])
+
+    def confidence_metrics(self, points: int = 100) -> list[dict[str, float]]:
+        """Returns at most `points` rows for Kubeflow's ClassificationMetrics, thresholds descending.
+
+        Kubeflow draws a ROC curve, whose false positive rate a detector does not have (there is no set of true
+        negatives). Here it is the share of all false positives that is let through, so the curve spans 0 to 1.
+        """
+        thresholds = self.thresholds()
+        if not self.objects or not len(thresholds):
+            return []
+        false_positives = np.arange(1, len(self.scores) + 1) - self.true_positives
+        rate = false_positives / max(int(false_positives[-1]), 1)
+        precision, recall = self.precision, self.recall
+        return [
+            {
+                "confidenceThreshold": float(self.scores[i]),
+                "falsePositiveRate": float(rate[i]),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+            }
+            for i in thresholds[np.unique(np.linspace(0, len(thresholds) - 1, points).astype(int))]
+        ]

@@ -1,0 +1,241 @@
+"""Matching detections to ground truth, COCO's way, for a whole data set at once.
+
+COCO walks through the detections of an image by descending score and lets each take the best ground truth left. That
+is a stable matching in which every ground truth prefers the higher score, and it is the only one; so the same
+assignment comes from deferred acceptance (Gale and Shapley, 1962), in which all detections of all images propose at
+once. A handful of rounds of NumPy replaces the walk.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.measure.boxes import Floats, intersection, overlap
+from components.measure.curve import PrecisionRecall
+
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+# What became of a detection.
+FALSE_POSITIVE, TRUE_POSITIVE, NEUTRAL = 0, 1, -1
+UNMATCHED = -1
+# Pairs of a detection and a ground truth that are looked at in one go: few enough to stay in the processor's cache.
+_PAIRS_AT_ONCE = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class HeightBand:
+    """Objects from `minimum` (included) to `maximum` (excluded) pixels high."""
+
+    minimum: float = 0.0
+    maximum: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum < self.maximum:
+            raise ValueError(f"a height band rises from at least 0, not from {self.minimum:g} to {self.maximum:g}")
+
+    @property
+    def name(self) -> str:
+        """For example `16-24` or `80+`."""
+        return f"{self.minimum:g}+" if math.isinf(self.maximum) else f"{self.minimum:g}-{self.maximum:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> "HeightBand":
+        """Reads `16-24` or `80+`.
+
+        Raises:
+            ValueError: The text is neither, or the band is empty.
+        """
+        low, dash, high = text.strip().partition("-")
+        if not dash and low.endswith("+"):
+            return cls(float(low[:-1]))
+        return cls(float(low), float(high))
+
+    def contains(self, boxes: Floats) -> Booleans:
+        """Returns [N]: whether each box [N, 4] is as high as this band asks."""
+        height = boxes[:, 3] - boxes[:, 1]
+        return np.asarray((height >= self.minimum) & (height < self.maximum), bool)
+
+
+ANY_HEIGHT = HeightBand()
+DEFAULT_BANDS = tuple(HeightBand.parse(text) for text in ("12-16", "16-24", "24-40", "40-80", "80+"))
+
+
+def _no_boxes() -> Floats:
+    return np.zeros((0, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBoxes:
+    """What was found and what was there in one image, for one class. All boxes in the same pixels.
+
+    Attributes:
+        detections: [D, 5] x1, y1, x2, y2, score; in any order.
+        truths: [T, 4] the objects.
+        regions: [R, 4] regions in which nothing counts.
+    """
+
+    detections: NDArray[np.floating]
+    truths: NDArray[np.floating]
+    regions: NDArray[np.floating] = field(default_factory=_no_boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What became of every detection and every ground truth in one height band.
+
+    Detections and ground truths of all images stand one after the other, those of an image in their given order.
+
+    Attributes:
+        scores: [D].
+        outcome: [D] `TRUE_POSITIVE`, `FALSE_POSITIVE` or `NEUTRAL`.
+        matched: [D] index of the truth or region that the detection took, or `UNMATCHED`.
+        counted: [T] whether the ground truth is one that has to be found (regions follow an image's truths: False).
+        found: [T] whether a detection took it.
+    """
+
+    scores: Floats
+    outcome: NDArray[np.int8]
+    matched: Integers
+    counted: Booleans
+    found: Booleans
+
+    def curve(self) -> PrecisionRecall:
+        """Returns precision and recall over descending score; equal scores keep the order of the detections."""
+        order = np.argsort(-self.scores, kind="stable")
+        order = order[self.outcome[order] != NEUTRAL]
+        true_positives = np.cumsum(self.outcome[order] == TRUE_POSITIVE)
+        return PrecisionRecall(true_positives, self.scores[order], int(self.counted.sum()))
+
+
+class Matcher:
+    """The detections and ground truths of a data set, with their overlaps, ready to be matched in any height band.
+
+    Rules (pycocotools, `COCOeval.evaluateImg`): by descending score, a detection takes the counted truth, not taken
+    yet, with which it has the highest IoU of at least the threshold. Failing that it takes a truth outside the band
+    in the same manner, or falls into a region that holds at least that share of it; then it is neutral. Failing that
+    it is neutral when it is itself outside the band, and a false positive otherwise. A truth is taken once, a region
+    any number of times. Of equal overlaps the later truth is taken.
+    """
+
+    def __init__(self, images: Sequence[ImageBoxes], iou_threshold: float = 0.5) -> None:
+        """Computes all overlaps of at least `iou_threshold`.
+
+        Args:
+            images: The data set.
+            iou_threshold: Smallest IoU of a match, above 0 and at most 1.
+
+        Raises:
+            ValueError: The threshold is out of range, or a box or a score is not finite.
+        """
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"an IoU threshold lies above 0 and at most at 1, not at {iou_threshold:g}")
+        detections = _stack([image.detections for image in images], 5)
+        self._boxes, self._scores = detections[:, :4], detections[:, 4]
+        self._truths = _stack([part for image in images for part in (image.truths, image.regions)], 4)
+        if not (np.isfinite(detections).all() and np.isfinite(self._truths).all()):
+            raise ValueError("a box or a score is not finite")
+        counts = np.array([(len(i.detections), len(i.truths), len(i.regions)) for i in images], np.int64).reshape(-1, 3)
+        truths_and_regions = counts[:, 1] + counts[:, 2]
+        self._region = np.repeat(np.tile([False, True], len(images)), counts[:, 1:].ravel())
+        self._detection_start = np.concatenate([[0], np.cumsum(counts[:, 0])])
+        self._truth_start = np.concatenate([[0], np.cumsum(truths_and_regions)])
+
+        # 0 is the detection that chooses first.
+        self._by_rank = np.argsort(-self._scores, kind="stable")
+        self._rank = np.empty_like(self._by_rank)
+        self._rank[self._by_rank] = np.arange(len(self._by_rank))
+
+        partners = np.repeat(truths_and_regions, counts[:, 0])
+        first_partner = np.repeat(self._truth_start[:-1], counts[:, 0])
+        self._pair_detection, self._pair_truth = self._overlapping_pairs(partners, first_partner, iou_threshold)
+
+    def _overlapping_pairs(
+        self, partners: Integers, first_partner: Integers, threshold: float
+    ) -> tuple[Integers, Integers]:
+        """Returns the overlapping pairs (detection [P], truth [P]): by detection, best overlap first.
+
+        Args:
+            partners: [D] number of truths and regions in the detection's image.
+            first_partner: [D] index of the first of them.
+            threshold: Smallest overlap.
+        """
+        pairs_before = np.concatenate([[0], np.cumsum(partners)])
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+        start = 0
+        while start < len(partners):
+            stop = int(np.searchsorted(pairs_before, pairs_before[start] + _PAIRS_AT_ONCE, side="right")) - 1
+            stop = max(stop, start + 1)
+            detection = np.repeat(np.arange(start, stop), partners[start:stop])
+            truth = np.arange(pairs_before[start], pairs_before[stop])
+            truth += np.repeat(first_partner[start:stop] - pairs_before[start:stop], partners[start:stop])
+            touching = intersection(self._boxes[detection], self._truths[truth]) > 0  # few do
+            detection, truth = detection[touching], truth[touching]
+            share = overlap(self._boxes[detection], self._truths[truth], of_first=self._region[truth])
+            near = share >= threshold
+            found.append((detection[near], truth[near], share[near]))
+            start = stop
+        detection, truth, share = (np.concatenate(part) for part in zip(*found, strict=True))
+        order = np.lexsort((-truth, -share, detection))
+        return detection[order], truth[order]
+
+    def detections_of(self, image: int) -> slice:
+        """Returns where the detections of the image with this index stand in a `Matching`."""
+        return slice(int(self._detection_start[image]), int(self._detection_start[image + 1]))
+
+    def truths_of(self, image: int) -> slice:
+        """Returns where the truths, then the regions, of the image with this index stand in a `Matching`."""
+        return slice(int(self._truth_start[image]), int(self._truth_start[image + 1]))
+
+    def match(self, band: HeightBand = ANY_HEIGHT) -> Matching:
+        """Matches detections to the ground truths whose height lies in `band`; the others are ignored."""
+        counted = band.contains(self._truths) & ~self._region
+        choices = np.argsort(2 * self._pair_detection + ~counted[self._pair_truth], kind="stable")
+        matched = self._defer(self._pair_detection[choices], self._pair_truth[choices])
+
+        outcome = np.where(band.contains(self._boxes), FALSE_POSITIVE, NEUTRAL).astype(np.int8)
+        taken = matched != UNMATCHED
+        outcome[taken] = np.where(counted[matched[taken]], TRUE_POSITIVE, NEUTRAL)
+        found = np.zeros(len(counted), bool)
+        found[matched[taken]] = True
+        return Matching(self._scores, outcome, matched, counted, found)
+
+    def _defer(self, detection: Integers, truth: Integers) -> Integers:
+        """Lets all detections propose until nobody is refused any more.
+
+        Args:
+            detection: [P] who proposes, ascending.
+            truth: [P] to whom, each detection's favourite first.
+
+        Returns:
+            [D] the truth or region each detection ends with, or `UNMATCHED`.
+        """
+        edges = np.searchsorted(detection, np.arange(len(self._scores) + 1))
+        cursor, end = edges[:-1].copy(), edges[1:]
+        nobody = len(self._scores)
+        holder = np.full(len(self._truths), nobody)  # rank of the detection that holds a truth for now
+        proposing = np.flatnonzero(cursor < end)
+        while len(proposing):
+            wanted = truth[cursor[proposing]]
+            single = ~self._region[wanted]
+            proposing, wanted = proposing[single], wanted[single]
+            former = holder[wanted]
+            np.minimum.at(holder, wanted, self._rank[proposing])
+            refused = proposing[holder[wanted] != self._rank[proposing]]
+            displaced = np.unique(former[(former != holder[wanted]) & (former != nobody)])
+            refused = np.concatenate([refused, self._by_rank[displaced]])
+            cursor[refused] += 1
+            proposing = refused[cursor[refused] < end[refused]]
+        matched = np.full(len(self._scores), UNMATCHED)
+        settled = cursor < end
+        matched[settled] = truth[cursor[settled]]
+        return matched
+
+
+def _stack(parts: Sequence[NDArray[np.floating]], columns: int) -> Floats:
+    """Returns the rows of all parts, as float64 [N, columns]."""
+    rows = [np.reshape(part, (-1, columns)) for part in parts]
+    return np.concatenate([np.zeros((0, columns)), *rows]).astype(np.float64, copy=False)
