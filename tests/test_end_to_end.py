@@ -1,0 +1,207 @@
+"""The face-detection workflow from one compiled file, at the micro profile: ends, resumes, survives kills.
+
+The long versions (synthetic figures of the cpu profile, five kills at random steps) run in `make test-long`.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from components.vision.checkpoint import find_weights, load_tensors
+
+GRIDBOX = Path(sys.executable).with_name("gridbox")
+# Smaller than the profile: what counts here is that every stage runs, not what it learns.
+SETTINGS = ("--profile", "micro")
+STAGES_WITH_WEIGHTS = ("train", "retrain")
+
+
+def start(runs, *arguments):
+    command = [GRIDBOX, "run", "facedetect", *SETTINGS, "--runs", runs, *arguments]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "160"},
+    )
+
+
+def run(runs, *arguments):
+    process = start(runs, *arguments)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run, its output and its seconds."""
+    runs = tmp_path_factory.mktemp("runs")
+    begin = time.monotonic()
+    output = run(runs, "--name", "first")
+    return runs, output, time.monotonic() - begin
+
+
+def test_the_whole_workflow_ends_with_a_report(finished):
+    runs, output, _ = finished
+    folder = runs / "first"
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "SYNTHETIC" in report.upper()
+    assert "<svg" in report
+    assert str(folder / "report.html") in output or "report.html" in output
+    assert (folder / "model/model.onnx").is_file()
+    assert "synthetic" in output.lower() or "SYNTHETIC" in (folder / "logs/data.log").read_text()
+
+
+def test_every_artifact_is_named_and_summed(finished):
+    runs, _, _ = finished
+    manifests = [json.loads(file.read_text()) for file in (runs / "first").glob("*/*/manifest.json")]
+    kinds = {manifest["kind"] for manifest in manifests}
+    assert {"raw_faces", "kitti_set", "records", "model", "exported_model", "evaluation"} <= kinds
+    for manifest in manifests:
+        assert manifest["files"]
+
+
+def test_a_second_run_takes_every_stage_from_the_cache(finished):
+    runs, first, seconds = finished
+    begin = time.monotonic()
+    output = run(runs, "--name", "second")
+    assert time.monotonic() - begin < min(20, seconds / 2)
+    assert output.count("cached") >= first.count("done") > 10
+
+
+def alive(runs):
+    """Processes that have anything to do with a runs folder."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ", "status"]):
+        words = [*(process.info["cmdline"] or []), *(process.info["environ"] or {}).values()]
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(runs) in word for word in words):
+            found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def kill_when(condition, runs, *arguments):
+    """Starts a run and kills the runner with SIGKILL when `condition` holds; then nothing of it stays alive."""
+    process = start(runs, "--name", "cut", *arguments)
+    give_up = time.monotonic() + 300
+    while not condition(runs / "cut"):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    patience = time.monotonic() + 10
+    while alive(runs) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert alive(runs) == []
+
+
+def started(stage):
+    return lambda folder: (folder / "logs" / f"{stage}.log").exists()
+
+
+def trained_epochs(stage, epochs):
+    def condition(folder):
+        log = folder / "logs" / f"{stage}.log"
+        return log.exists() and log.read_text(errors="replace").count("Epoch ") >= epochs
+
+    return condition
+
+
+def weights(folder):
+    return {stage: load_tensors(find_weights(folder / stage / "model"))[0] for stage in STAGES_WITH_WEIGHTS}
+
+
+def assert_same_weights(one, other):
+    for stage in STAGES_WITH_WEIGHTS:
+        assert one[stage].keys() == other[stage].keys()
+        for name, value in one[stage].items():
+            assert torch.equal(value, other[stage][name]), f"{stage}: {name}"
+
+
+# Another seed than that of `finished`, so that training is not in any cache; epochs enough to be cut in between.
+TRAINING = ("--set", "train_seed=7", "--set", "train_epochs=4")
+
+
+def test_kills_in_conversion_training_and_retraining_change_no_weight(tmp_path):
+    run(tmp_path / "reference", "--name", "whole", *TRAINING)
+    runs = tmp_path / "killed"
+    kill_when(started("kitti"), runs, *TRAINING)
+    kill_when(trained_epochs("train", 2), runs, *TRAINING, "--resume")
+    kill_when(trained_epochs("retrain", 1), runs, *TRAINING, "--resume")
+    run(runs, "--name", "cut", *TRAINING, "--resume")
+    assert "Resuming after epoch" in (runs / "cut/logs/retrain.log").read_text()
+    assert_same_weights(weights(tmp_path / "reference/whole"), weights(runs / "cut"))
+
+
+def test_a_second_writer_is_locked_out(tmp_path):
+    first = start(tmp_path, "--name", "same")
+    try:
+        while not (tmp_path / "same/logs/data.log").exists():
+            assert first.poll() is None
+            time.sleep(0.02)
+        second = start(tmp_path, "--name", "same")
+        output, _ = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert "another gridbox is writing to this run" in output
+        assert len(output.strip().splitlines()) == 1
+    finally:
+        first.send_signal(signal.SIGINT)
+        output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    assert alive(tmp_path) == []
+
+
+def test_real_images_go_all_the_way(real_data, tmp_path):
+    source = real_data / "wider_face"
+    output = run(tmp_path, "--name", "real", "--data", source, "--set", "data_max_images=20")
+    assert "SYNTHETIC" not in (tmp_path / "real/report.html").read_text(encoding="utf-8").upper()
+    counts = json.loads(next((tmp_path / "real/kitti").glob("*/manifest.json")).read_text())["counts"]
+    assert counts["training_images"] == counts["validation_images"] == 20
+    assert "report" in output
+
+
+@pytest.mark.long
+def test_kills_at_five_random_moments_of_training_change_no_weight(tmp_path):
+    training = ("--set", "train_seed=7", "--set", "train_epochs=30")
+    run(tmp_path / "reference", "--name", "whole", *training)
+    runs, moments = tmp_path / "killed", random.Random(1)
+    for attempt in range(5):
+        epoch, delay = 4 * attempt + 2, moments.uniform(0, 1.0)
+
+        def reached(folder, epoch=epoch, delay=delay):
+            file = folder / "logs/train.log"
+            if not file.exists() or f"Epoch {epoch}/" not in file.read_text(errors="replace"):
+                return False
+            time.sleep(delay)
+            return True
+
+        kill_when(reached, runs, *training, *(["--resume"] if attempt else []))
+    run(runs, "--name", "cut", *training, "--resume")
+    assert_same_weights(weights(tmp_path / "reference/whole"), weights(runs / "cut"))
+
+
+@pytest.mark.long
+def test_the_cpu_profile_finds_synthetic_faces(tmp_path):
+    """The promise of `make run`: average precision, size after pruning, what retraining brings back."""
+    command = [str(GRIDBOX), "run", "facedetect", "--runs", str(tmp_path), "--name", "cpu"]
+    subprocess.run(command, check=True, timeout=900)
+    figures = {
+        stage: json.loads(next((tmp_path / "cpu" / stage).glob("*/metrics.json")).read_text())
+        for stage in ("evaluate-trained", "evaluate-pruned", "evaluate-retrained", "report")
+    }
+    trained, retrained = figures["evaluate-trained"], figures["evaluate-retrained"]
+    assert retrained["parameters"] <= 0.5 * trained["parameters"]
+    assert retrained["mean_average_precision"] >= trained["mean_average_precision"] - 0.02
+    assert retrained["mean_average_precision"] >= 0.85
+    bands = {band["band"]: band["average_precision"] for band in retrained["average_precision_by_height"]}
+    assert bands["16-24"] >= 0.65
