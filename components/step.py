@@ -1,12 +1,25 @@
 """The contract between a program and Kubeflow. Python 3.8, standard library only: it runs inside NVIDIA's image."""
 
+import argparse
+import collections
 import contextlib
+import errno
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
 import uuid
 from pathlib import Path
-from typing import Any, Dict, Iterator, Mapping, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 MANIFEST = "manifest.json"
 LAYOUT_VERSION = 1
@@ -107,3 +120,708 @@ def read_manifest(directory: Path, kind: str) -> Dict[str, Any]:
     if layout != LAYOUT_VERSION:
         raise UserError(f"{directory}: layout {layout}, this release reads {LAYOUT_VERSION}")
     return dict(manifest)
+
+
+# --- Kubeflow's executor input is another spelling of the flags a person types ---------------------------------------
+
+
+class StageError(Exception):
+    """A stage's program failed. The text says which and why, on as many lines as it takes (exit code 1)."""
+
+
+# Where Kubeflow's launcher shows the content of an object store to a container.
+MOUNTS = {"minio": "/minio", "s3": "/s3", "gs": "/gcs", "file": ""}
+
+
+def artifact_path(artifact: Mapping[str, Any]) -> Path:
+    """Returns where an artifact of the executor input lies in this container: its custom path, or that of its URI.
+
+    Raises:
+        UserError: The URI is missing or of an unknown scheme.
+    """
+    uri = artifact.get("customPath") or artifact.get("uri") or ""
+    scheme, separator, rest = uri.partition("://")
+    if uri and not separator:
+        return Path(uri)
+    if scheme not in MOUNTS or not rest:
+        known = ", ".join(f"{known}://" for known in MOUNTS)
+        raise UserError(f"artifact {artifact.get('name', '?')}: cannot read the URI {uri!r}; use {known} or a path")
+    return Path(MOUNTS[scheme] + "/" + rest.lstrip("/"))
+
+
+def _artifacts(side: Mapping[str, Any]) -> Iterator[Tuple[str, Mapping[str, Any]]]:
+    for name, listed in sorted((side.get("artifacts") or {}).items()):
+        for artifact in listed.get("artifacts") or []:
+            yield name, artifact
+
+
+def parse_executor_input(text: str) -> Dict[str, Any]:
+    """Parses the JSON that Kubeflow puts in place of the executor-input placeholder.
+
+    Raises:
+        UserError: It is no JSON object, or lacks `outputs.outputFile`.
+    """
+    try:
+        document = json.loads(text)
+        if not document["outputs"]["outputFile"]:
+            raise KeyError("outputFile")
+    except ValueError as error:
+        raise UserError(f"--executor-input: not JSON ({error}); pass Kubeflow's executor input as it is") from error
+    except (KeyError, TypeError) as error:
+        raise UserError("--executor-input: outputs.outputFile is missing; pass Kubeflow's executor input") from error
+    return dict(document)
+
+
+def flags_from_executor_input(executor_input: Mapping[str, Any]) -> List[str]:
+    """Spells an executor input as the flags of a person, and creates the parents of every output.
+
+    A parameter `min_face_height: 8.0` becomes `--min-face-height 8` (protojson writes whole numbers as floats too), a
+    boolean `--grayscale` or `--no-grayscale`, a list or mapping JSON; an empty string or null counts as absent. An
+    artifact becomes `--name PATH`, an output parameter `--name FILE`.
+
+    Raises:
+        UserError: An input artifact does not exist.
+    """
+    inputs, outputs = executor_input.get("inputs") or {}, executor_input["outputs"]
+    flags = []  # type: List[str]
+    for name, value in sorted((inputs.get("parameterValues") or {}).items()):
+        flags += _parameter_flag(name, value)
+    for name, artifact in _artifacts(inputs):
+        path = artifact_path(artifact)
+        if not path.exists():
+            raise UserError(f"input {name}: {path} does not exist; run the stage that makes it again")
+        flags += [_flag(name), str(path)]
+    for name, artifact in _artifacts(outputs):
+        flags += [_flag(name), str(artifact_path(artifact))]
+    for name, parameter in sorted((outputs.get("parameters") or {}).items()):
+        flags += [_flag(name), parameter["outputFile"]]
+    for path in [artifact_path(artifact) for _, artifact in _artifacts(outputs)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for parameter in (outputs.get("parameters") or {}).values():
+        Path(parameter["outputFile"]).parent.mkdir(parents=True, exist_ok=True)
+    return flags
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parameter_flag(name: str, value: object) -> List[str]:
+    if value is None or value == "":
+        return []
+    if isinstance(value, bool):
+        return [_flag(name) if value else _flag("no_" + name)]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return [_flag(name), json.dumps(value) if isinstance(value, (list, dict)) else str(value)]
+
+
+def write_executor_output(executor_input: Mapping[str, Any]) -> None:
+    """Writes `outputs.outputFile`: for every output artifact its name, URI and metadata.
+
+    Metadata are the `counts` of a directory's manifest, the numbers of a Metrics file, the content of a
+    ClassificationMetrics file. Kubeflow refuses null and JSON has no NaN: both are left out.
+
+    Raises:
+        StageError: The program ended well but an output is missing.
+    """
+    outputs = executor_input["outputs"]
+    artifacts = {}  # type: Dict[str, Any]
+    for name, artifact in _artifacts(outputs):
+        path = artifact_path(artifact)
+        if not path.exists():
+            raise StageError(f"output {name}: the stage ended well but wrote nothing to {path}")
+        entry = {key: artifact[key] for key in ("name", "uri", "customPath") if key in artifact}
+        entry["metadata"] = _sanitised(_metadata(path, (artifact.get("type") or {}).get("schemaTitle", "")))
+        artifacts.setdefault(name, {"artifacts": []})["artifacts"].append(entry)
+    with publish(Path(outputs["outputFile"])) as scratch:
+        scratch.write_text(json.dumps({"artifacts": artifacts}, sort_keys=True, allow_nan=False), encoding="utf-8")
+
+
+def _metadata(path: Path, schema: str) -> Dict[str, Any]:
+    if (path / MANIFEST).is_file():
+        return dict(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["counts"])
+    if schema == "system.Metrics" and path.is_file():
+        return dict(_numbers(json.loads(path.read_text(encoding="utf-8"))))
+    if schema == "system.ClassificationMetrics" and path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    return {}
+
+
+def _numbers(document: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, prefix + key + "/")
+        elif isinstance(value, (bool, int, float)):
+            yield prefix + key, value
+
+
+def _sanitised(value: object) -> Any:  # noqa: ANN401 - JSON in, JSON out
+    if isinstance(value, dict):
+        cleaned = {key: _sanitised(item) for key, item in value.items()}
+        return {key: item for key, item in cleaned.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [item for item in map(_sanitised, value) if item is not None]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def run(argv: Sequence[str], program: Callable[[List[str]], Any], name: str = "gridbox") -> int:
+    """Runs a program as a stage or for a person, and turns what went wrong into one line and an exit code.
+
+    Args:
+        argv: The command line without the program's own name. With `--executor-input JSON` in it, that is translated
+            to plain flags first and the executor output is written after success.
+        program: Takes the plain command line; returns an exit code or None, or raises SystemExit.
+        name: What the program is called in messages.
+
+    Returns:
+        0, 1 for a failed stage, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end_tidily)
+    try:
+        arguments, executor_input = list(argv), None
+        if "--executor-input" in arguments:
+            at = arguments.index("--executor-input")
+            executor_input = parse_executor_input("".join(arguments[at + 1 : at + 2]))
+            arguments[at : at + 2] = flags_from_executor_input(executor_input)
+        code = _exit_code(program, arguments)
+        if code == 0 and executor_input is not None:
+            write_executor_output(executor_input)
+        return code
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _end_tidily(signum: int, _frame: object) -> None:
+    """Ends through `finally` blocks, which remove what is half-written."""
+    raise SystemExit(128 + signum)
+
+
+def _exit_code(program: Callable[[List[str]], Any], arguments: List[str]) -> int:
+    try:
+        code = program(arguments)
+    except SystemExit as end:
+        code = end.code
+    if isinstance(code, str):
+        raise StageError(code)
+    return int(code or 0)
+
+
+# --- TAO stages: the same command in NVIDIA's unmodified image and in ours -------------------------------------------
+
+STAGE_DIR = "GRIDBOX_STAGE_DIR"
+TAO_KEY = "TAO_KEY"
+TAIL_LINES = 40
+GRACE_SECONDS = 20.0
+WEIGHTS = (".safetensors", ".hdf5", ".tlt")
+
+# What may stand as ${…} in each kind of spec.
+CONVERT_VALUES = ("root",)
+EXPERIMENT_PATHS = (
+    "training_records",
+    "validation_records",
+    "images_training",
+    "images_validation",
+    "pretrained_model",
+)
+EXPERIMENT_VALUES = ("image_width", "image_height", "epochs", "batch_size", "learning_rate", "seed")
+# Derived: a hundredth of learning_rate, as in TAO's face-detection spec.
+MINIMUM_LEARNING_RATE = "minimum_learning_rate"
+INFERENCE_VALUES = ("image_width", "image_height", "batch_size")
+PLACEHOLDERS = {
+    "convert": CONVERT_VALUES,
+    "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, MINIMUM_LEARNING_RATE),
+    "inference": ("model", *INFERENCE_VALUES),
+}
+_PLACEHOLDER = re.compile(r"\$\{([^}\n]*)\}")
+
+
+def placeholders(template: str) -> Set[str]:
+    """Returns the names that stand as `${name}` in a spec template."""
+    return set(_PLACEHOLDER.findall(template))
+
+
+def render(template: str, values: Mapping[str, Any], what: str = "spec") -> str:
+    """Fills the `${name}` of a spec template. Values are escaped for a quoted string of protobuf text.
+
+    Raises:
+        UserError: A placeholder has no value, or is not closed.
+    """
+    for name in sorted(placeholders(template) - set(values)):
+        raise UserError(what + ": ${" + name + "} has no value; known are " + ", ".join(sorted(values)))
+    if "${" in _PLACEHOLDER.sub("", template):
+        raise UserError(what + ": a ${ is not closed by } on its line")
+    return _PLACEHOLDER.sub(lambda match: _escaped(values[match.group(1)]), template)
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def unpack(kitti_set: Path, split: str, target: Path) -> Path:
+    """Lays out one split of a KITTI set as TAO's folders `images/` and `labels/`.
+
+    Args:
+        kitti_set: A KITTI-set artifact with tar shards, or a folder that is laid out already (then it is used as it
+            stands and nothing is copied).
+        split: `training` or `validation`.
+        target: Where to unpack; `images` and `labels` are created in `target/<split>`.
+
+    Returns:
+        The folder that holds `images/` and `labels/`.
+
+    Raises:
+        UserError: Neither shards nor folders are there, or a shard is damaged or has an unsafe member.
+    """
+    source, folder = kitti_set / split, target / split
+    shards = sorted(source.glob("shard-*.tar"))
+    if not shards:
+        if (source / "images").is_dir():
+            return source
+        raise UserError(f"{source}: no KITTI set here (neither shard-*.tar nor images/ and labels/)")
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for shard in shards:
+        try:
+            with tarfile.open(str(shard), "r:") as tar:
+                for member in tar:
+                    _unpack_member(tar, member, shard, folder)
+        except tarfile.TarError as error:
+            raise UserError(f"{shard}: not a readable tar shard: {error}") from error
+    return folder
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path, folder: Path) -> None:
+    parts = member.name.split("/")
+    if not member.isfile() or len(parts) != 2 or parts[0] not in ("images", "labels") or parts[1] in ("", ".", ".."):
+        raise UserError(f"{shard}: member {member.name!r} is refused; a set holds plain files images/* and labels/*")
+    content = tar.extractfile(member)
+    assert content is not None
+    with (folder / parts[0] / parts[1]).open("xb") as file:
+        shutil.copyfileobj(content, file)
+
+
+def call(argv: List[str]) -> None:
+    """Runs a program, streams its output, and leaves none of its processes behind.
+
+    SIGTERM and SIGINT go on to the program's process group, which gets `GRACE_SECONDS` to end.
+
+    Raises:
+        UserError: The program is not installed, or it says that the user made a mistake (exit code 2).
+        StageError: It failed; the text has the last lines it printed.
+        SystemExit: A signal ended it.
+    """
+    received = []  # type: List[int]
+    children = []  # type: List[subprocess.Popen[str]]
+    tail = collections.deque(maxlen=TAIL_LINES)  # type: collections.deque[str]
+
+    def forward(signum: int, _frame: object) -> None:
+        received.append(signum)
+        for child in children:
+            _signal_group(child.pid, signum)
+            killer = threading.Timer(GRACE_SECONDS, _signal_group, (child.pid, signal.SIGKILL))
+            killer.daemon = True
+            killer.start()
+
+    def reap(child: "subprocess.Popen[str]") -> None:
+        # What the program left running would hold the pipe open for ever.
+        child.wait()
+        _signal_group(child.pid, signal.SIGKILL)
+
+    former = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        child = _start(argv)
+        children.append(child)
+        for signum in received:  # those that came while it started
+            _signal_group(child.pid, signum)
+        reaper = threading.Thread(target=reap, args=(child,), daemon=True)
+        reaper.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            tail.append(line.rstrip())
+            print(line, end="", flush=True)
+        reaper.join()
+    finally:
+        for child in children:
+            _signal_group(child.pid, signal.SIGKILL)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    _judge(argv, child.returncode, received, list(tail))
+
+
+def _start(argv: List[str]) -> "subprocess.Popen[str]":
+    try:
+        return subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{argv[0]} is not on PATH; use the image of gridbox or NVIDIA's TAO image") from error
+
+
+def _signal_group(group: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signum)
+
+
+def _judge(argv: List[str], code: int, received: List[int], tail: List[str]) -> None:
+    what = " ".join(argv[:2])
+    if received:
+        raise SystemExit(128 + received[0])
+    if code == 2:
+        said = [line for line in tail if line.strip()]
+        raise UserError(said[-1] if said else f"{what} refused its input")
+    # NVIDIA's entry point has been seen to end with 0 after a failure that it prints.
+    if code != 0 or any("Execution status: FAIL" in line for line in tail):
+        cause = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        raise StageError(f"{what} failed ({cause}); its last lines:\n" + "\n".join(f"  {line}" for line in tail))
+
+
+class Workplace:
+    """The folder in which a TAO stage works.
+
+    Attributes:
+        scratch: Emptied at every start.
+        results: The program's results directory. In `GRIDBOX_STAGE_DIR` it outlives an interrupted attempt, so that
+            training resumes from its checkpoints.
+    """
+
+    def __init__(self, root: Path, keep_results: bool) -> None:
+        self.scratch, self.results = root / "scratch", root / "results"
+        for folder in [self.scratch] if keep_results else [self.scratch, self.results]:
+            shutil.rmtree(str(folder), ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        self.results.mkdir(exist_ok=True)
+
+    def write_spec(self, template: str, values: Mapping[str, Any]) -> Path:
+        """Renders a template into the scratch folder, without the lines of an absent pretrained model."""
+        unused = sorted(name for name in values if name in EXPERIMENT_VALUES and name not in placeholders(template))
+        if unused:
+            print(f"note: the spec has fixed values for {', '.join(unused)}; the parameters of these names do nothing")
+        file = self.scratch / "spec.txt"
+        file.write_text(render_spec(template, values), encoding="utf-8")
+        return file
+
+
+def render_spec(template: str, values: Mapping[str, Any]) -> str:
+    """Fills a spec template; where `pretrained_model` is empty, the lines that speak of it go."""
+    text = render(template, values)
+    if values.get("pretrained_model", "unused"):
+        return text
+    # Without a file there is no graph to load either.
+    return re.sub(r'(?m)^\s*(pretrained_model_file\s*:\s*""|load_graph\s*:\s*true)\s*\n', "", text)
+
+
+@contextlib.contextmanager
+def workplace(keep_results: bool = False) -> Iterator[Workplace]:
+    """Gives a stage its folder: `GRIDBOX_STAGE_DIR` where set, else a temporary one that is removed."""
+    kept = os.environ.get(STAGE_DIR)
+    if kept:
+        yield Workplace(Path(kept), keep_results)
+        return
+    with tempfile.TemporaryDirectory(prefix="gridbox-") as temporary:
+        yield Workplace(Path(temporary), keep_results)
+
+
+def weights_file(model: Path) -> Path:
+    """Returns the one model file of a model artifact (or of a plain file, that file).
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    if model.is_file():
+        return model
+    found = sorted(file for file in (model / "weights").glob("*") if file.suffix in WEIGHTS)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(f"{model / 'weights'}: exactly one model file is needed ({', '.join(WEIGHTS)}), found {names}")
+    return found[0]
+
+
+def is_present(model: Path) -> bool:
+    """Returns whether a model artifact holds a model; the artifact of an absent pretrained model does not."""
+    return model.is_file() or bool(read_manifest(model, "model")["counts"].get("present", True))
+
+
+def read_status(file: Path) -> Dict[str, Any]:
+    """Returns the last loss and performance figures of a `status.json` (JSON lines, as TAO writes it).
+
+    Keys have underscores for spaces; `mean_average_precision` is a fraction here (TAO writes percent) and `parameters`
+    a number (TAO writes `param_count` in millions). TAO's `size` is left out: the file's own size is exact.
+    """
+    figures = {}  # type: Dict[str, Any]
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # a line cut off by a kill
+            continue
+        for section in ("graphical", "kpi"):
+            for key, value in (record.get(section) or {}).items():
+                figures[key.replace(" ", "_")] = value
+    numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float)) and key != "size"}
+    if "mean_average_precision" in numbers:
+        numbers["mean_average_precision"] /= 100.0
+    if "param_count" in numbers:
+        numbers["parameters"] = round(numbers.pop("param_count") * 1e6)
+    return numbers
+
+
+def _tao(task: str, *arguments: object) -> None:
+    """Calls `detectnet_v2 <task>`. The key of encrypted models comes from the environment and is never printed."""
+    argv = ["detectnet_v2", task, *map(str, arguments)]
+    print("$ " + " ".join(argv), flush=True)
+    key = os.environ.get(TAO_KEY, "")
+    call(argv + (["-k", key] if key else []))
+
+
+def _copy(results: Path, target: Path, names: Sequence[str], required: Sequence[str] = ()) -> None:
+    for name in names:
+        source = results / name
+        if source.is_dir():
+            shutil.copytree(str(source), str(target / name))
+        elif source.is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(str(source), str(target / name))
+        elif name in required:
+            raise StageError(f"the program ended well but left no {name} in its results directory")
+    target.mkdir(parents=True, exist_ok=True)
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with publish(path) as scratch:
+        scratch.write_text(json.dumps(_sanitised(document), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _experiment_values(options: argparse.Namespace, **paths: object) -> Dict[str, Any]:
+    """Values of an experiment spec: the stage's parameters, its paths, and for paths it has no use for a mere name."""
+    values = {name: getattr(options, name) for name in EXPERIMENT_VALUES}
+    values[MINIMUM_LEARNING_RATE] = float(options.learning_rate) / 100
+    for name in EXPERIMENT_PATHS:
+        values[name] = paths.get(name, "unused")
+    return values
+
+
+def _symbolic(values: Mapping[str, Any]) -> Dict[str, Any]:
+    """The same values with scratch paths left as `${name}`, for the spec that is kept: equal on every machine."""
+    return dict(values, **{name: "${" + name + "}" for name in EXPERIMENT_PATHS if values[name]})
+
+
+def _settings(options: argparse.Namespace, *names: str) -> Dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
+
+
+def _dataset_convert(options: argparse.Namespace) -> None:
+    with workplace() as place:
+        root = unpack(options.kitti, options.split, place.scratch)
+        spec = place.write_spec(options.spec, {"root": root})
+        _tao("dataset_convert", "-d", spec, "-o", place.results / "kitti")
+        shards = sorted(path.name for path in place.results.glob("kitti-fold-*"))
+        if not shards:
+            raise StageError("detectnet_v2 dataset_convert ended well but wrote no records")
+        with publish(options.records) as scratch:
+            _copy(place.results, scratch, (*shards, "kitti_warning.json"))
+            counts = {"shards": len(shards), "bytes": sum((scratch / shard).stat().st_size for shard in shards)}
+            write_manifest(scratch, "records", counts, _settings(options, "split", "spec"))
+
+
+def _train(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    with workplace(keep_results=True) as place:
+        values = _experiment_values(
+            options,
+            training_records=options.training_records,
+            validation_records=options.validation_records,
+            images_training=unpack(options.kitti, "training", place.scratch),
+            images_validation=unpack(options.kitti, "validation", place.scratch),
+            pretrained_model=weights_file(options.pretrained) if is_present(options.pretrained) else "",
+        )
+        spec = place.write_spec(options.spec, values)
+        extra = [] if float(options.width) == 1.0 else ["--width", options.width]
+        extra += [] if int(options.threads) == 0 else ["--threads", options.threads]
+        _tao("train", "-e", spec, "-r", place.results, "-n", options.name, *extra)
+        figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+        with publish(options.model) as scratch:
+            _copy(place.results, scratch, ("status.json", "weights"), required=("weights",))
+            kept = render_spec(options.spec, _symbolic(values))
+            (scratch / "experiment_spec.txt").write_text(kept, encoding="utf-8")
+            figures["file_bytes"] = weights_file(scratch).stat().st_size
+            _write_model_manifest(scratch, _settings(options, *EXPERIMENT_VALUES, "name", "width"))
+        _write_json(options.metrics, figures)
+
+
+def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
+    counts = {"present": True, "file_bytes": weights_file(model).stat().st_size}
+    write_manifest(model, "model", counts, settings, logs=("status.json",))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if not is_present(options.model):
+        print("skipped: there is no pretrained model")
+        return _write_evaluation(options, None, {"skipped": True})
+    started = time.monotonic()
+    with workplace() as place:
+        values = _experiment_values(
+            options,
+            training_records=options.training_records,
+            validation_records=options.validation_records,
+            images_validation=unpack(options.kitti, "validation", place.scratch),
+            pretrained_model="",
+        )
+        spec = place.write_spec(options.spec, values)
+        model = weights_file(options.model)
+        _tao("evaluate", "-e", spec, "-m", model, "-r", place.results)
+        own = place.results / "metrics.json"
+        if own.is_file():
+            figures = json.loads(own.read_text(encoding="utf-8"))
+        else:
+            figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+            figures["file_bytes"] = model.stat().st_size
+        return _write_evaluation(options, place.results, figures)
+
+
+def _write_evaluation(options: argparse.Namespace, results: Optional[Path], figures: Mapping[str, Any]) -> None:
+    with publish(options.evaluation) as scratch:
+        scratch.mkdir()
+        if results is not None:
+            _copy(results, scratch, ("status.json", "detections.jsonl"))
+        _write_json(scratch / "metrics.json", figures)
+        counts = {name: value for name, value in _numbers(figures) if name != "seconds"}
+        write_manifest(scratch, "evaluation", _sanitised(counts), {}, logs=("status.json",))
+    _write_json(options.metrics, figures)
+
+
+def _prune(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    with workplace() as place:
+        source = weights_file(options.model)
+        target = place.results / "weights" / (source.stem + "_pruned" + source.suffix)
+        target.parent.mkdir()
+        arguments = ["-m", source, "-o", target, "-n", options.normalizer, "-eq", options.equalization]
+        arguments += ["-pg", options.granularity, "-pth", options.threshold, "-nf", options.minimum_filters]
+        arguments += ["-el", *options.excluded_layers.split()] if options.excluded_layers.split() else []
+        arguments += ["--target-ratio", options.target_ratio] if float(options.target_ratio) else []
+        _tao("prune", *arguments, "--results_dir", place.results)
+        figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+        with publish(options.pruned) as scratch:
+            _copy(place.results, scratch, ("status.json", "weights"), required=("weights",))
+            _copy(options.model, scratch, ("experiment_spec.txt",))
+            figures["file_bytes"] = weights_file(scratch).stat().st_size
+            _write_model_manifest(scratch, _settings(options, *PRUNE_VALUES))
+        _write_json(options.metrics, figures)
+
+
+def _inference(options: argparse.Namespace) -> None:
+    with workplace() as place:
+        model = weights_file(options.model)
+        images = unpack(options.kitti, "validation", place.scratch) / "images"
+        spec = place.write_spec(options.spec, dict(_settings(options, *INFERENCE_VALUES), model=model))
+        _tao("inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
+        with publish(options.annotated) as scratch:
+            _copy(place.results, scratch, ("status.json", "images_annotated", "labels"), required=("labels",))
+            labels = [file.read_text(encoding="utf-8") for file in (scratch / "labels").glob("*.txt")]
+            counts = {"images": len(labels), "detections": sum(len(text.splitlines()) for text in labels)}
+            write_manifest(scratch, "annotated", counts, {}, logs=("status.json",))
+
+
+def _export(options: argparse.Namespace) -> None:
+    with workplace() as place:
+        spec = place.write_spec(options.spec, _experiment_values(options, pretrained_model=""))
+        target = place.results / "model.onnx"
+        arguments = ["-m", weights_file(options.model), "-o", target, "-e", spec, "--gen_ds_config"]
+        arguments += ["--target_opset", options.opset] if int(options.opset) else []
+        _tao("export", *arguments, "--results_dir", place.results)
+        with publish(options.exported) as scratch:
+            names = ("model.onnx", "labels.txt", "nvinfer_config.txt", "status.json")
+            _copy(place.results, scratch, names, required=("model.onnx", "labels.txt"))
+            counts = {"file_bytes": (scratch / "model.onnx").stat().st_size}
+            settings = _description(place.results, options)
+            write_manifest(scratch, "exported_model", counts, settings, logs=("status.json",))
+
+
+def _description(results: Path, options: argparse.Namespace) -> Dict[str, Any]:
+    """What a reader of the exported model needs: as the open engine describes it, else what TAO's files tell."""
+    own = results / "model.json"
+    if own.is_file():
+        return dict(json.loads(own.read_text(encoding="utf-8")))
+    onnx = (results / "model.onnx").read_bytes()
+    stems = {"input": "input_1", "coverage": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"}
+    return {
+        # TAO's ONNX route adds `:0` to the names of inputs and outputs.
+        "tensors": {role: stem + ":0" if (stem + ":0").encode() in onnx else stem for role, stem in stems.items()},
+        "geometry": {"width": int(options.image_width), "height": int(options.image_height)},
+        "class_names": (results / "labels.txt").read_text(encoding="utf-8").split(),
+    }
+
+
+PRUNE_VALUES = (
+    "normalizer",
+    "equalization",
+    "granularity",
+    "threshold",
+    "minimum_filters",
+    "excluded_layers",
+    "target_ratio",
+)
+_EXPERIMENT = ("spec", *EXPERIMENT_VALUES)
+# Task: program, input artifacts, parameters, outputs. Names are those of the components.
+TASKS = {
+    "dataset_convert": (_dataset_convert, ("kitti",), ("split", "spec"), ("records",)),
+    "train": (
+        _train,
+        ("kitti", "training_records", "validation_records", "pretrained"),
+        (*_EXPERIMENT, "name", "width", "threads"),
+        ("model", "metrics"),
+    ),
+    "evaluate": (
+        _evaluate,
+        ("kitti", "training_records", "validation_records", "model"),
+        _EXPERIMENT,
+        ("evaluation", "metrics"),
+    ),
+    "prune": (_prune, ("model",), PRUNE_VALUES, ("pruned", "metrics")),
+    "inference": (_inference, ("kitti", "model"), ("spec", *INFERENCE_VALUES), ("annotated",)),
+    "export": (_export, ("model",), (*_EXPERIMENT, "opset"), ("exported",)),
+}  # type: Dict[str, Tuple[Callable[[argparse.Namespace], None], Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]]
+
+
+def tao_stage(argv: List[str]) -> None:
+    """Runs `detectnet_v2 <task> --flag value …`; flags are the component's inputs, parameters and outputs."""
+    if len(argv) < 2 or argv[0] != "detectnet_v2" or argv[1] not in TASKS:
+        raise UserError(f"say detectnet_v2 and one of {', '.join(TASKS)}, then the flags of the stage")
+    options = parse_tao_flags(argv[1], argv[2:])
+    for name in TASKS[argv[1]][1]:
+        if not getattr(options, name).exists():
+            raise UserError(f"input {name}: {getattr(options, name)} does not exist")
+    TASKS[argv[1]][0](options)
+
+
+def parse_tao_flags(task: str, flags: List[str]) -> argparse.Namespace:
+    """Parses the flags of a TAO stage: its inputs and outputs as paths, its parameters as text."""
+    _, inputs, parameters, outputs = TASKS[task]
+    parser = argparse.ArgumentParser(prog="detectnet_v2 " + task, allow_abbrev=False)
+    for name in (*inputs, *outputs):
+        parser.add_argument(_flag(name), type=Path, required=True)
+    for name in parameters:
+        # An empty string counts as absent on the way here, and layers to exclude may well be none.
+        parser.add_argument(_flag(name), required=name != "excluded_layers", default="")
+    return parser.parse_args(flags)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:], tao_stage))

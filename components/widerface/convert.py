@@ -24,7 +24,7 @@ import numpy as np
 from components.formats.images import Image, ImageError, Letterbox, decode
 from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, Sample, ShardWriter
 from components.formats.wider import Face, WiderImage, WiderSource
-from components.step import UserError, publish, write_manifest
+from components.step import MANIFEST, UserError, publish, read_manifest, write_manifest
 from components.widerface.progress import track
 from components.widerface.workers import ordered_map
 
@@ -122,7 +122,7 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
         UserError: The source is missing, malformed or empty, or more than half of the images of a split is unusable.
     """
     wider = WiderSource(source)
-    counts: dict[str, object] = {}
+    counts: dict[str, object] = {"synthetic": _is_synthetic(source)}
     with publish(output) as scratch:
         scratch.mkdir()
         with (scratch / "rejected.jsonl").open("w", encoding="utf-8") as rejected:
@@ -131,6 +131,11 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
                 counts.update({f"{split}_{name}": count for name, count in found.items()})
         write_manifest(scratch, "kitti_set", counts, asdict(conversion))
     return counts
+
+
+def _is_synthetic(source: Path) -> bool:
+    """Whether the source says that a program drew it; that goes with the set, up to the report."""
+    return (source / MANIFEST).is_file() and bool(read_manifest(source, "raw_faces")["counts"].get("synthetic"))
 
 
 def _convert_split(

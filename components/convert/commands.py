@@ -1,0 +1,67 @@
+"""`gridbox convert`: exported models in other precisions."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="convert", help="Exported models in other precisions.", no_args_is_help=True)
+
+
+@app.callback()
+def convert() -> None:
+    """Exported models in other precisions."""
+
+
+class RuntimeName(StrEnum):
+    """See `components.convert.quantize.Runtime`, which needs ONNX Runtime; `--help` shall not."""
+
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+
+
+@app.command("int8")
+def int8(
+    exported: Annotated[Path, typer.Option("--exported", help="Exported model: a directory with model.onnx.")],
+    kitti: Annotated[
+        Path, typer.Option("--kitti", help="KITTI set: calibrates on its training images, measures on validation.")
+    ],
+    quantized: Annotated[Path, typer.Option("--quantized", help="Exported-model artifact to write.")],
+    metrics: Annotated[Path | None, typer.Option("--metrics", help="Flat JSON of numbers to write.")] = None,
+    max_points_lost: Annotated[
+        float,
+        typer.Option("--max-points-lost", min=0, max=100, help="Points of average precision that may be lost."),
+    ] = 2.0,
+    calibration_images: Annotated[
+        int, typer.Option("--calibration-images", min=1, help="Training images to measure ranges on.")
+    ] = 100,
+    min_face_height: Annotated[
+        float,
+        typer.Option("--min-face-height", min=0, help="Smallest face that counts, pixels of the network's input."),
+    ] = 12.0,
+    runtime: Annotated[
+        RuntimeName,
+        typer.Option(
+            "--runtime",
+            help="What the INT8 numbers are laid out for: onnxruntime (unsigned activations, fast on x86) or tensorrt "
+            "(symmetric ones, the only ones it takes).",
+        ),
+    ] = RuntimeName.onnxruntime,
+) -> None:
+    """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
+    from components.convert.int8 import Conversion, write_metrics
+    from components.convert.int8 import convert as run
+    from components.convert.quantize import Runtime
+
+    conversion = Conversion(calibration_images, max_points_lost, min_face_height, Runtime(runtime.value))
+    result = run(exported, kitti, conversion, quantized)
+    if metrics is not None:
+        write_metrics(metrics, result)
+    if result.calibration_images < calibration_images:
+        print(f"The set has only {result.calibration_images} training images; calibrated on all of them")
+    change = f"lost {result.points_lost:.2f}" if result.points_lost >= 0 else f"gained {-result.points_lost:.2f}"
+    print(
+        f"INT8 {change} points of AP@0.5: {result.before:.4f} before, {result.after:.4f} after; "
+        f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after"
+    )

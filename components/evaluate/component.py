@@ -1,0 +1,43 @@
+# ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
+"""How Kubeflow sees the final evaluation."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+from components.images import OPEN_ENGINE
+
+
+@dsl.container_component  # type: ignore[untyped-decorator]
+def report(
+    exported: Input[Model],
+    quantized: Input[Model],
+    kitti: Input[Dataset],
+    pretrained_evaluation: Input[Artifact],
+    trained_evaluation: Input[Artifact],
+    pruned_evaluation: Input[Artifact],
+    retrained_evaluation: Input[Artifact],
+    min_face_height: int,
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    report: Output[HTML],
+) -> dsl.ContainerSpec:
+    """Scores the exported and the quantised model on the validation images and writes the report.
+
+    Args:
+        exported: The exported model.
+        quantized: The quantised model.
+        kitti: The KITTI set.
+        pretrained_evaluation: Evaluation of the pretrained model, or the word that it was skipped.
+        trained_evaluation: Evaluation after training.
+        pruned_evaluation: Evaluation after pruning.
+        retrained_evaluation: Evaluation after retraining.
+        min_face_height: Smallest face that counts, in pixels of the network's input.
+        evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
+        metrics: Average precision overall and by height, points lost by quantisation, size and speed.
+        report: The report, one self-contained page.
+    """
+    return dsl.ContainerSpec(
+        image=OPEN_ENGINE,
+        command=["gridbox"],
+        args=["evaluate", "report", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+    )

@@ -1,0 +1,143 @@
+"""The two jobs: scoring one model, and the workflow's final report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.evaluation import Evaluated, Protocol, evaluate, flat_metrics, write_evaluation
+from components.evaluate.report import DataSet, render
+from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
+from components.evaluate.wider import WiderImages
+from components.step import MANIFEST, UserError, publish
+from components.vision.predictor import Predictor, load_predictor
+from components.vision.scoring import ImageSource, KittiImages
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which labelled images to score on: a KITTI set or a WIDER FACE folder, and the split of it."""
+
+    kitti: Path | None
+    wider: Path | None
+    split: str
+
+    def open(self, predictor: Predictor, ignore_regions: bool) -> ImageSource:
+        """Opens the images at the predictor's input size.
+
+        Raises:
+            UserError: Not exactly one of the two is given, or it cannot be read.
+        """
+        geometry, classes = predictor.geometry, predictor.class_names
+        if self.kitti is not None and self.wider is None:
+            return KittiImages(self.kitti, self.split, geometry, classes, ignore_regions)
+        if self.wider is not None and self.kitti is None:
+            return WiderImages(self.wider, self.split, geometry, classes, ignore_regions)
+        raise UserError("give the labelled images with one of --kitti and --wider")
+
+    def describe(self) -> DataSet:
+        """Returns what the report says about the images."""
+        kind, folder = ("KITTI set", self.kitti) if self.kitti else ("WIDER FACE folder", self.wider)
+        assert folder is not None
+        return DataSet(f"{self.split} split of a {kind}", _is_synthetic(folder))
+
+
+def _is_synthetic(folder: Path) -> bool:
+    """Tells whether a data set's manifest says that a program drew it; sets without a manifest say nothing."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return False
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        return any(bool(manifest.get(part, {}).get("synthetic")) for part in ("counts", "settings"))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a readable manifest: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the results go: the artifact, and optionally flat JSON for Kubeflow's Metrics and a copy of the report."""
+
+    evaluation: Path
+    metrics: Path | None
+    report: Path | None
+
+
+def score_model(model: Path, source: Source, protocol: Protocol, outputs: Outputs) -> Evaluated:
+    """Scores one model and writes its evaluation.
+
+    Args:
+        model: A checkpoint, a model artifact, an exported-model artifact or its ONNX file.
+        source: The labelled images.
+        protocol: How to score.
+        outputs: Where the results go.
+    """
+    predictor = load_predictor(model)
+    images = source.open(predictor, protocol.ignore_regions)
+    result = evaluate("scored", predictor, images, protocol)
+    _write([result], [measured_row(result)], images, source, protocol, outputs, {})
+    return result
+
+
+def final_report(
+    exported: Path,
+    quantized: Path,
+    earlier: Mapping[str, Path | None],
+    source: Source,
+    protocol: Protocol,
+    outputs: Outputs,
+) -> tuple[Evaluated, Evaluated]:
+    """Scores the exported and the quantised model, and writes the workflow's final evaluation.
+
+    Args:
+        exported: The exported model.
+        quantized: The quantised model.
+        earlier: By stage name, in the table's order, the evaluation of that stage or None.
+        source: The labelled images.
+        protocol: How to score.
+        outputs: Where the results go.
+
+    Raises:
+        UserError: An input cannot be read, or the two models do not belong together.
+    """
+    rows = [earlier_row(name, evaluation) for name, evaluation in earlier.items()]
+    predictors = load_predictor(exported), load_predictor(quantized)
+    if (predictors[0].geometry, predictors[0].class_names) != (predictors[1].geometry, predictors[1].class_names):
+        raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
+    images = source.open(predictors[0], protocol.ignore_regions)
+    before = evaluate("exported", predictors[0], images, protocol)
+    after = evaluate("quantized", predictors[1], images, protocol)
+    rows += [measured_row(before), measured_row(after)]
+    lost = points_lost(before.average_precision, after.average_precision)
+    extra = {} if lost is None else {"quantization_points_lost": lost}
+    _write([before, after], rows, images, source, protocol, outputs, extra)
+    return before, after
+
+
+def _write(
+    models: Sequence[Evaluated],
+    rows: Sequence[StageRow],
+    images: ImageSource,
+    source: Source,
+    protocol: Protocol,
+    outputs: Outputs,
+    extra: Mapping[str, float],
+) -> None:
+    data = source.describe()
+    html = render(models, rows, images, data, protocol)
+    settings: dict[str, Any] = {
+        "split": source.split,
+        "min_face_height": protocol.min_height,
+        "iou_threshold": protocol.iou_threshold,
+        "height_bands": [band.name for band in protocol.bands],
+        "ignore_regions": protocol.ignore_regions,
+    }
+    write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
+    if outputs.report is not None:
+        with publish(outputs.report) as scratch:
+            scratch.write_text(html, encoding="utf-8")
+    if outputs.metrics is not None:
+        numbers = {**flat_metrics(models), **extra}
+        with publish(outputs.metrics) as scratch:
+            scratch.write_text(json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,77 @@
+"""The rows of the report's table: what the earlier stages' evaluations say, and what this one measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.evaluate.evaluation import METRICS_FILE, Evaluated
+from components.step import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One stage of the table.
+
+    Attributes:
+        name: For example `Pruned`.
+        average_precision: At the report's IoU threshold, 0 to 1, or None.
+        parameters: Number of weights, or None.
+        file_bytes: Size of the model file, or None.
+        seconds: Time the stage's evaluation reports, or None.
+        note: What a reader has to know, for example that the stage was skipped.
+    """
+
+    name: str
+    average_precision: float | None = None
+    parameters: int | None = None
+    file_bytes: int | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+def earlier_row(name: str, evaluation: Path | None) -> StageRow:
+    """Reads the row of a stage from its evaluation artifact; without one the row says so.
+
+    Raises:
+        UserError: The evaluation is there, but cannot be read.
+    """
+    if evaluation is None:
+        return StageRow(name, note="no evaluation given")
+    file = evaluation / METRICS_FILE
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        row = _row(name, metrics)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; give the directory that 'detectnet_v2 evaluate' wrote") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not the metrics of an evaluation: {error}") from error
+    return StageRow(name, note="skipped") if metrics.get("skipped") else row
+
+
+def measured_row(model: Evaluated) -> StageRow:
+    """Returns the row of a model that this evaluation scored."""
+    return _row(model.name.capitalize(), model.metrics)
+
+
+def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
+    score, parameters = metrics.get("mean_average_precision"), metrics.get("parameters")
+    size, seconds = metrics.get("file_bytes"), metrics.get("seconds")
+    return StageRow(
+        name,
+        None if score is None else float(score),
+        None if parameters is None else int(parameters),
+        None if size is None else int(size),
+        None if seconds is None else float(seconds),
+    )
+
+
+def points_lost(before: float | None, after: float | None) -> float | None:
+    """Returns by how many points (hundredths) an average precision fell; negative when it rose, None if unknown."""
+    return None if before is None or after is None else 100 * (before - after)
+
+
+def has_gaps(rows: Sequence[StageRow]) -> bool:
+    """Tells whether a row carries a note instead of figures."""
+    return any(row.note for row in rows)

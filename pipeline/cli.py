@@ -1,0 +1,214 @@
+"""The command `gridbox`. Imports are late: an image that runs a stage has no kfp, and `--help` should be quick."""
+
+import importlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from components import program
+from components.step import StageError, UserError, publish
+
+if TYPE_CHECKING:
+    from pipeline.local import RunSettings, StageFailure
+
+FAMILIES = {
+    "widerface": "WIDER FACE and synthetic faces: acquire, convert, …",
+    "detectnet_v2": "The open engine behind TAO's command line: train, prune, export, …",
+    "convert": "Exported models in other precisions.",
+    "evaluate": "Average precision and reports.",
+}
+PIPELINES = ("facedetect",)
+
+app = typer.Typer(
+    name="gridbox",
+    help="NVIDIA TAO's face workflows as portable pipelines: compile for Kubeflow, or run here.",
+    epilog="The stages' own programs: gridbox " + ", ".join(FAMILIES) + " (each with --help).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    argv = sys.argv[1:]
+    if argv and argv[0] in FAMILIES:
+        commands = importlib.import_module(f"components.{argv[0]}.commands")
+        sys.exit(program.run(commands.app, argv[1:], f"gridbox {argv[0]}"))
+    sys.exit(program.run(app, argv, "gridbox"))
+
+
+@app.command("compile")
+def compile_command(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline: facedetect.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    profile: Annotated[str, typer.Option(help="Whose values become the defaults: tao, cpu, cpu-real, micro.")] = "tao",
+) -> None:
+    """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here."""
+    compile_to(pipeline, output, profile)
+    typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile}")
+
+
+@app.command("run")
+def run_command(
+    pipeline: Annotated[str, typer.Argument(help="The pipeline facedetect, or a compiled YAML file.")],
+    data: Annotated[
+        str, typer.Option(help="The data: a folder, or an https:// or s3:// URI. Without it, a synthetic set is drawn.")
+    ] = "",
+    profile: Annotated[
+        str, typer.Option(help="tao, cpu, cpu-real or micro; by default cpu, and cpu-real with --data.")
+    ] = "",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Set a pipeline parameter; @FILE stands for its content."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the run; by default the pipeline's and the profile's.")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run stopped; its options need not be repeated.")
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="The folder of all runs and of the cache.")] = Path("runs"),
+) -> None:
+    """Run a pipeline on this machine: the very file that Kubeflow would run, with no cluster and no GPU.
+
+    Results go to runs/NAME. What has not changed since an earlier run is taken from the cache.
+
+    gridbox run facedetect
+
+    gridbox run facedetect --data ~/wider_face --set train_epochs=40
+    """
+    from pipeline.local import RunSettings, StageFailure, locked
+
+    console = Console(file=sys.stdout)
+    run_name = _run_name(pipeline, data, profile, name)
+    settings = RunSettings(runs, run_name, resume, console=console)
+    try:
+        with locked(settings.folder) as lock:
+            _run(pipeline, data, profile, assignments or [], settings, lock)
+    except StageFailure as failure:
+        _explain_failure(failure)
+    except KeyboardInterrupt:
+        again = f"gridbox run {pipeline} --name {run_name} --runs {runs} --resume"
+        print(f"gridbox: interrupted; go on with: {again}", file=sys.stderr)
+        raise
+
+
+def _explain_failure(failure: "StageFailure") -> None:
+    if failure.code == 2:
+        raise UserError(str(failure)) from failure
+    raise StageError(str(failure)) from failure
+
+
+def _run(
+    pipeline: str, data: str, profile: str, assignments: Sequence[str], settings: "RunSettings", lock: int
+) -> None:
+    from pipeline.local import ARGUMENTS_FILE, PIPELINE_FILE, run_pipeline
+
+    file = settings.folder / PIPELINE_FILE if pipeline in PIPELINES else Path(pipeline)
+    given = settings.folder / ARGUMENTS_FILE
+    if settings.resume and given.is_file() and not (data or profile or assignments):
+        arguments = json.loads(given.read_text(encoding="utf-8"))
+    else:
+        arguments = _arguments(pipeline, file, data, profile, assignments)
+        with publish(given) as scratch:
+            scratch.write_text(json.dumps(arguments, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    run_pipeline(file, arguments, settings, lock)
+    report = settings.folder / "report.html"
+    settings.console.print(f"results: {settings.folder}", markup=False, highlight=False, soft_wrap=True)
+    if report.exists():
+        settings.console.print(f"report:  {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _arguments(pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """Compiles a pipeline of ours to `file`, and returns the checked values that differ from the file's defaults."""
+    from pipeline.compiled import load
+    from pipeline.parameters import parse_assignments
+    from pipeline.profiles import profile as profile_values
+
+    values: dict[str, Any] = {}
+    if pipeline in PIPELINES:
+        compile_to(pipeline, file, _default_profile(data, profile))
+    elif profile:
+        values = dict(profile_values(profile))
+    compiled = load(file)
+    values |= {"data_uri": data} if data else {}
+    values |= parse_assignments(assignments, compiled.parameters)
+    for unknown in sorted(set(values) - set(compiled.parameters)):
+        raise UserError(f"{file}: the pipeline has no parameter {unknown}")
+    values = {name: absolute(name, value) for name, value in values.items()}
+    check_arguments(compiled.name, values)
+    return values
+
+
+def _default_profile(data: str, profile: str) -> str:
+    return profile or ("cpu-real" if data else "cpu")
+
+
+def _run_name(pipeline: str, data: str, profile: str, name: str) -> str:
+    if not name:
+        is_known = pipeline in PIPELINES
+        name = f"{pipeline}-{_default_profile(data, profile)}" if is_known else Path(pipeline).stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def absolute(name: str, value: object) -> object:
+    """Returns a parameter's value with a local path made absolute: stages work in folders of their own.
+
+    Raises:
+        UserError: There is nothing at the path.
+    """
+    if not (isinstance(value, str) and value and name.endswith("_uri")) or "://" in value:
+        return value
+    path = Path(value).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"{name}: {path} does not exist; give a folder or file, or an https:// or s3:// URI")
+    return str(path)
+
+
+def compile_to(pipeline: str, output: Path, profile: str) -> None:
+    """Compiles a pipeline with a profile's values as defaults.
+
+    Raises:
+        UserError: There is no such pipeline or profile, or a value is out of range.
+    """
+    from pipeline.profiles import profile as profile_values
+
+    if pipeline not in PIPELINES:
+        raise UserError(
+            f"{pipeline}: no such pipeline; there is {', '.join(PIPELINES)} (or give a compiled .yaml file)"
+        )
+    module = importlib.import_module(f"pipeline.{pipeline}")
+    values = profile_values(profile)
+    check_arguments(pipeline, values)
+    from kfp import compiler
+
+    function: Callable[..., Any] = getattr(module, pipeline)
+    with publish(output) as scratch, tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "pipeline.yaml")  # the compiler goes by the suffix
+        compiler.Compiler().compile(function, str(file), pipeline_parameters=values)
+        scratch.write_text(_without_header(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _without_header(text: str) -> str:
+    """Cuts kfp's comments above the YAML: a default of many lines, as a spec is, would break out of them."""
+    return text[text.index("\ncomponents:\n") + 1 :]
+
+
+def check_arguments(pipeline: str, values: dict[str, Any]) -> None:
+    """Checks values of a pipeline of ours; of other pipelines no ranges are known.
+
+    Raises:
+        UserError: A value is out of range, or a spec has an unknown placeholder.
+    """
+    if pipeline in PIPELINES:
+        from pipeline.parameters import check_ranges
+
+        check_ranges(values, importlib.import_module(f"pipeline.{pipeline}").Ranges)

@@ -1,0 +1,138 @@
+"""A compiled pipeline: what it declares, and whether it can run here."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.images import OPEN_ENGINE
+from components.step import UserError
+
+# Repositories whose stages the programs installed here can stand in for.
+ALLOWED_REPOSITORIES = (OPEN_ENGINE.rpartition(":")[0],)
+PYTHON_EXECUTOR = "kfp.dsl.executor_main"
+EXECUTOR_INPUT = "{{$}}"
+# The safe loader in C where PyYAML has it: ten times as fast.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPipeline:
+    """A compiled pipeline file.
+
+    Attributes:
+        path: The file.
+        name: The pipeline's name.
+        parameters: By name, the KFP type: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT.
+        stages: By component name, how its stage is called here (and its folder).
+    """
+
+    path: Path
+    name: str
+    parameters: dict[str, str]
+    stages: dict[str, str]
+
+
+def load(path: Path) -> CompiledPipeline:
+    """Reads a compiled pipeline and refuses what cannot run as plain processes.
+
+    Raises:
+        UserError: The file is no compiled pipeline, or has a condition on a task's output, an image outside the
+            allow-list, a Python-function component, or a stage that does not take the executor input.
+    """
+    try:
+        document = next(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
+        name = document["pipelineInfo"]["name"]
+        root, executors = document["root"], document["deploymentSpec"]["executors"]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, StopIteration, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a compiled pipeline (make one with `gridbox compile`): {error!r:.200}") from error
+    components = document.get("components") or {}
+    for label, executor in sorted(executors.items()):
+        _check_executor(path, label, executor)
+    _check_conditions(path, root["dag"], components, frozenset())
+    parameters = (root.get("inputDefinitions") or {}).get("parameters") or {}
+    types = {key: value["parameterType"] for key, value in parameters.items()}
+    return CompiledPipeline(path, name, types, _stage_names(path, root["dag"], components))
+
+
+def _check_executor(path: Path, label: str, executor: dict[str, Any]) -> None:
+    stage, container = label.removeprefix("exec-"), executor.get("container")
+    if container is None:
+        raise UserError(f"{path}: {stage} is no container component; only those run here")
+    words = [*container.get("command", []), *container.get("args", [])]
+    if any(PYTHON_EXECUTOR in word for word in words):
+        raise UserError(f"{path}: {stage} is a Python-function component; only container components run here")
+    repository = _repository(container["image"])
+    if repository not in ALLOWED_REPOSITORIES:
+        allowed = ", ".join(ALLOWED_REPOSITORIES)
+        raise UserError(f"{path}: {stage} has the image {container['image']}; only stages of {allowed} run here")
+    if EXECUTOR_INPUT not in words:
+        raise UserError(f"{path}: {stage} does not take --executor-input {EXECUTOR_INPUT}, so it cannot be followed")
+
+
+def _repository(image: str) -> str:
+    image = image.partition("@")[0]
+    head, separator, tag = image.rpartition(":")
+    return head if separator and "/" not in tag else image
+
+
+def _check_conditions(path: Path, dag: dict[str, Any], components: dict[str, Any], tainted: frozenset[str]) -> None:
+    """Refuses conditions on task outputs: kfp 2.17.0 evaluates such an output as Python (GHSA-rhjm-6347-5x33).
+
+    Args:
+        path: For the message.
+        dag: The tasks to check, and the ones below them.
+        components: All components.
+        tainted: Inputs of this dag that come from a task's output.
+    """
+    for task_name, task in dag["tasks"].items():
+        inputs = (task.get("inputs") or {}).get("parameters") or {}
+        from_tasks = frozenset(
+            name
+            for name, source in inputs.items()
+            if "taskOutputParameter" in source or source.get("componentInputParameter") in tainted
+        )
+        condition = (task.get("triggerPolicy") or {}).get("condition", "")
+        if any(f"'{name}'" in condition for name in from_tasks):
+            raise UserError(
+                f"{path}: {task_name} depends on a condition on a task's output; such files do not run here"
+            )
+        component = components[task["componentRef"]["name"]]
+        if "dag" in component:
+            _check_conditions(path, component["dag"], components, from_tasks)
+
+
+def _stage_names(path: Path, dag: dict[str, Any], components: dict[str, Any]) -> dict[str, str]:
+    stages: dict[str, str] = {}
+    for component, name in _tasks(dag, components):
+        if component in stages:
+            raise UserError(f"{path}: two tasks share {component}; compile it so that each has its own")
+        stages[component] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    for name, count in Counter(stages.values()).items():
+        if count > 1:
+            raise UserError(f"{path}: two tasks are called {name}; give them different display names")
+    return stages
+
+
+def _tasks(dag: dict[str, Any], components: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for task_name in _execution_order(dag):
+        task = dag["tasks"][task_name]
+        component = task["componentRef"]["name"]
+        if "dag" in components[component]:
+            yield from _tasks(components[component]["dag"], components)
+        else:
+            yield component, (task.get("taskInfo") or {}).get("name") or task_name
+
+
+def _execution_order(dag: dict[str, Any]) -> list[str]:
+    """Returns the tasks in the order in which kfp.local runs them."""
+    from kfp.local import graph_utils
+
+    dependencies = {name: list(task.get("dependentTasks") or []) for name, task in dag["tasks"].items()}
+    return [str(name) for name in reversed(graph_utils.topological_sort(dependencies))]

@@ -1,0 +1,294 @@
+"""The face-detection workflow: from images to a trained, pruned, retrained, exported, quantised and scored detector."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+from kfp import dsl
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
+
+from components.convert import component as conversion
+from components.detectnet_v2 import component as detectnet_v2
+from components.evaluate import component as evaluation
+from components.step import PLACEHOLDERS, UserError, render
+from components.widerface import component as widerface
+from pipeline.profiles import spec_text
+
+SPEC_BYTES = 16 * 1024
+
+
+@dsl.pipeline(  # type: ignore[untyped-decorator]
+    name="facedetect",
+    description="Trains, prunes, retrains, exports, quantises and scores a face detector (DetectNet_v2).",
+)
+def facedetect(
+    data_uri: str = "",
+    data_training_images: int = 800,
+    data_validation_images: int = 200,
+    data_seed: int = 1,
+    data_picture_width: int = 640,
+    data_picture_height: int = 384,
+    data_width: int = 736,
+    data_height: int = 416,
+    data_grayscale: bool = False,
+    data_min_face_height: int = 8,
+    data_small_faces: str = "ignore",
+    data_invalid_faces: str = "ignore",
+    data_occluded_faces: str = "keep",
+    data_max_images: int = 0,
+    records_spec: str = spec_text("facedetect/convert"),
+    pretrained_uri: str = "",
+    train_spec: str = spec_text("facedetect/train"),
+    train_epochs: int = 100,
+    train_batch_size: int = 32,
+    train_learning_rate: float = 5e-4,
+    train_seed: int = 42,
+    train_width: float = 1.0,
+    train_threads: int = 0,
+    prune_threshold: float = 5.2e-6,
+    prune_target_ratio: float = 0.0,
+    prune_granularity: int = 8,
+    prune_minimum_filters: int = 16,
+    prune_normalizer: str = "max",
+    prune_equalization: str = "union",
+    prune_excluded_layers: str = "",
+    retrain_spec: str = spec_text("facedetect/retrain"),
+    retrain_epochs: int = 50,
+    retrain_batch_size: int = 32,
+    retrain_learning_rate: float = 5e-4,
+    retrain_seed: int = 42,
+    inference_spec: str = spec_text("facedetect/inference"),
+    inference_batch_size: int = 16,
+    export_opset: int = 0,
+    int8_calibration_images: int = 200,
+    int8_max_points_lost: float = 2.0,
+    eval_min_face_height: int = 12,
+) -> None:
+    """The whole face-detection workflow.
+
+    Args:
+        data_uri: WIDER FACE in its official layout: a folder, or an https:// or s3:// URI; empty for a synthetic set.
+        data_training_images: Pictures to draw for training where data_uri is empty.
+        data_validation_images: Pictures to draw for validation where data_uri is empty.
+        data_seed: Seed of the drawn pictures.
+        data_picture_width: Width of the drawn pictures in pixels.
+        data_picture_height: Height of the drawn pictures in pixels.
+        data_width: Width of the network's input in pixels, divisible by 16.
+        data_height: Height of the network's input in pixels, divisible by 16.
+        data_grayscale: Whether colour becomes grey, in three equal channels.
+        data_min_face_height: Faces lower than this in the network's input, in pixels, are small; 0: none is.
+        data_small_faces: `ignore` or `keep`: whether small faces become regions in which nothing counts.
+        data_invalid_faces: `ignore` or `keep`: the same for faces that the annotators flagged invalid.
+        data_occluded_faces: `ignore` or `keep`: the same for heavily occluded faces.
+        data_max_images: At most so many images of each split, evenly spaced; 0: all.
+        records_spec: Text of the dataset-conversion spec.
+        pretrained_uri: Weights to start from: a file, or an https:// or s3:// URI; empty for random weights.
+        train_spec: Text of the experiment spec for training.
+        train_epochs: Passes over the training images.
+        train_batch_size: Images a step.
+        train_learning_rate: Highest learning rate; the lowest is a hundredth of it.
+        train_seed: Seed of weights, order and augmentation.
+        train_width: Scales the network's channels (open engine only; 1 is TAO's network).
+        train_threads: CPU threads of training and retraining (open engine only; 0: all cores).
+        prune_threshold: A filter stays when its normalised norm is above this.
+        prune_target_ratio: Share of parameters to keep at most (open engine only; 0: go by prune_threshold).
+        prune_granularity: Filters are kept in multiples of this.
+        prune_minimum_filters: A layer keeps at least so many filters.
+        prune_normalizer: `max` or `L2`: what a layer's norms are divided by.
+        prune_equalization: `union`, `intersection`, `arithmetic_mean` or `geometric_mean`: how layers that are added
+            together agree on their filters.
+        prune_excluded_layers: Layers to leave whole, separated by spaces.
+        retrain_spec: Text of the experiment spec for retraining.
+        retrain_epochs: Passes over the training images in retraining.
+        retrain_batch_size: Images a step in retraining.
+        retrain_learning_rate: Highest learning rate of retraining.
+        retrain_seed: Seed of retraining.
+        inference_spec: Text of the inference spec.
+        inference_batch_size: Images a step in inference.
+        export_opset: ONNX operator set; 0: the engine's own choice.
+        int8_calibration_images: Training images on which the ranges of activations are measured.
+        int8_max_points_lost: Points of average precision (hundredths) the INT8 model may lose at most.
+        eval_min_face_height: Smallest face that counts in the final evaluation, pixels of the network's input.
+    """
+    size = {"image_width": data_width, "image_height": data_height}
+    training = {
+        **size,
+        "spec": train_spec,
+        "epochs": train_epochs,
+        "batch_size": train_batch_size,
+        "learning_rate": train_learning_rate,
+        "seed": train_seed,
+    }
+    retraining = {
+        **size,
+        "spec": retrain_spec,
+        "epochs": retrain_epochs,
+        "batch_size": retrain_batch_size,
+        "learning_rate": retrain_learning_rate,
+        "seed": retrain_seed,
+    }
+
+    acquired = widerface.acquire(
+        uri=data_uri,
+        training_images=data_training_images,
+        validation_images=data_validation_images,
+        seed=data_seed,
+        image_width=data_picture_width,
+        image_height=data_picture_height,
+    ).set_display_name("data")
+    converted = widerface.convert(
+        dataset=acquired.outputs["dataset"],
+        width=data_width,
+        height=data_height,
+        grayscale=data_grayscale,
+        min_face_height=data_min_face_height,
+        small_faces=data_small_faces,
+        invalid_faces=data_invalid_faces,
+        occluded_faces=data_occluded_faces,
+        max_images=data_max_images,
+    ).set_display_name("kitti")
+    kitti = converted.outputs["kitti"]
+    sets = {"kitti": kitti}
+    for split in ("training", "validation"):
+        records = detectnet_v2.dataset_convert(kitti=kitti, split=split, spec=records_spec)
+        sets[f"{split}_records"] = records.set_display_name(f"records {split}").outputs["records"]
+
+    pretrained = detectnet_v2.pretrained_weights(uri=pretrained_uri).set_display_name("pretrained")
+    evaluated_pretrained = detectnet_v2.evaluate(**sets, **training, model=pretrained.outputs["model"])
+    evaluated_pretrained.set_display_name("evaluate pretrained")
+
+    trained = detectnet_v2.train(
+        **sets,
+        **training,
+        pretrained=pretrained.outputs["model"],
+        name="facedetect",
+        width=train_width,
+        threads=train_threads,
+    ).set_display_name("train")
+    evaluated = detectnet_v2.evaluate(**sets, **training, model=trained.outputs["model"])
+    evaluated.set_display_name("evaluate")
+
+    pruned = detectnet_v2.prune(
+        model=trained.outputs["model"],
+        threshold=prune_threshold,
+        target_ratio=prune_target_ratio,
+        granularity=prune_granularity,
+        minimum_filters=prune_minimum_filters,
+        normalizer=prune_normalizer,
+        equalization=prune_equalization,
+        excluded_layers=prune_excluded_layers,
+    ).set_display_name("prune")
+    evaluated_pruned = detectnet_v2.evaluate(**sets, **training, model=pruned.outputs["pruned"])
+    evaluated_pruned.set_display_name("evaluate pruned")
+
+    retrained = detectnet_v2.train(
+        **sets,
+        **retraining,
+        pretrained=pruned.outputs["pruned"],
+        name="facedetect_pruned",
+        width=1.0,  # the pruned graph has its own
+        threads=train_threads,
+    ).set_display_name("retrain")
+    evaluated_retrained = detectnet_v2.evaluate(**sets, **retraining, model=retrained.outputs["model"])
+    evaluated_retrained.set_display_name("evaluate retrained")
+
+    detectnet_v2.inference(
+        kitti=kitti,
+        model=retrained.outputs["model"],
+        spec=inference_spec,
+        batch_size=inference_batch_size,
+        **size,
+    ).set_display_name("inference")
+    exported = detectnet_v2.export(**retraining, model=retrained.outputs["model"], opset=export_opset)
+    exported.set_display_name("export")
+    quantized = conversion.int8(
+        exported=exported.outputs["exported"],
+        kitti=kitti,
+        calibration_images=int8_calibration_images,
+        max_points_lost=int8_max_points_lost,
+        min_face_height=eval_min_face_height,
+    ).set_display_name("int8")
+
+    evaluation.report(
+        exported=exported.outputs["exported"],
+        quantized=quantized.outputs["quantized"],
+        kitti=kitti,
+        pretrained_evaluation=evaluated_pretrained.outputs["evaluation"],
+        trained_evaluation=evaluated.outputs["evaluation"],
+        pruned_evaluation=evaluated_pruned.outputs["evaluation"],
+        retrained_evaluation=evaluated_retrained.outputs["evaluation"],
+        min_face_height=eval_min_face_height,
+    ).set_display_name("report")
+
+
+def _check_spec(kind: str, text: str) -> str:
+    """Refuses a spec template that is too long for a parameter or has a placeholder that nothing fills."""
+    if len(text.encode()) > SPEC_BYTES:
+        raise ValueError(f"a spec may have {SPEC_BYTES} bytes, this one has {len(text.encode())}")
+    try:
+        render(text, dict.fromkeys(PLACEHOLDERS[kind], 1))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+RecordsSpec = Annotated[str, AfterValidator(partial(_check_spec, "convert"))]
+ExperimentSpec = Annotated[str, AfterValidator(partial(_check_spec, "experiment"))]
+InferenceSpec = Annotated[str, AfterValidator(partial(_check_spec, "inference"))]
+Policy = Literal["ignore", "keep"]
+Images = Annotated[int, Field(ge=1, le=1_000_000)]
+PictureSize = Annotated[int, Field(ge=96, le=8192)]
+InputSize = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+BatchSize = Annotated[int, Field(ge=1, le=1024)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Height = Annotated[int, Field(ge=0, le=4096)]
+Filters = Annotated[int, Field(ge=1, le=512)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Ranges(TypedDict, total=False):
+    """What values the pipeline's parameters may have; pydantic checks those that are given."""
+
+    data_uri: str
+    data_training_images: Images
+    data_validation_images: Images
+    data_seed: Seed
+    data_picture_width: PictureSize
+    data_picture_height: PictureSize
+    data_width: InputSize
+    data_height: InputSize
+    data_grayscale: bool
+    data_min_face_height: Height
+    data_small_faces: Policy
+    data_invalid_faces: Policy
+    data_occluded_faces: Policy
+    data_max_images: Annotated[int, Field(ge=0)]
+    records_spec: RecordsSpec
+    pretrained_uri: str
+    train_spec: ExperimentSpec
+    train_epochs: Epochs
+    train_batch_size: BatchSize
+    train_learning_rate: LearningRate
+    train_seed: Seed
+    train_width: Annotated[float, Field(ge=0.05, le=2)]
+    train_threads: Annotated[int, Field(ge=0, le=1024)]
+    prune_threshold: Share
+    prune_target_ratio: Share
+    prune_granularity: Filters
+    prune_minimum_filters: Filters
+    prune_normalizer: Literal["max", "L2"]
+    prune_equalization: Literal["union", "intersection", "arithmetic_mean", "geometric_mean"]
+    prune_excluded_layers: str
+    retrain_spec: ExperimentSpec
+    retrain_epochs: Epochs
+    retrain_batch_size: BatchSize
+    retrain_learning_rate: LearningRate
+    retrain_seed: Seed
+    inference_spec: InferenceSpec
+    inference_batch_size: BatchSize
+    export_opset: Annotated[int, Field(ge=0, le=30)]
+    int8_calibration_images: Images
+    int8_max_points_lost: Annotated[float, Field(ge=0, le=100)]
+    eval_min_face_height: Height

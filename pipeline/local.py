@@ -1,0 +1,343 @@
+"""Runs a compiled pipeline on this machine: every container component as plain processes, with a cache and resume.
+
+`kfp.local` walks the pipeline and resolves its placeholders; it knows no way to run a container component without
+Docker. Three of its module attributes are replaced while it runs. They are public but undocumented, so this works with
+exactly one version of kfp, and a test fails loudly on any other.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from components.step import MANIFEST, STAGE_DIR, UserError, write_executor_output
+from components.vision.threads import available_cores
+from pipeline import processes
+from pipeline.cache import CODE, Key, Store, stage_key
+from pipeline.compiled import CompiledPipeline, load
+from pipeline.progress import Progress, current_note
+
+KFP_VERSION = "2.17.0"
+# In a run's folder: what runs, and with which values.
+PIPELINE_FILE = "pipeline.yaml"
+ARGUMENTS_FILE = "arguments.json"
+LOCK_SECONDS = 3.0
+FAILURE_LINES = 20
+
+
+class StageFailure(Exception):
+    """A stage has failed; `code` is its exit code, the text says where its log lies."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class RunSettings:
+    """How and where to run.
+
+    Attributes:
+        runs: The folder of all runs, with the cache in `.cache`.
+        name: This run's name; its results go to `<runs>/<name>`.
+        resume: Go on where an interrupted run of this name stopped.
+        programs: A folder to be searched for programs first; tests put stand-ins there.
+        code: The folder of the installed `components`.
+        console: Where progress is shown.
+    """
+
+    runs: Path
+    name: str
+    resume: bool = False
+    programs: Path | None = None
+    code: Path = CODE
+    # Bound to today's stdout: kfp.local's talk is silenced by redirecting `sys.stdout`.
+    console: Console = field(default_factory=lambda: Console(file=sys.stdout))
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.name
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Holds a run's lock and gives its descriptor; the lock frees itself when all its holders have ended.
+
+    Raises:
+        UserError: Somebody else writes to this run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        give_up = time.monotonic() + LOCK_SECONDS  # a killed runner's stages take a moment to end
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise UserError(f"{folder}: another gridbox is writing to this run; give --name another") from None
+                time.sleep(0.1)
+        yield file.fileno()
+
+
+def run_pipeline(pipeline: Path, arguments: Mapping[str, Any], settings: RunSettings, lock: int) -> None:
+    """Runs a compiled pipeline to its end.
+
+    Args:
+        pipeline: The compiled file.
+        arguments: Values of pipeline parameters that differ from the file's defaults.
+        settings: How and where to run; the caller holds the run's lock.
+        lock: The lock's descriptor.
+
+    Raises:
+        UserError: The file cannot run here.
+        StageFailure: A stage has failed.
+    """
+    compiled = load(pipeline)
+    _clear(settings)
+    with Progress(list(compiled.stages.values()), settings.console) as progress:
+        stages = Stages(compiled, settings, progress, lock)
+        _walk(compiled, arguments, stages)
+    _name_results(settings.folder, compiled)
+
+
+def _clear(settings: RunSettings) -> None:
+    """Removes what an earlier run of this name left; its finished stages are in the cache."""
+    keep = {".lock", PIPELINE_FILE, ARGUMENTS_FILE, *([".stages"] if settings.resume else [])}
+    for entry in settings.folder.iterdir():
+        if entry.name in keep:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _walk(compiled: CompiledPipeline, arguments: Mapping[str, Any], stages: "Stages") -> None:
+    """Lets kfp.local walk the pipeline with its talk silenced."""
+    import kfp
+    from kfp import components, local
+
+    if kfp.__version__ != KFP_VERSION:
+        raise UserError(f"kfp {kfp.__version__} is installed; running here needs exactly {KFP_VERSION}")
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(stages.settings.folder.absolute()),
+        workspace_root=str((stages.settings.folder / ".workspace").absolute()),
+        raise_on_error=True,
+    )
+    walk = components.load_component_from_file(str(compiled.path))
+    try:
+        with _replaced(stages), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of settings that mean nothing here: resources, display names
+            walk(**arguments)
+    except RuntimeError:
+        if stages.failure is None:
+            raise
+    if stages.failure is not None:
+        raise stages.failure
+
+
+@contextlib.contextmanager
+def _replaced(stages: "Stages") -> Iterator[None]:
+    """Replaces the three attributes of kfp.local that make container components run as processes here."""
+    from kfp.local import executor_input_utils, executor_output_utils, status, subprocess_task_handler
+
+    original_handler = subprocess_task_handler.SubprocessTaskHandler
+    original_input = executor_input_utils.construct_executor_input
+    original_outputs = executor_output_utils.get_outputs_for_task
+
+    class StageHandler(original_handler):  # type: ignore[misc, valid-type]
+        def validate_image(self, image: str) -> None:
+            """`pipeline.compiled` has judged the images."""
+
+        def validate_not_container_component(self, full_command: list[str]) -> None:
+            """They are what runs here."""
+
+        def run(self) -> Any:  # noqa: ANN401 - kfp ships no types
+            succeeded = stages.run(list(self.full_command), dict(self.env_vars))
+            return status.Status.SUCCESS if succeeded else status.Status.FAILURE
+
+    def construct_executor_input(
+        component_spec: object, arguments: object, task_root: str, block_input_artifact: bool
+    ) -> Any:  # noqa: ANN401
+        # kfp.local names a task's folder after its component, below a folder with the time in its name.
+        stage = stages.folder_of("comp-" + Path(task_root).name)
+        return original_input(component_spec, arguments, str(stage), block_input_artifact)
+
+    def get_outputs_for_task(executor_input: Any, component_spec: object) -> dict[str, Any]:  # noqa: ANN401
+        # The cluster's launcher registers declared artifacts that the program did not mention, too.
+        declared = executor_input.outputs.artifacts.items()
+        mentioned = original_outputs(executor_input=executor_input, component_spec=component_spec)
+        to_artifact = executor_output_utils.runtime_artifact_to_dsl_artifact
+        return {**{name: to_artifact(listed.artifacts[0]) for name, listed in declared}, **mentioned}
+
+    replacements = (
+        (subprocess_task_handler, "SubprocessTaskHandler", original_handler, StageHandler),
+        (executor_input_utils, "construct_executor_input", original_input, construct_executor_input),
+        (executor_output_utils, "get_outputs_for_task", original_outputs, get_outputs_for_task),
+    )
+    for module, name, _, replacement in replacements:
+        setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        for module, name, original, _ in replacements:
+            setattr(module, name, original)
+
+
+class Stages:
+    """Runs the stages of one run, or takes their results from the cache."""
+
+    def __init__(self, compiled: CompiledPipeline, settings: RunSettings, progress: Progress, lock: int) -> None:
+        self.settings = settings
+        self.failure: StageFailure | None = None
+        self._compiled = compiled
+        self._progress = progress
+        self._lock = lock
+        self._store = Store(settings.runs / ".cache")
+        self._threads = available_cores()
+        # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
+        self._turn = threading.Lock()
+
+    def folder_of(self, component: str) -> Path:
+        """Returns the folder of a component's stage: its outputs lie there by name."""
+        return (self.settings.folder / self._compiled.stages[component]).absolute()
+
+    def run(self, argv: list[str], environment: dict[str, str]) -> bool:
+        """Runs a stage whose placeholders are resolved; returns whether it succeeded.
+
+        Args:
+            argv: The stage's command with `--executor-input JSON` in it.
+            environment: Variables that the pipeline sets for it.
+        """
+        with self._turn:
+            at = argv.index("--executor-input")
+            executor_input = json.loads(argv[at + 1])
+            folder = Path(executor_input["outputs"]["outputFile"]).parent
+            key = stage_key(
+                argv[:at] + argv[at + 2 :],
+                environment,
+                executor_input,
+                self.settings.name,
+                self._threads,
+                self.settings.code,
+            )
+            if (key.is_pure or self.settings.resume) and self._restored(key, executor_input, folder):
+                return True
+            return self._executed(argv, environment, executor_input, folder, key)
+
+    def _restored(self, key: Key, executor_input: Mapping[str, Any], folder: Path) -> bool:
+        seconds = self._store.restore(key, executor_input)
+        if seconds is None:
+            return False
+        write_executor_output(executor_input)
+        self._progress.finish(folder.name, "cached", seconds, _figures(executor_input))
+        return True
+
+    def _executed(
+        self,
+        argv: list[str],
+        environment: dict[str, str],
+        executor_input: Mapping[str, Any],
+        folder: Path,
+        key: Key,
+    ) -> bool:
+        stage, started = folder.name, time.monotonic()
+        self._progress.start(stage)
+        work = self._work_folder(stage, key)
+        log = self.settings.folder / "logs" / f"{stage}.log"
+        for parent in (folder, log.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        code = processes.run(
+            [sys.executable if argv[0] in ("python", "python3") else argv[0], *argv[1:]],
+            self._environment(work, environment),
+            work,
+            log,
+            self._lock,
+            lambda: self._progress.note(stage, current_note(work, log)),
+        )
+        seconds = time.monotonic() - started
+        if code != 0:
+            self._progress.finish(stage, "failed", seconds, {})
+            self.failure = StageFailure(_describe_failure(stage, code, log), code)
+            return False
+        if not Path(executor_input["outputs"]["outputFile"]).is_file():
+            write_executor_output(executor_input)  # for a program that leaves that to its surroundings
+        self._store.keep(key, executor_input, seconds)
+        shutil.rmtree(work)
+        self._progress.finish(stage, "done", seconds, _figures(executor_input))
+        return True
+
+    def _work_folder(self, stage: str, key: Key) -> Path:
+        """Gives a stage its working directory; one that an interrupted attempt at the very same work left is kept."""
+        work = (self.settings.folder / ".stages" / stage).absolute()
+        mark = work.with_suffix(".key")
+        if not (mark.is_file() and mark.read_text(encoding="utf-8") == key.digest):
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key.digest, encoding="utf-8")
+        return work
+
+    def _environment(self, work: Path, own: Mapping[str, str]) -> dict[str, str]:
+        # Threads that spin while they wait would take the cores from the data workers.
+        threads = str(self._threads)
+        programs = [str(folder) for folder in (self.settings.programs, Path(sys.executable).parent) if folder]
+        return {
+            **os.environ,
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+            **own,
+            STAGE_DIR: str(work),
+            "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)]),
+        }
+
+
+def _figures(executor_input: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the metadata of a stage's outputs as it wrote them, Metrics last (they count most)."""
+    outputs = executor_input["outputs"]
+    written = json.loads(Path(outputs["outputFile"]).read_text(encoding="utf-8")).get("artifacts", {})
+    figures: dict[str, Any] = {}
+    for name in sorted(written, key=lambda name: name == "metrics"):
+        figures |= written[name]["artifacts"][0].get("metadata", {})
+    return figures
+
+
+def _describe_failure(stage: str, code: int, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-FAILURE_LINES:]
+    if code == 2 and lines:  # a mistake of the user, told in one line
+        return f"stage {stage}: {lines[-1].partition(': ')[2] or lines[-1]} (its log: {log})"
+    shown = "\n".join(f"  {line}" for line in lines)
+    return f"stage {stage} failed with exit code {code}; the end of {log}:\n{shown}"
+
+
+def _name_results(folder: Path, compiled: CompiledPipeline) -> None:
+    """Puts what a person looks for first on top of the run's folder: the model to use and the report."""
+    for stage in compiled.stages.values():
+        for manifest in sorted((folder / stage).glob(f"*/{MANIFEST}")):
+            output = manifest.parent
+            if json.loads(manifest.read_text(encoding="utf-8"))["kind"] == "exported_model":
+                _point(folder / "model", output)
+            if (output / "report.html").is_file():
+                _point(folder / "report.html", output / "report.html")
+
+
+def _point(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.relative_to(link.parent))

@@ -1,0 +1,80 @@
+"""Named sets of parameter values for the pipelines."""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from components.step import UserError
+
+
+def spec_text(name: str) -> str:
+    """Returns the text of a spec template of this package, for example `facedetect/train`."""
+    return (resources.files("pipeline") / "specs" / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _specs(folder: str) -> dict[str, str]:
+    return {
+        "records_spec": spec_text(f"{folder}/convert"),
+        "train_spec": spec_text(f"{folder}/train"),
+        "retrain_spec": spec_text(f"{folder}/retrain"),
+        "inference_spec": spec_text(f"{folder}/inference"),
+    }
+
+
+# The values of NVIDIA TAO: what the pipeline itself has as defaults.
+TAO: dict[str, Any] = {}
+
+# A synthetic set and a narrow network: minutes on two cores.
+CPU: dict[str, Any] = {
+    **_specs("facedetect-cpu"),
+    "data_width": 320,
+    "data_height": 192,
+    "train_width": 0.25,
+    "train_epochs": 20,
+    "train_batch_size": 8,
+    "train_learning_rate": 5e-3,
+    "retrain_epochs": 8,
+    "retrain_batch_size": 8,
+    "retrain_learning_rate": 2e-3,
+    "prune_target_ratio": 0.5,
+    "prune_minimum_filters": 16,
+    "prune_granularity": 16,
+    "inference_batch_size": 8,
+}
+
+# Real faces are smaller and more varied: a larger input and a wider network.
+CPU_REAL: dict[str, Any] = {
+    **CPU,
+    "data_width": 480,
+    "data_height": 272,
+    "train_width": 0.5,
+    "train_epochs": 60,
+    "retrain_epochs": 20,
+}
+
+# Shows in seconds that everything hangs together; learns nothing worth having.
+MICRO: dict[str, Any] = {
+    **CPU,
+    "data_training_images": 24,
+    "data_validation_images": 8,
+    "data_width": 128,
+    "data_height": 96,
+    "train_width": 0.25,
+    "train_epochs": 2,
+    "train_batch_size": 4,
+    "retrain_epochs": 2,
+    "retrain_batch_size": 4,
+}
+
+PROFILES: Mapping[str, dict[str, Any]] = {"tao": TAO, "cpu": CPU, "cpu-real": CPU_REAL, "micro": MICRO}
+
+
+def profile(name: str) -> dict[str, Any]:
+    """Returns a profile's values.
+
+    Raises:
+        UserError: There is no profile of this name.
+    """
+    if name not in PROFILES:
+        raise UserError(f"--profile {name}: no such profile; there are {', '.join(PROFILES)}")
+    return PROFILES[name]

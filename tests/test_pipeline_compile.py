@@ -1,0 +1,162 @@
+"""The compiled face-detection pipeline: what Kubeflow will see."""
+
+import inspect
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components import step
+from components.step import UserError
+from pipeline import cli, facedetect
+from pipeline.compiled import load
+from pipeline.parameters import check_ranges
+from pipeline.profiles import PROFILES
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
+    cli.compile_to("facedetect", path, "tao")
+    return path
+
+
+@pytest.fixture(scope="module")
+def document(file):
+    return yaml.safe_load(file.read_text())
+
+
+def containers(document):
+    return {name: executor["container"] for name, executor in document["deploymentSpec"]["executors"].items()}
+
+
+def test_compiling_twice_gives_the_same_bytes(file, tmp_path):
+    cli.compile_to("facedetect", tmp_path / "again.yaml", "tao")
+    assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
+
+
+def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document):
+    assert set(re.findall(r"\{\{.*?\}\}", file.read_text())) == {"{{$}}"}
+    for container in containers(document).values():
+        assert not any("{{" in word for word in container["command"])
+        assert container["args"][-2:] == ["--executor-input", "{{$}}"]
+        assert sum("{{" in word for word in container["args"]) == 1
+    assert "IfPresent" not in file.read_text()
+    assert '"Concat"' not in file.read_text()
+
+
+def test_file_holds_no_local_path_and_no_secret(file):
+    text = file.read_text()
+    root = Path(step.__file__).parent.parent
+    for forbidden in (str(root), str(Path.home()), socket.gethostname(), "nvidia_tlt", "tlt_encode", "AWS_SECRET"):
+        assert forbidden not in text.replace("TAO_KEY", "")
+    assert not re.search(r"/(root|home|tmp|work)/", text)
+
+
+def test_tao_stages_run_the_source_of_step_itself(document):
+    source = inspect.getsource(step)
+    found = [container for container in containers(document).values() if container["command"][0] == "python3"]
+    assert len(found) == 11
+    for container in found:
+        assert container["command"] == ["python3", "-c", source]
+        assert container["args"][0] == "detectnet_v2"
+        assert container["args"][1] in step.TASKS
+        # One argument of a process may have 128 KiB.
+        assert len(source.encode()) < 100 * 1024
+
+
+def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
+    for label, container in containers(document).items():
+        if container["command"][0] != "python3":
+            continue
+        component = document["components"][label.replace("exec-", "comp-")]
+        _, inputs, parameters, outputs = step.TASKS[container["args"][1]]
+        assert set(component["inputDefinitions"].get("artifacts", {})) == set(inputs)
+        assert set(component["inputDefinitions"].get("parameters", {})) == set(parameters)
+        assert set(component["outputDefinitions"]["artifacts"]) == set(outputs)
+
+
+def test_no_output_name_is_a_prefix_of_another(document):
+    for component in document["components"].values():
+        names = sorted(component.get("outputDefinitions", {}).get("artifacts", {}))
+        assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
+
+
+def test_every_parameter_is_passed_explicitly(document):
+    for task in document["root"]["dag"]["tasks"].values():
+        component = document["components"][task["componentRef"]["name"]]
+        declared = component.get("inputDefinitions", {})
+        assert set(declared.get("parameters", {})) == set(task.get("inputs", {}).get("parameters", {}))
+        assert set(declared.get("artifacts", {})) == set(task.get("inputs", {}).get("artifacts", {}))
+        assert not any(spec.get("isOptional") for spec in declared.get("parameters", {}).values())
+
+
+def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
+    for task in document["root"]["dag"]["tasks"].values():
+        assert "triggerPolicy" not in task
+    for container in containers(document).values():
+        for value in container.get("resources", {}).values():
+            assert isinstance(value, (str, dict))
+            assert not isinstance(value, dict) or all(isinstance(inner, str) for inner in value.values())
+
+
+def test_every_parameter_is_described_and_named_after_its_stage(document):
+    stages = ("data", "records", "pretrained", "train", "prune", "retrain", "inference", "export", "int8", "eval")
+    for name, declared in document["root"]["inputDefinitions"]["parameters"].items():
+        assert declared.get("description"), name
+        assert name.partition("_")[0] in stages
+    for component in document["components"].values():
+        for kind in ("parameters", "artifacts"):
+            for name, declared in component.get("inputDefinitions", {}).get(kind, {}).items():
+                assert declared.get("description"), name
+
+
+def test_ranges_know_every_parameter_with_its_type(document):
+    types = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
+    declared = document["root"]["inputDefinitions"]["parameters"]
+    annotations = facedetect.Ranges.__annotations__
+    assert set(annotations) == set(declared)
+    for name, parameter in declared.items():
+        annotation = annotations[name]
+        base = getattr(annotation, "__origin__", annotation)
+        wanted = types[parameter["parameterType"]]
+        assert base is wanted or (wanted is str and "Literal" in str(annotation)), name
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
+    cli.compile_to("facedetect", tmp_path / "p.yaml", name)
+    parameters = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["inputDefinitions"]["parameters"]
+    check_ranges({key: value["defaultValue"] for key, value in parameters.items()}, facedetect.Ranges)
+    for key, value in PROFILES[name].items():
+        assert parameters[key]["defaultValue"] == value
+
+
+def test_compiled_file_can_run_here(file):
+    compiled = load(file)
+    assert compiled.name == "facedetect"
+    names = "data kitti records-training records-validation pretrained evaluate-pretrained train evaluate prune"
+    names += " evaluate-pruned retrain evaluate-retrained inference export int8 report"
+    assert sorted(compiled.stages.values()) == sorted(names.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("train_epochs", 0, "must be a whole number from 1 to 10000"),
+        ("data_width", 100, "must be a whole number from 64 to 4096 divisible by 16"),
+        ("prune_normalizer", "l2", "must be max or L2"),
+        ("train_learning_rate", 0.0, "must be a number above 0 to 1"),
+        ("train_spec", "x: ${epoch}", r"\$\{epoch\} has no value"),
+        ("inference_spec", "x: ${epochs}", r"\$\{epochs\} has no value; known are"),
+        ("train_spec", "x" * 20_000, "may have 16384 bytes"),
+    ],
+)
+def test_value_out_of_range_is_refused_with_its_range(name, value, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        check_ranges({name: value}, facedetect.Ranges)
+    assert f"parameter {name}" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,610 @@
+import ast
+import errno
+import inspect
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import fake_tao
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from components import step
+from components.step import StageError, UserError
+
+SOURCE = inspect.getsource(step)
+SPEC = """random_seed: ${seed}
+dataset_config {
+  data_sources { tfrecords_path: "${training_records}/*" image_directory_path: "${images_training}" }
+  validation_data_source { tfrecords_path: "${validation_records}/*" image_directory_path: "${images_validation}" }
+}
+model_config {
+  pretrained_model_file: "${pretrained_model}"
+  load_graph: true
+}
+size: ${image_width}x${image_height} epochs: ${epochs} batch: ${batch_size}
+rate: ${minimum_learning_rate} ${learning_rate}
+"""
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------
+
+
+def executor_input(tmp_path, parameters=None, inputs=None, outputs=None):
+    return {
+        "inputs": {"parameterValues": parameters or {}, "artifacts": inputs or {}},
+        "outputs": {"artifacts": outputs or {}, "outputFile": str(tmp_path / "out" / "executor_output.json")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "flags"),
+    [
+        (8.0, ["--min-face-height", "8"]),
+        (8, ["--min-face-height", "8"]),
+        (0.5, ["--min-face-height", "0.5"]),
+        (5e-06, ["--min-face-height", "5e-06"]),
+        (0, ["--min-face-height", "0"]),
+        (True, ["--min-face-height"]),
+        (False, ["--no-min-face-height"]),
+        ("", []),
+        (None, []),
+        ("-x y", ["--min-face-height", "-x y"]),
+        ([1, 2], ["--min-face-height", "[1, 2]"]),
+        ({"a": 1}, ["--min-face-height", '{"a": 1}']),
+    ],
+)
+def test_parameter_becomes_the_flag_a_person_types(tmp_path, value, flags):
+    assert step.flags_from_executor_input(executor_input(tmp_path, {"min_face_height": value})) == flags
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_protojson_float_of_an_integer_is_spelt_as_the_integer(number):
+    document = {"inputs": {"parameterValues": {"n": float(number)}}, "outputs": {"outputFile": "x"}}
+    assert step.flags_from_executor_input(document) == ["--n", str(number)]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "path"),
+    [
+        ({"uri": "minio://mlpipeline/v2/a b"}, "/minio/mlpipeline/v2/a b"),
+        ({"uri": "s3://bucket/key"}, "/s3/bucket/key"),
+        ({"uri": "gs://bucket/key"}, "/gcs/bucket/key"),
+        ({"uri": "file:///tmp/x"}, "/tmp/x"),
+        ({"uri": "/tmp/x"}, "/tmp/x"),
+        ({"uri": "minio://mlpipeline/x", "customPath": "/data/x"}, "/data/x"),
+    ],
+)
+def test_artifact_path_follows_kubeflows_mounts(artifact, path):
+    assert step.artifact_path(artifact) == Path(path)
+
+
+@pytest.mark.parametrize("uri", ["", "oci://registry/x", "minio://"])
+def test_unknown_uri_is_refused_in_one_line(uri):
+    with pytest.raises(UserError, match="cannot read the URI") as caught:
+        step.artifact_path({"name": "model", "uri": uri})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_input_is_named_with_its_path(tmp_path, capsys):
+    document = executor_input(tmp_path, inputs={"model": {"artifacts": [{"name": "m", "uri": str(tmp_path / "no")}]}})
+    assert step.run(["--executor-input", json.dumps(document)], lambda _: pytest.fail("must not run")) == 2
+    said = capsys.readouterr().err
+    assert "input model" in said
+    assert str(tmp_path / "no") in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"outputs": {}}', '{"outputs": {"outputFile": ""}}'])
+def test_malformed_executor_input_is_one_line_and_exit_code_2(text, capsys):
+    assert step.run(["x", "--executor-input", text], lambda _: pytest.fail("must not run")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_output_parents_are_created(tmp_path):
+    outputs = {"model": {"artifacts": [{"name": "model", "uri": str(tmp_path / "a/b/model")}]}}
+    step.flags_from_executor_input(executor_input(tmp_path, outputs=outputs))
+    assert (tmp_path / "a/b").is_dir()
+    assert not (tmp_path / "a/b/model").exists()
+
+
+# --- executor output -------------------------------------------------------------------------------------------------
+
+
+def test_executor_output_parses_as_kubeflows_message_with_sanitised_metadata(tmp_path):
+    def artifact(name, schema):
+        return {"artifacts": [{"name": name, "uri": str(tmp_path / name), "type": {"schemaTitle": f"system.{schema}"}}]}
+
+    kinds = (("kitti", "Dataset"), ("metrics", "Metrics"), ("curve", "ClassificationMetrics"), ("page", "HTML"))
+    outputs = {name: artifact(name, schema) for name, schema in kinds}
+
+    def program(arguments):
+        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        Path(given["--kitti"]).mkdir()
+        Path(given["--kitti"], "x").write_text("x")
+        step.write_manifest(Path(given["--kitti"]), "kitti_set", {"images": 3, "synthetic": True}, {})
+        figures = (
+            '{"ap": 0.5, "bad": NaN, "worse": -Infinity, "none": null, "text": "x", "ok": true, "band": {"16": 0.25}}'
+        )
+        Path(given["--metrics"]).write_text(figures)
+        Path(given["--curve"]).write_text('{"confidenceMetrics": [{"recall": 0.3, "x": null}]}')
+        Path(given["--page"]).write_text("<html>")
+
+    document = executor_input(tmp_path, outputs=outputs)
+    assert step.run(["--executor-input", json.dumps(document)], program) == 0
+    text = Path(document["outputs"]["outputFile"]).read_text()
+    message = json_format.Parse(text, pipeline_spec_pb2.ExecutorOutput())
+    metadata = {
+        name: json_format.MessageToDict(listed.artifacts[0].metadata) for name, listed in message.artifacts.items()
+    }
+    assert metadata["kitti"] == {"images": 3, "synthetic": True}
+    assert metadata["metrics"] == {"ap": 0.5, "ok": True, "band/16": 0.25}
+    assert metadata["curve"] == {"confidenceMetrics": [{"recall": 0.3}]}
+    assert metadata["page"] == {}
+    assert message.artifacts["kitti"].artifacts[0].uri == str(tmp_path / "kitti")
+
+
+def test_missing_output_fails_the_stage_and_names_it(tmp_path, capsys):
+    outputs = {"model": {"artifacts": [{"name": "model", "uri": str(tmp_path / "model")}]}}
+    document = executor_input(tmp_path, outputs=outputs)
+    assert step.run(["--executor-input", json.dumps(document)], lambda _: None) == 1
+    assert "output model" in capsys.readouterr().err
+    assert not Path(document["outputs"]["outputFile"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (UserError("x"), 2),
+        (StageError("x"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/some/file"), 1),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(7), 7),
+        (SystemExit(None), 0),
+    ],
+)
+def test_what_went_wrong_becomes_an_exit_code(raised, code, capsys):
+    def program(_):
+        raise raised
+
+    assert step.run([], program) == code
+    assert capsys.readouterr().err.count("\n") <= 1
+
+
+def test_failed_stage_writes_no_executor_output(tmp_path):
+    document = executor_input(tmp_path)
+    assert step.run(["--executor-input", json.dumps(document)], lambda _: 3) == 3
+    assert not Path(document["outputs"]["outputFile"]).exists()
+
+
+# --- specs -----------------------------------------------------------------------------------------------------------
+
+
+def test_render_names_the_placeholder_that_has_no_value():
+    with pytest.raises(UserError, match=r"\$\{epoch\} has no value; known are epochs"):
+        step.render("num_epochs: ${epoch}", {"epochs": 3})
+
+
+def test_render_refuses_an_unclosed_placeholder():
+    with pytest.raises(UserError, match="not closed"):
+        step.render("num_epochs: ${epochs\n", {"epochs": 3})
+
+
+def test_render_escapes_quotes_and_backslashes_in_paths():
+    assert step.render('path: "${p}"', {"p": 'a"b\\c'}) == 'path: "a\\"b\\\\c"'
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def shard(folder, members):
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "shard-00000.tar", "w") as tar:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return folder / "shard-00000.tar"
+
+
+def link(name, target):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "/etc/passwd",
+        "../evil",
+        "images/../../evil",
+        "images/a/b.png",
+        "other/a.png",
+        "images/..",
+        link("images/a", "/"),
+    ],
+)
+def test_unsafe_member_is_refused_and_nothing_escapes(tmp_path, member):
+    shard(tmp_path / "set/training", [(member, b"x" if isinstance(member, str) else b"")])
+    with pytest.raises(UserError, match="is refused"):
+        step.unpack(tmp_path / "set", "training", tmp_path / "scratch")
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("evil", "a", "b.png")]
+
+
+def test_truncated_shard_is_a_user_error(tmp_path):
+    file = shard(tmp_path / "set/training", [("images/a.png", b"x" * 5000), ("labels/a.txt", b"")])
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(UserError, match="not a readable tar shard"):
+        step.unpack(tmp_path / "set", "training", tmp_path / "scratch")
+
+
+def test_unpack_takes_a_laid_out_folder_as_it_stands(tmp_path):
+    (tmp_path / "set/training/images").mkdir(parents=True)
+    assert step.unpack(tmp_path / "set", "training", tmp_path / "scratch") == tmp_path / "set/training"
+    with pytest.raises(UserError, match="no KITTI set here"):
+        step.unpack(tmp_path / "set", "validation", tmp_path / "scratch")
+
+
+# --- TAO stages ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Artifacts, flags and a stand-in program for TAO stages."""
+
+    def __init__(self, tmp_path):
+        self.root, self.calls_file = tmp_path, tmp_path / "calls"
+        for split in ("training", "validation"):
+            shard(tmp_path / "kitti" / split, [("images/a.png", b"png"), ("labels/a.txt", b"face\n")])
+            self.artifact(f"{split}_records", "records", {"kitti-fold-000": "r"})
+        self.artifact("absent", "model", {}, present=False)
+        self.artifact("model", "model", {"weights/net.hdf5": "w", "experiment_spec.txt": "spec"}, present=True)
+
+    def artifact(self, name, kind, files, **counts):
+        (self.root / name).mkdir()
+        for file, content in files.items():
+            (self.root / name / file).parent.mkdir(exist_ok=True)
+            (self.root / name / file).write_text(content)
+        step.write_manifest(self.root / name, kind, counts, {})
+
+    def flags(self, *names, **others):
+        paths = {name: str(self.root / name) for name in names}
+        return [
+            word for name, value in {**paths, **others}.items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+
+    def experiment(self, **others):
+        values = {
+            "image_width": 128,
+            "image_height": 96,
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 5e-4,
+            "seed": 7,
+        }
+        return self.flags(spec=SPEC, **{**values, **others})
+
+    def sets(self):
+        return self.flags("kitti", "training_records", "validation_records")
+
+    def train(self, **others):
+        fixed = {"name": "net", "width": 1.0, "threads": 0, "pretrained": self.root / "absent"}
+        outputs = self.flags(model=self.root / "out/model", metrics=self.root / "out/metrics")
+        return ["detectnet_v2", "train", *self.sets(), *self.experiment(), *self.flags(**{**fixed, **others}), *outputs]
+
+    def evaluate(self, model="model"):
+        outputs = self.flags(evaluation=self.root / "out/evaluation", metrics=self.root / "out/metrics")
+        return ["detectnet_v2", "evaluate", *self.sets(), *self.experiment(model=self.root / model), *outputs]
+
+    def prune(self, **others):
+        values = {"normalizer": "max", "equalization": "union", "granularity": 8, "threshold": 5.2e-06}
+        values |= {"minimum_filters": 16, "target_ratio": 0.0, **others}
+        outputs = self.flags(pruned=self.root / "out/pruned", metrics=self.root / "out/metrics")
+        return ["detectnet_v2", "prune", *self.flags("model", **values), *outputs]
+
+    def calls(self):
+        return [json.loads(line) for line in self.calls_file.read_text().splitlines()]
+
+    def metrics(self):
+        return json.loads((self.root / "out/metrics").read_text())
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    bench = Bench(tmp_path)
+    programs = fake_tao.install(tmp_path / "bin", bench.calls_file)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.delenv(step.STAGE_DIR, raising=False)
+    monkeypatch.delenv(step.TAO_KEY, raising=False)
+    return bench
+
+
+def work_of(call, flag="-e"):
+    return Path(call[call.index(flag) + 1]).parent
+
+
+def test_train_calls_taos_command_line_and_keeps_spec_weights_and_status(bench):
+    assert step.run(bench.train(), step.tao_stage) == 0
+    (call,) = bench.calls()
+    scratch = work_of(call)
+    results = scratch.parent / "results"
+    assert call == ["train", "-e", f"{scratch}/spec.txt", "-r", str(results), "-n", "net"]
+    assert not scratch.parent.exists()  # a temporary folder, removed
+    model = bench.root / "out/model"
+    names = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert names == {"experiment_spec.txt", "manifest.json", "status.json", "weights/net.hdf5"}
+    manifest = step.read_manifest(model, "model")
+    assert manifest["counts"] == {"present": True, "file_bytes": 7}
+    assert manifest["files"]["status.json"] is None
+    figures = bench.metrics()
+    assert figures.pop("seconds") >= 0
+    assert figures == {"loss": 0.25, "mean_average_precision": 0.815, "parameters": 123456, "file_bytes": 7}
+
+
+def test_kept_spec_names_no_path_of_this_machine(bench):
+    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    kept = (bench.root / "out/model/experiment_spec.txt").read_text()
+    assert "/" not in kept.replace("/*", "")
+    assert 'pretrained_model_file: "${pretrained_model}"' in kept
+    assert "rate: 5e-06 0.0005" in kept
+
+
+def test_training_without_pretrained_weights_drops_their_lines(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    step.run(bench.train(), step.tao_stage)
+    spec = (bench.root / "stage/scratch/spec.txt").read_text()
+    assert "pretrained_model_file" not in spec
+    assert "load_graph" not in spec
+    assert f'image_directory_path: "{bench.root}/stage/scratch/training"' in spec
+    assert f'tfrecords_path: "{bench.root}/training_records/*"' in spec
+
+
+def test_retraining_starts_from_the_pruned_model(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    spec = (bench.root / "stage/scratch/spec.txt").read_text()
+    assert f'pretrained_model_file: "{bench.root}/model/weights/net.hdf5"' in spec
+    assert "load_graph: true" in spec
+
+
+def test_flags_that_tao_lacks_are_passed_only_when_set(bench):
+    step.run(bench.train(width=0.25, threads=2), step.tao_stage)
+    assert bench.calls()[0][-4:] == ["--width", "0.25", "--threads", "2"]
+
+
+def test_stage_folder_keeps_results_and_empties_scratch_between_attempts(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    (bench.root / "stage/results").mkdir(parents=True)
+    (bench.root / "stage/results/model.epoch-1.ckzip").write_text("checkpoint")
+    (bench.root / "stage/scratch/training/images").mkdir(parents=True)
+    assert step.run(bench.train(), step.tao_stage) == 0
+    assert (bench.root / "stage/results/model.epoch-1.ckzip").exists()
+    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    assert not (bench.root / "stage/results/model.epoch-1.ckzip").exists()
+
+
+def test_evaluate_takes_the_engines_metrics_and_detections(bench):
+    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    call = bench.calls()[0]
+    results = work_of(call).parent / "results"
+    assert call[3:] == ["-m", f"{bench.root}/model/weights/net.hdf5", "-r", str(results)]
+    assert bench.metrics() == {"mean_average_precision": 0.8, "by_height": {"16-24": 0.7}}
+    files = step.read_manifest(bench.root / "out/evaluation", "evaluation")["files"]
+    assert set(files) == {"detections.jsonl", "metrics.json", "status.json"}
+
+
+def test_evaluate_builds_metrics_from_taos_status_log(bench, monkeypatch):
+    monkeypatch.setenv("FAKE_TAO", "plain TAO")
+    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    figures = bench.metrics()
+    assert figures.pop("seconds") >= 0
+    assert figures == {"mean_average_precision": 0.8, "file_bytes": 1}
+
+
+def test_evaluating_absent_pretrained_weights_is_skipped_and_says_so(bench, capsys):
+    assert step.run(bench.evaluate("absent"), step.tao_stage) == 0
+    assert not bench.calls_file.exists()
+    assert bench.metrics() == {"skipped": True}
+    assert step.read_manifest(bench.root / "out/evaluation", "evaluation")["counts"] == {"skipped": True}
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_prune_has_taos_options_and_the_suffix_of_its_input(bench):
+    assert step.run(bench.prune(), step.tao_stage) == 0
+    call = bench.calls()[0]
+    results = call[-1]
+    assert call == [
+        *["prune", "-m", f"{bench.root}/model/weights/net.hdf5", "-o", f"{results}/weights/net_pruned.hdf5"],
+        *["-n", "max", "-eq", "union", "-pg", "8", "-pth", "5.2e-06", "-nf", "16", "--results_dir", results],
+    ]
+    pruned = bench.root / "out/pruned"
+    assert (pruned / "weights/net_pruned.hdf5").read_text() == "pruned"
+    assert (pruned / "experiment_spec.txt").read_text() == "spec"
+    assert bench.metrics()["pruning_ratio"] == 0.4
+
+
+def test_prune_passes_excluded_layers_and_the_target_ratio_when_set(bench):
+    step.run(bench.prune(excluded_layers="conv1 conv2", target_ratio=0.5), step.tao_stage)
+    call = bench.calls()[0]
+    assert call[call.index("-el") : call.index("--results_dir")] == ["-el", "conv1", "conv2", "--target-ratio", "0.5"]
+
+
+def test_dataset_convert_publishes_records_and_what_was_dropped(bench):
+    flags = bench.flags("kitti", split="validation", spec='root: "${root}"', records=bench.root / "out/records")
+    assert step.run(["detectnet_v2", "dataset_convert", *flags], step.tao_stage) == 0
+    files = set(step.read_manifest(bench.root / "out/records", "records")["files"])
+    assert files == {"kitti-fold-000-of-002-shard-00000-of-00001", "kitti_warning.json"}
+
+
+def test_inference_publishes_overlays_and_labels(bench):
+    flags = bench.flags("kitti", "model", spec='m: "${model}"', image_width=128, image_height=96, batch_size=4)
+    output = bench.flags(annotated=bench.root / "out/annotated")
+    assert step.run(["detectnet_v2", "inference", *flags, *output], step.tao_stage) == 0
+    counts = step.read_manifest(bench.root / "out/annotated", "annotated")["counts"]
+    assert counts == {"images": 1, "detections": 2}
+    assert (bench.root / "out/annotated/images_annotated/a.png").exists()
+
+
+def test_export_records_the_true_tensor_names(bench):
+    flags = bench.experiment(model=bench.root / "model", opset=0, exported=bench.root / "out/exported")
+    assert step.run(["detectnet_v2", "export", *flags], step.tao_stage) == 0
+    call = bench.calls()[0]
+    assert "--gen_ds_config" in call
+    assert "--target_opset" not in call
+    settings = step.read_manifest(bench.root / "out/exported", "exported_model")["settings"]
+    assert settings["tensors"]["coverage"] == "output_cov/Sigmoid:0"
+    assert settings["class_names"] == ["face"]
+    assert settings["geometry"] == {"width": 128, "height": 96}
+
+
+@pytest.mark.parametrize("names", [[], ["a.hdf5", "b.safetensors"]])
+def test_model_artifact_needs_exactly_one_model_file(tmp_path, names):
+    (tmp_path / "weights").mkdir()
+    for name in names:
+        (tmp_path / "weights" / name).write_text("")
+    with pytest.raises(UserError, match="exactly one model file"):
+        step.weights_file(tmp_path)
+
+
+def test_failure_shows_the_last_40_lines_and_leaves_nothing(bench, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_TAO", "fail")
+    assert step.run(bench.train(), step.tao_stage) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("gridbox: detectnet_v2 train failed (exit code 1)")
+    assert "line 60\n" in captured.err
+    assert "line 59\n" not in captured.err
+    assert "line 0\n" in captured.out
+    assert not (bench.root / "out").exists()
+
+
+def test_users_mistake_comes_through_as_one_line_and_exit_code_2(bench, monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_TAO", "user error")
+    assert step.run(bench.train(), step.tao_stage) == 2
+    assert capsys.readouterr().err == "gridbox: spec.txt:3: unknown field epoch; did you mean epochs?\n"
+
+
+def test_failure_with_exit_code_0_is_noticed(bench, monkeypatch):
+    monkeypatch.setenv("FAKE_TAO", "fail quietly")
+    assert step.run(bench.train(), step.tao_stage) == 1
+
+
+def test_program_that_is_not_installed_is_named(bench, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert step.run(bench.train(), step.tao_stage) == 2
+    assert "detectnet_v2 is not on PATH" in capsys.readouterr().err
+
+
+def test_child_that_the_program_leaves_behind_does_not_hold_the_stage(bench, monkeypatch):
+    monkeypatch.setenv("FAKE_TAO", "leave a child")
+    begin = time.monotonic()
+    assert step.run(bench.train(), step.tao_stage) == 0
+    assert time.monotonic() - begin < 10
+
+
+def test_key_of_encrypted_models_is_passed_and_never_printed(bench, monkeypatch, capsys):
+    monkeypatch.setenv(step.TAO_KEY, "nvidia_tlt")
+    step.run(bench.train(), step.tao_stage)
+    assert bench.calls()[0][-2:] == ["-k", "nvidia_tlt"]
+    captured = capsys.readouterr()
+    assert "nvidia_tlt" not in captured.out + captured.err
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(bench, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "spec.txt")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    assert step.run(bench.train(), step.tao_stage) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "gridbox: [Errno 28] No space left on device: 'spec.txt'\n"
+    assert [path.name for path in (bench.root / "out").iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_reaches_the_program_and_leaves_no_orphan(bench, number):
+    argv = [sys.executable, "-c", SOURCE, *bench.train()]
+    stage = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "FAKE_TAO": "hang"})
+    line = next(line for line in stage.stdout if line.startswith("pids"))
+    pids = [int(word) for word in line.split()[1:]]
+    stage.send_signal(number)
+    assert stage.wait(10) == 128 + number
+    deadline = time.monotonic() + 5
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_alive(pid) for pid in pids)
+    assert not (bench.root / "out").exists()
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_missing_flag_and_unknown_task_are_exit_code_2(capsys):
+    assert step.run(["detectnet_v2", "train"], step.tao_stage) == 2
+    assert step.run(["detectnet_v2", "tarin"], step.tao_stage) == 2
+    assert "dataset_convert" in capsys.readouterr().err
+
+
+# --- NVIDIA's image --------------------------------------------------------------------------------------------------
+
+
+def python38():
+    candidates = [shutil.which("python3.8"), *sorted(Path.home().glob(".pyenv/versions/3.8*/bin/python3.8"))]
+    for candidate in filter(None, candidates):
+        if subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
+            return str(candidate)
+    return None
+
+
+def test_source_is_python_38_and_holds_nothing_kubeflow_would_replace():
+    ast.parse(SOURCE, feature_version=(3, 8))
+    assert "{{" not in SOURCE
+
+
+def test_vermin_finds_nothing_newer_than_python_38():
+    vermin = Path(sys.executable).with_name("vermin")
+    if not vermin.exists():
+        pytest.skip("vermin is not installed (extra `lint`)")
+    found = subprocess.run([vermin, "-t=3.8-", step.__file__], capture_output=True, check=False)
+    assert found.returncode == 0, found.stdout.decode()
+
+
+def test_source_imports_the_standard_library_only():
+    names = set()
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    assert names <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("python", [sys.executable, python38()], ids=["this Python", "Python 3.8"])
+def test_source_runs_as_the_command_of_a_container(bench, python, tmp_path):
+    if python is None:
+        pytest.skip("no python3.8 on this machine")
+    outputs = {
+        name: {"artifacts": [{"name": name, "uri": str(tmp_path / "out" / name)}]} for name in ("pruned", "metrics")
+    }
+    parameters = {"normalizer": "max", "equalization": "union", "granularity": 8.0, "threshold": 0.1}
+    parameters |= {"minimum_filters": 16.0, "excluded_layers": "", "target_ratio": 0.0}
+    inputs = {"model": {"artifacts": [{"name": "model", "uri": str(bench.root / "model")}]}}
+    document = executor_input(tmp_path, parameters, inputs, outputs)
+    command = [python, "-c", SOURCE, "detectnet_v2", "prune", "--executor-input", json.dumps(document)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(Path(document["outputs"]["outputFile"]).read_text())
+    assert written["artifacts"]["pruned"]["artifacts"][0]["metadata"] == {"present": True, "file_bytes": 6}
