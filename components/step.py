@@ -3,6 +3,7 @@
 import argparse
 import collections
 import contextlib
+import datetime
 import errno
 import hashlib
 import json
@@ -337,12 +338,15 @@ EXPERIMENT_PATHS = (
     "pretrained_model",
 )
 EXPERIMENT_VALUES = ("image_width", "image_height", "epochs", "batch_size", "learning_rate", "seed")
+# Lowest object that counts, pixels. Only evaluate has a parameter for it: training's own validation need not be trained
+# anew for another one.
+MINIMUM_HEIGHT, TAO_MINIMUM_HEIGHT = "minimum_height", 4
 # Derived: a hundredth of learning_rate, as in TAO's face-detection spec.
 MINIMUM_LEARNING_RATE = "minimum_learning_rate"
 INFERENCE_VALUES = ("image_width", "image_height", "batch_size")
 PLACEHOLDERS = {
     "convert": CONVERT_VALUES,
-    "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, MINIMUM_LEARNING_RATE),
+    "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, MINIMUM_LEARNING_RATE, MINIMUM_HEIGHT),
     "inference": ("model", *INFERENCE_VALUES),
 }
 _PLACEHOLDER = re.compile(r"\$\{([^}\n]*)\}")
@@ -559,6 +563,30 @@ def is_present(model: Path) -> bool:
     return model.is_file() or bool(read_manifest(model, "model")["counts"].get("present", True))
 
 
+STATUS_FILE = "status.json"
+
+
+def _status_lines(file: Path) -> Iterator[Dict[str, Any]]:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError):  # a line cut off by a kill
+            yield json.loads(line)
+
+
+def status_seconds(file: Path) -> Optional[float]:
+    """Returns how long the work of a `status.json` took, or None when it does not say.
+
+    A resumed training has several starts; what passed between the end of an attempt and the next start is left out.
+    """
+    total, begin, last = 0.0, None, None
+    for record in _status_lines(file):
+        now = datetime.datetime.strptime(record["date"] + " " + record["time"], "%m/%d/%Y %H:%M:%S")
+        if record["status"] == "STARTED":
+            total += (last - begin).total_seconds() if begin and last else 0.0
+            begin = now
+        last = now
+    return total + (last - begin).total_seconds() if begin and last else None
+
+
 def read_status(file: Path) -> Dict[str, Any]:
     """Returns the last loss and performance figures of a `status.json` (JSON lines, as TAO writes it).
 
@@ -566,11 +594,7 @@ def read_status(file: Path) -> Dict[str, Any]:
     a number (TAO writes `param_count` in millions). TAO's `size` is left out: the file's own size is exact.
     """
     figures = {}  # type: Dict[str, Any]
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line cut off by a kill
-            continue
+    for record in _status_lines(file):
         for section in ("graphical", "kpi"):
             for key, value in (record.get(section) or {}).items():
                 figures[key.replace(" ", "_")] = value
@@ -612,6 +636,7 @@ def _experiment_values(options: argparse.Namespace, **paths: object) -> Dict[str
     """Values of an experiment spec: the stage's parameters, its paths, and for paths it has no use for a mere name."""
     values = {name: getattr(options, name) for name in EXPERIMENT_VALUES}
     values[MINIMUM_LEARNING_RATE] = float(options.learning_rate) / 100
+    values[MINIMUM_HEIGHT] = getattr(options, MINIMUM_HEIGHT, TAO_MINIMUM_HEIGHT)
     for name in EXPERIMENT_PATHS:
         values[name] = paths.get(name, "unused")
     return values
@@ -655,9 +680,9 @@ def _train(options: argparse.Namespace) -> None:
         extra = [] if float(options.width) == 1.0 else ["--width", options.width]
         extra += [] if int(options.threads) == 0 else ["--threads", options.threads]
         _tao("train", "-e", spec, "-r", place.results, "-n", options.name, *extra)
-        figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+        figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.model) as scratch:
-            _copy(place.results, scratch, ("status.json", "weights"), required=("weights",))
+            _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
             kept = render_spec(options.spec, _symbolic(values))
             (scratch / "experiment_spec.txt").write_text(kept, encoding="utf-8")
             figures["file_bytes"] = weights_file(scratch).stat().st_size
@@ -667,7 +692,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
     counts = {"present": True, "file_bytes": weights_file(model).stat().st_size}
-    write_manifest(model, "model", counts, settings, logs=("status.json",))
+    write_manifest(model, "model", counts, settings, logs=(STATUS_FILE,))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -690,8 +715,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         if own.is_file():
             figures = json.loads(own.read_text(encoding="utf-8"))
         else:
-            figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+            figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
             figures["file_bytes"] = model.stat().st_size
+        figures["model_seconds"] = status_seconds(model.parent.parent / STATUS_FILE)
         return _write_evaluation(options, place.results, figures)
 
 
@@ -699,10 +725,10 @@ def _write_evaluation(options: argparse.Namespace, results: Optional[Path], figu
     with publish(options.evaluation) as scratch:
         scratch.mkdir()
         if results is not None:
-            _copy(results, scratch, ("status.json", "detections.jsonl"))
+            _copy(results, scratch, (STATUS_FILE, "detections.jsonl"))
         _write_json(scratch / "metrics.json", figures)
-        counts = {name: value for name, value in _numbers(figures) if name != "seconds"}
-        write_manifest(scratch, "evaluation", _sanitised(counts), {}, logs=("status.json",))
+        counts = {name: value for name, value in _numbers(figures) if "seconds" not in name}
+        write_manifest(scratch, "evaluation", _sanitised(counts), {}, logs=(STATUS_FILE,))
     _write_json(options.metrics, figures)
 
 
@@ -717,9 +743,9 @@ def _prune(options: argparse.Namespace) -> None:
         arguments += ["-el", *options.excluded_layers.split()] if options.excluded_layers.split() else []
         arguments += ["--target-ratio", options.target_ratio] if float(options.target_ratio) else []
         _tao("prune", *arguments, "--results_dir", place.results)
-        figures = dict(read_status(place.results / "status.json"), seconds=time.monotonic() - started)
+        figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.pruned) as scratch:
-            _copy(place.results, scratch, ("status.json", "weights"), required=("weights",))
+            _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
             _copy(options.model, scratch, ("experiment_spec.txt",))
             figures["file_bytes"] = weights_file(scratch).stat().st_size
             _write_model_manifest(scratch, _settings(options, *PRUNE_VALUES))
@@ -733,10 +759,10 @@ def _inference(options: argparse.Namespace) -> None:
         spec = place.write_spec(options.spec, dict(_settings(options, *INFERENCE_VALUES), model=model))
         _tao("inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
         with publish(options.annotated) as scratch:
-            _copy(place.results, scratch, ("status.json", "images_annotated", "labels"), required=("labels",))
+            _copy(place.results, scratch, (STATUS_FILE, "images_annotated", "labels"), required=("labels",))
             labels = [file.read_text(encoding="utf-8") for file in (scratch / "labels").glob("*.txt")]
             counts = {"images": len(labels), "detections": sum(len(text.splitlines()) for text in labels)}
-            write_manifest(scratch, "annotated", counts, {}, logs=("status.json",))
+            write_manifest(scratch, "annotated", counts, {}, logs=(STATUS_FILE,))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -747,11 +773,11 @@ def _export(options: argparse.Namespace) -> None:
         arguments += ["--target_opset", options.opset] if int(options.opset) else []
         _tao("export", *arguments, "--results_dir", place.results)
         with publish(options.exported) as scratch:
-            names = ("model.onnx", "labels.txt", "nvinfer_config.txt", "status.json")
+            names = ("model.onnx", "labels.txt", "nvinfer_config.txt", STATUS_FILE)
             _copy(place.results, scratch, names, required=("model.onnx", "labels.txt"))
             counts = {"file_bytes": (scratch / "model.onnx").stat().st_size}
             settings = _description(place.results, options)
-            write_manifest(scratch, "exported_model", counts, settings, logs=("status.json",))
+            write_manifest(scratch, "exported_model", counts, settings, logs=(STATUS_FILE,))
 
 
 def _description(results: Path, options: argparse.Namespace) -> Dict[str, Any]:
@@ -791,7 +817,7 @@ TASKS = {
     "evaluate": (
         _evaluate,
         ("kitti", "training_records", "validation_records", "model"),
-        _EXPERIMENT,
+        (*_EXPERIMENT, MINIMUM_HEIGHT),
         ("evaluation", "metrics"),
     ),
     "prune": (_prune, ("model",), PRUNE_VALUES, ("pruned", "metrics")),

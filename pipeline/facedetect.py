@@ -62,7 +62,7 @@ def facedetect(
     export_opset: int = 0,
     int8_calibration_images: int = 200,
     int8_max_points_lost: float = 2.0,
-    eval_min_face_height: int = 12,
+    eval_min_face_height: int = 4,
 ) -> None:
     """The whole face-detection workflow.
 
@@ -108,7 +108,7 @@ def facedetect(
         export_opset: ONNX operator set; 0: the engine's own choice.
         int8_calibration_images: Training images on which the ranges of activations are measured.
         int8_max_points_lost: Points of average precision (hundredths) the INT8 model may lose at most.
-        eval_min_face_height: Smallest face that counts in the final evaluation, pixels of the network's input.
+        eval_min_face_height: Lowest face that counts in every evaluation, pixels of the network's input.
     """
     size = {"image_width": data_width, "image_height": data_height}
     training = {
@@ -127,6 +127,8 @@ def facedetect(
         "learning_rate": retrain_learning_rate,
         "seed": retrain_seed,
     }
+
+    counting = {"minimum_height": eval_min_face_height}
 
     acquired = widerface.acquire(
         uri=data_uri,
@@ -154,7 +156,7 @@ def facedetect(
         sets[f"{split}_records"] = records.set_display_name(f"records {split}").outputs["records"]
 
     pretrained = detectnet_v2.pretrained_weights(uri=pretrained_uri).set_display_name("pretrained")
-    evaluated_pretrained = detectnet_v2.evaluate(**sets, **training, model=pretrained.outputs["model"])
+    evaluated_pretrained = detectnet_v2.evaluate(**sets, **training, model=pretrained.outputs["model"], **counting)
     evaluated_pretrained.set_display_name("evaluate pretrained")
 
     trained = detectnet_v2.train(
@@ -165,7 +167,7 @@ def facedetect(
         width=train_width,
         threads=train_threads,
     ).set_display_name("train")
-    evaluated = detectnet_v2.evaluate(**sets, **training, model=trained.outputs["model"])
+    evaluated = detectnet_v2.evaluate(**sets, **training, model=trained.outputs["model"], **counting)
     evaluated.set_display_name("evaluate")
 
     pruned = detectnet_v2.prune(
@@ -178,7 +180,7 @@ def facedetect(
         equalization=prune_equalization,
         excluded_layers=prune_excluded_layers,
     ).set_display_name("prune")
-    evaluated_pruned = detectnet_v2.evaluate(**sets, **training, model=pruned.outputs["pruned"])
+    evaluated_pruned = detectnet_v2.evaluate(**sets, **training, model=pruned.outputs["pruned"], **counting)
     evaluated_pruned.set_display_name("evaluate pruned")
 
     retrained = detectnet_v2.train(
@@ -189,7 +191,7 @@ def facedetect(
         width=1.0,  # the pruned graph has its own
         threads=train_threads,
     ).set_display_name("retrain")
-    evaluated_retrained = detectnet_v2.evaluate(**sets, **retraining, model=retrained.outputs["model"])
+    evaluated_retrained = detectnet_v2.evaluate(**sets, **retraining, model=retrained.outputs["model"], **counting)
     evaluated_retrained.set_display_name("evaluate retrained")
 
     detectnet_v2.inference(

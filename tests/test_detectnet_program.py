@@ -56,7 +56,7 @@ def experiment_spec(folder, kitti, records, name="train", pretrained="", epochs=
         folder, name, training_records=records / "training", validation_records=records / "validation",
         images_training=kitti / "training", images_validation=kitti / "validation",
         pretrained_model=pretrained, image_width=WIDTH, image_height=HEIGHT, epochs=epochs, batch_size=4,
-        learning_rate=0.003, minimum_learning_rate=0.00003, seed=1,
+        learning_rate=0.003, minimum_learning_rate=0.00003, seed=1, minimum_height=4,
     )  # fmt: skip
     file.write_text(re.sub(r'pretrained_model_file: ""\n', "", file.read_text()))
     return file
@@ -144,6 +144,18 @@ def test_the_workflow_prunes_retrains_exports_and_scores_alike(trained, kitti, r
         assert detectnet_v2("evaluate", "-e", spec, "-m", file, "-r", tmp_path / name) == 0
         scores.append(json.loads((tmp_path / name / "metrics.json").read_text())["mean_average_precision"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("words", [("-el", "conv1", "block_1a_conv_1"), ("-el", "conv1", "-el", "block_1a_conv_1")])
+def test_several_layers_may_follow_one_option(trained, tmp_path, words):
+    model = trained[0] / "weights/discs.safetensors"
+    before = load_network(model).config.backbone.channels
+    options = ("-pth", 2, "-nf", 4, "-pg", 4, *words, "--results_dir", tmp_path / "r")
+    assert detectnet_v2("prune", "-m", model, "-o", tmp_path / "pruned", *options) == 0
+    after = load_network(tmp_path / "pruned.safetensors").config.backbone.channels
+    assert after["conv1"] == before["conv1"]
+    assert after["block_1a_conv_1"] == before["block_1a_conv_1"]
+    assert after["block_4a_conv_1"] == 4
 
 
 def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, kitti, tmp_path):

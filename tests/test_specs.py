@@ -24,6 +24,7 @@ VALUES = {
     "learning_rate": 5e-4,
     "minimum_learning_rate": 5e-6,
     "seed": 42,
+    "minimum_height": 4,
 }
 
 

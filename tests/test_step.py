@@ -304,7 +304,8 @@ class Bench:
 
     def evaluate(self, model="model"):
         outputs = self.flags(evaluation=self.root / "out/evaluation", metrics=self.root / "out/metrics")
-        return ["detectnet_v2", "evaluate", *self.sets(), *self.experiment(model=self.root / model), *outputs]
+        own = {"model": self.root / model, "minimum_height": 12}
+        return ["detectnet_v2", "evaluate", *self.sets(), *self.experiment(**own), *outputs]
 
     def prune(self, **others):
         values = {"normalizer": "max", "equalization": "union", "granularity": 8, "threshold": 5.2e-06}
@@ -608,3 +609,11 @@ def test_source_runs_as_the_command_of_a_container(bench, python, tmp_path):
     assert done.returncode == 0, done.stderr
     written = json.loads(Path(document["outputs"]["outputFile"]).read_text())
     assert written["artifacts"]["pruned"]["artifacts"][0]["metadata"] == {"present": True, "file_bytes": 6}
+
+
+def test_time_between_two_attempts_does_not_count(tmp_path):
+    moments = [("STARTED", "7:0:0"), ("RUNNING", "7:0:30"), ("STARTED", "9:0:0"), ("SUCCESS", "9:1:5")]
+    lines = [json.dumps({"date": "11/21/2026", "time": time, "status": status}) for status, time in moments]
+    (tmp_path / "status.json").write_text("\n".join([*lines, '{"date": "11/2']))
+    assert step.status_seconds(tmp_path / "status.json") == 30 + 65
+    assert step.status_seconds(tmp_path / "nowhere.json") is None

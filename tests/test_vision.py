@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
 from components.vision.onnx_export import export_onnx
 from components.vision.optimizer import Adam, SoftStartAnnealing
 from components.vision.pruning import PruneSettings, coupled_convolutions, prune, threshold_for_ratio
-from components.vision.resnet import ResNetConfig
+from components.vision.resnet import PointwiseConvolution, ResNetConfig
 from components.vision.status import StatusLog
 from components.vision.threads import _cgroup_quota
 from components.vision.torch_predictor import TorchPredictor
@@ -156,6 +158,31 @@ def test_soft_start_annealing_ramps_in_the_logarithm():
     assert schedule.at(0.4) == pytest.approx(5e-4)
     assert schedule.at(0.85) == pytest.approx(math.sqrt(5e-6 * 5e-4))
     assert schedule.at(1.0) == pytest.approx(5e-6)
+
+
+@pytest.mark.parametrize("channels", [(8, 8, 16, 32, 64), (4, 4, 8, 12, 20), (12, 20, 36, 44, 68)])
+def test_networks_of_few_channels_train_without_a_crash(channels):
+    """In a process of its own: the crash that `PointwiseConvolution` avoids would take pytest along."""
+    program = f"""
+import torch
+from components.grid.geometry import GridGeometry
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.resnet import PointwiseConvolution, ResNetConfig
+stem, *blocks = {channels}
+names = ResNetConfig.of_width(10).channels
+config = ResNetConfig(10, channels={{n: stem if n == "conv1" else blocks[int(n[6]) - 1] for n in names}})
+network = GridNet(GridNetConfig(config, ("face",), GridGeometry(128, 96), {{}})).to(memory_format=torch.channels_last)
+for _ in range(30):
+    coverage, bbox = network(torch.rand(4, 3, 96, 128).to(memory_format=torch.channels_last))
+    (coverage.mean() + bbox.abs().mean()).backward()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_nth_pixel_first_is_the_strided_convolution():
+    convolution = PointwiseConvolution(8, 12, 1, 2)
+    x = torch.rand(2, 8, 9, 10)
+    torch.testing.assert_close(convolution.train()(x), convolution.eval()(x))
 
 
 def test_a_saved_network_is_the_same_network(tmp_path):

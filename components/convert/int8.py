@@ -15,9 +15,10 @@ from components.formats.kitti import Sample, read_split
 from components.grid.geometry import GridGeometry
 from components.measure.matching import HeightBand
 from components.measure.summary import summarise
-from components.step import MANIFEST, StageError, UserError, publish, read_manifest, write_manifest
+from components.step import MANIFEST, STATUS_FILE, StageError, UserError, publish, read_manifest, write_manifest
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
 from components.vision.scoring import KittiImages, network_input, score
+from components.vision.status import StatusLog
 
 KIND = "exported_model"
 _SEED = 0
@@ -85,7 +86,9 @@ def convert(exported: Path, kitti: Path, conversion: Conversion, output: Path) -
     before = _average_precision(predictor, kitti, conversion.min_face_height)
     images = calibration_images(kitti, conversion.calibration_images, predictor.geometry)
     with publish(output) as scratch:
-        shutil.copytree(exported, scratch, ignore=shutil.ignore_patterns(MODEL_FILE, MANIFEST))
+        shutil.copytree(exported, scratch, ignore=shutil.ignore_patterns(MODEL_FILE, MANIFEST, STATUS_FILE))
+        status = StatusLog(scratch)
+        status.write("STARTED", "Starting INT8 conversion")
         float_heads = quantize(exported / MODEL_FILE, scratch / MODEL_FILE, images, conversion.runtime)
         quantized = {
             "precision": "int8",
@@ -103,12 +106,13 @@ def convert(exported: Path, kitti: Path, conversion: Conversion, output: Path) -
                 f"at most {conversion.max_points_lost:g} are allowed; nothing was written. Calibrate on more images "
                 "(--calibration-images), allow more (--max-points-lost), or deploy the exported model as it is"
             )
+        status.write("SUCCESS", "INT8 conversion finished successfully")
         _write_manifest(scratch, result.metrics(), {**settings, "quantization": quantized})
     return result
 
 
 def _write_manifest(directory: Path, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    write_manifest(directory, KIND, counts, settings)
+    write_manifest(directory, KIND, counts, settings, logs=(STATUS_FILE,))
 
 
 def _average_precision(predictor: Predictor, kitti: Path, min_height: float) -> float:

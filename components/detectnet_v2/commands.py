@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from components import program
 from components.step import UserError, publish
@@ -155,7 +156,20 @@ def evaluate(
         StatusLog(results).write("SUCCESS", "Evaluation metrics generated", kpi=kpi, categorical=categorical)
 
 
-@app.command("prune")
+class _SeveralLayers(TyperCommand):
+    """TAO lets several names follow one `-el`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own copy of click
+        spread: list[str] = []
+        follows = False
+        for word in args:
+            is_layer = follows and not word.startswith("-")
+            spread += ["-el", word] if is_layer and spread[-1] not in ("-el", "--excluded_layers") else [word]
+            follows = is_layer or word in ("-el", "--excluded_layers")
+        return super().parse_args(ctx, spread)
+
+
+@app.command("prune", cls=_SeveralLayers)
 def prune(
     model: ModelFile,
     output: Annotated[Path, typer.Option("-o", "--output_file", help="The pruned model.")],
@@ -174,7 +188,7 @@ def prune(
         int, typer.Option("-nf", "--min_num_filters", min=1, help="No layer keeps fewer channels.")
     ] = 16,
     excluded_layers: Annotated[
-        list[str] | None, typer.Option("-el", "--excluded_layers", help="Layers left whole; repeat the option.")
+        list[str] | None, typer.Option("-el", "--excluded_layers", help="Layers left whole; several may follow.")
     ] = None,
     target_ratio: Annotated[
         float | None,
@@ -256,13 +270,14 @@ def pretrained(
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
     from components.step import write_manifest
     from components.store import fetch
-    from components.vision.checkpoint import load_network
 
     with publish(model) as scratch:
         weights = scratch / "weights"
         weights.mkdir(parents=True)
         counts: dict[str, Any] = {"present": bool(uri)}
         if uri:
+            from components.vision.checkpoint import load_network
+
             file = weights / uri.rsplit("/", 1)[-1]
             fetch(uri, file)
             load_network(file)  # refuses what cannot be used, here rather than in the training

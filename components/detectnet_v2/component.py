@@ -106,6 +106,7 @@ def evaluate(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    minimum_height: int,
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
@@ -123,6 +124,7 @@ def evaluate(
         batch_size: Images a step.
         learning_rate: As in training (the spec needs it).
         seed: As in training (the spec needs it).
+        minimum_height: Lowest object that counts, pixels of the network's input.
         evaluation: `metrics.json` and, from the open engine, `detections.jsonl`.
         metrics: Average precision and what else `metrics.json` has.
     """

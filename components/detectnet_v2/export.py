@@ -39,6 +39,8 @@ def export_model(
     output = output if output.suffix == ".onnx" else output.with_name(output.name + ".onnx")
     if output.exists():
         raise UserError(f"{output}: exists already; name another output file")
+    status = StatusLog(results or output.parent)
+    status.write("STARTED", "Starting export")
     network = load_network(model)
     if spec is not None:
         network.config = replace(network.config, clustering=experiment.clustering(spec))
@@ -52,7 +54,7 @@ def export_model(
     _write(output.with_name(LABELS), "".join(f"{name}\n" for name in network.config.class_names))
     print(f"Exported {output} (largest difference to PyTorch: {difference:.2g})")
     kpi = {"size": output.stat().st_size / 2**20, "param_count": count_parameters(network) / 1e6}
-    StatusLog(results or output.parent).write("SUCCESS", "Export finished successfully", kpi=kpi)
+    status.write("SUCCESS", "Export finished successfully", kpi=kpi)
     return output
 
 

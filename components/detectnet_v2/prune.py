@@ -28,6 +28,8 @@ def prune_model(
     output = output.with_suffix(SUFFIX)
     if output.exists():
         raise UserError(f"{output}: exists already; name another output file")
+    status = StatusLog(results or output.parent)
+    status.write("STARTED", "Starting pruning")
     network = load_network(model)
     if target_ratio is not None:
         settings = replace(settings, threshold=threshold_for_ratio(network, settings, target_ratio))
@@ -45,5 +47,5 @@ def prune_model(
         "size": output.stat().st_size / 2**20,
         "param_count": count_parameters(pruned) / 1e6,
     }
-    StatusLog(results or output.parent).write("SUCCESS", "Pruning finished successfully", kpi=kpi)
+    status.write("SUCCESS", "Pruning finished successfully", kpi=kpi)
     return ratio

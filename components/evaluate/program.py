@@ -76,7 +76,7 @@ def score_model(model: Path, source: Source, protocol: Protocol, outputs: Output
     predictor = load_predictor(model)
     images = source.open(predictor, protocol.ignore_regions)
     result = evaluate("scored", predictor, images, protocol)
-    _write([result], [measured_row(result)], images, source, protocol, outputs, {})
+    _write([result], [measured_row(result, model)], images, source, protocol, outputs, {})
     return result
 
 
@@ -108,7 +108,7 @@ def final_report(
     images = source.open(predictors[0], protocol.ignore_regions)
     before = evaluate("exported", predictors[0], images, protocol)
     after = evaluate("quantized", predictors[1], images, protocol)
-    rows += [measured_row(before), measured_row(after)]
+    rows += [measured_row(before, exported), measured_row(after, quantized)]
     lost = points_lost(before.average_precision, after.average_precision)
     extra = {} if lost is None else {"quantization_points_lost": lost}
     _write([before, after], rows, images, source, protocol, outputs, extra)

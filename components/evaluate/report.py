@@ -140,8 +140,7 @@ def _method(final: Evaluated, protocol: Protocol, rows: Sequence[StageRow], noun
         "Inside ignore regions nothing counts."
         if protocol.ignore_regions
         else "Ignore regions were switched off: what they mark had to be found like everything else.",
-        "Time is what the evaluation of that stage reports. For the models scored here it is the network and the "
-        "clustering over all images, without reading them.",
+        "Time is what it took to make the model of that stage, by its status log.",
     ]
     if final.metrics["skipped_labels"]:
         skipped = ", ".join(f"{count:,} {what}" for what, count in final.metrics["skipped_labels"].items() if count)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.evaluation import METRICS_FILE, Evaluated
-from components.step import UserError
+from components.step import STATUS_FILE, UserError, status_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class StageRow:
         average_precision: At the report's IoU threshold, 0 to 1, or None.
         parameters: Number of weights, or None.
         file_bytes: Size of the model file, or None.
-        seconds: Time the stage's evaluation reports, or None.
+        seconds: Time it took to make the model, or None.
         note: What a reader has to know, for example that the stage was skipped.
     """
 
@@ -50,14 +50,14 @@ def earlier_row(name: str, evaluation: Path | None) -> StageRow:
     return StageRow(name, note="skipped") if metrics.get("skipped") else row
 
 
-def measured_row(model: Evaluated) -> StageRow:
-    """Returns the row of a model that this evaluation scored."""
-    return _row(model.name.capitalize(), model.metrics)
+def measured_row(model: Evaluated, path: Path) -> StageRow:
+    """Returns the row of a model that this evaluation scored; its status log stands in the artifact at `path`."""
+    return _row(model.name.capitalize(), {**model.metrics, "model_seconds": status_seconds(path / STATUS_FILE)})
 
 
 def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
     score, parameters = metrics.get("mean_average_precision"), metrics.get("parameters")
-    size, seconds = metrics.get("file_bytes"), metrics.get("seconds")
+    size, seconds = metrics.get("file_bytes"), metrics.get("model_seconds")
     return StageRow(
         name,
         None if score is None else float(score),

@@ -94,6 +94,21 @@ def batch_norm_name(convolution: str) -> str:
     return "bn_conv1" if convolution == "conv1" else convolution.replace("_conv_", "_bn_")
 
 
+class PointwiseConvolution(nn.Conv2d):
+    """A 1x1 convolution that trains in any number of channels.
+
+    PyTorch 2.13 crashes on CPUs (oneDNN, memory corruption) in the backward pass of a strided 1x1 convolution with
+    fewer than 16 input channels in channels-last order. Taking every n-th pixel first computes the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the convolution of `x` [N, C, H, W]."""
+        step = self.stride[0]
+        if self.training and step > 1 and self.in_channels < 16:
+            return nn.functional.conv2d(x[:, :, ::step, ::step], self.weight, self.bias)
+        return super().forward(x)
+
+
 class ResNet(nn.Module):
     """The backbone: [N, 3, H, W] RGB in 0..1 to [N, channels of the last unit, H/16, W/16]."""
 
@@ -112,7 +127,8 @@ class ResNet(nn.Module):
 
     def _add(self, name: str, in_channels: int, kernel: int, stride: int) -> None:
         out_channels = self.config.channels[name]
-        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+        kind = PointwiseConvolution if kernel == 1 else nn.Conv2d
+        convolution = kind(in_channels, out_channels, kernel, stride, padding=kernel // 2)
         initialise(convolution)
         self.add_module(name, convolution)
         if self.config.use_batch_norm:
