@@ -55,8 +55,8 @@ CPU_REAL: dict[str, Any] = {
     "data_min_face_height": 8,
     "data_small_faces": "ignore",
     "data_invalid_faces": "ignore",
-    "train_epochs": 70,
-    "retrain_epochs": 20,
+    "train_epochs": 80,
+    "retrain_epochs": 25,
     "eval_min_face_height": 20,
 }
 

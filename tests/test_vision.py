@@ -93,7 +93,7 @@ def kept_indices(network, group, settings):
     merged = None
     for name in group:
         kernel = network.get_parameter(f"backbone.{name}.weight")
-        norms = [math.sqrt(sum(float(v) ** 2 for v in kernel[i].flatten())) for i in range(len(kernel))]
+        norms = [math.sqrt(sum(v**2 for v in kernel[i].flatten().tolist())) for i in range(len(kernel))]
         norms = [norm / max(norms) for norm in norms]
         merged = norms if merged is None else [max(a, b) for a, b in zip(merged, norms, strict=True)]
     count = max(sum(norm > settings.threshold for norm in merged), min(settings.minimum_filters, len(merged)))
