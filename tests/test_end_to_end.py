@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 
+from components.step import sha256
 from components.vision.checkpoint import find_weights, load_tensors
 
 GRIDBOX = Path(sys.executable).with_name("gridbox")
@@ -64,11 +65,14 @@ def test_the_whole_workflow_ends_with_a_report(finished):
 
 def test_every_artifact_is_named_and_summed(finished):
     runs, _, _ = finished
-    manifests = [json.loads(file.read_text()) for file in (runs / "first").glob("*/*/manifest.json")]
-    kinds = {manifest["kind"] for manifest in manifests}
-    assert {"raw_faces", "kitti_set", "records", "model", "exported_model", "evaluation"} <= kinds
-    for manifest in manifests:
-        assert manifest["files"]
+    manifests = {file.parent: json.loads(file.read_text()) for file in (runs / "first").glob("*/*/manifest.json")}
+    kinds = {manifest["kind"] for manifest in manifests.values()}
+    assert kinds == {"raw_faces", "kitti_set", "records", "model", "exported_model", "evaluation", "annotated"}
+    for folder, manifest in manifests.items():
+        present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+        assert set(manifest["files"]) == present - {"manifest.json"}
+        for name, digest in manifest["files"].items():
+            assert digest is None or sha256(folder / name) == digest
 
 
 def test_a_second_run_takes_every_stage_from_the_cache(finished):
