@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# As in the stages: threads that spin while they wait would take the cores from everything beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

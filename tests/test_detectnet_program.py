@@ -51,12 +51,12 @@ def write_spec(folder: Path, name: str, **values) -> Path:
     return file
 
 
-def experiment_spec(folder, kitti, records, name="train", pretrained="", epochs=3):
+def experiment_spec(folder, kitti, records, name="train", pretrained="", epochs=12):
     file = write_spec(
         folder, name, training_records=records / "training", validation_records=records / "validation",
         images_training=kitti / "training", images_validation=kitti / "validation",
         pretrained_model=pretrained, image_width=WIDTH, image_height=HEIGHT, epochs=epochs, batch_size=4,
-        learning_rate=0.003, minimum_learning_rate=0.00003, seed=1, minimum_height=4,
+        learning_rate=0.01, minimum_learning_rate=0.0001, seed=1, minimum_height=4,
     )  # fmt: skip
     file.write_text(re.sub(r'pretrained_model_file: ""\n', "", file.read_text()))
     return file
@@ -86,7 +86,7 @@ def test_training_leaves_taos_results_and_a_falling_loss(trained):
     lines = [json.loads(line) for line in (results / "status.json").read_text().splitlines()]
     assert [lines[0]["status"], lines[-1]["status"]] == ["STARTED", "SUCCESS"]
     losses = [line["graphical"]["loss"] for line in lines if "graphical" in line]
-    assert len(losses) == 3
+    assert len(losses) == 12
     assert losses[-1] < losses[0]
 
 
@@ -167,7 +167,8 @@ def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, 
     cv2.imwrite(str(source / "double.png"), image.repeat(2, axis=0).repeat(2, axis=1))
     spec = write_spec(tmp_path, "inference", image_width=WIDTH, image_height=HEIGHT, batch_size=2,
                       model=results / "weights/discs.safetensors")  # fmt: skip
-    spec.write_text(re.sub(r"(coverage_threshold|nms_confidence_threshold): [\d.]+", r"\1: 0.0", spec.read_text()))
+    thresholds = r"(coverage_threshold|nms_confidence_threshold|minimum_bounding_box_height): [\d.]+"
+    spec.write_text(re.sub(thresholds, r"\1: 0", spec.read_text()))
     assert detectnet_v2("inference", "-e", spec, "-i", source, "-r", tmp_path / "out") == 0
     assert cv2.imread(str(tmp_path / "out/images_annotated/double.png")).shape == (HEIGHT * 2, WIDTH * 2, 3)
     plain, double = (

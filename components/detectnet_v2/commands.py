@@ -84,7 +84,7 @@ def train(
     key: Key = "",
     name: Annotated[str, typer.Option("-n", "--model_name", help="Base name of the trained model.")] = "model",
     enable_determinism: Annotated[
-        bool, typer.Option("--enable_determinism", help="Accepted as TAO does; training is always deterministic.")
+        bool, typer.Option("--enable_determinism", help="Deterministic kernels on a GPU; on a CPU training always is.")
     ] = False,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs; this release trains on one.")] = 1,
     width: Annotated[
@@ -110,7 +110,7 @@ def train(
     results.mkdir(parents=True, exist_ok=True)
     with publish(results / "experiment_spec.txt") as scratch:
         scratch.write_text(spec.text, encoding="utf-8")
-    run(spec.message, TrainOptions(results, name, width, threads))
+    run(spec.message, TrainOptions(results, name, width, threads, enable_determinism))
 
 
 @app.command("evaluate")

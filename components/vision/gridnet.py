@@ -1,7 +1,7 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -37,16 +37,11 @@ class GridNetConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
-        geometry = {name: getattr(self.geometry, name) for name in GridGeometry.__dataclass_fields__}
-        clustering = {
-            name: {key: getattr(value, key) for key in Clustering.__dataclass_fields__}
-            for name, value in self.clustering.items()
-        }
         return {
-            "backbone": self.backbone.to_json(),
+            "backbone": asdict(self.backbone),
             "class_names": list(self.class_names),
-            "geometry": geometry,
-            "clustering": clustering,
+            "geometry": asdict(self.geometry),
+            "clustering": {name: asdict(value) for name, value in self.clustering.items()},
         }
 
     @classmethod

@@ -1,8 +1,8 @@
 """ResNet backbones of stride 16 with TAO's layer names (TAO 5.0, `core/templates/resnet.py`)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,6 @@ class ResNetConfig:
                 has_projection = self.all_projections or index == 0
                 units.append(Unit(name, block, _BLOCK_STRIDES[block] if index == 0 else 1, has_projection))
         return units
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values; `ResNetConfig(**values)` builds the same network again."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
