@@ -62,6 +62,12 @@ def publish(path: Path) -> Iterator[Path]:
             scratch.unlink()
 
 
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes a JSON file, beside it first. The same content gives the same bytes; NaN is a programming error."""
+    with publish(path) as scratch:
+        scratch.write_text(json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's content in hexadecimal."""
     digest = hashlib.sha256()
@@ -99,7 +105,7 @@ def write_manifest(
         "settings": dict(settings),
         "files": files,
     }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(directory / MANIFEST, manifest)
 
 
 def read_manifest(directory: Path, kind: str) -> Dict[str, Any]:
@@ -544,17 +550,18 @@ def workplace(keep_results: bool = False) -> Iterator[Workplace]:
 
 
 def weights_file(model: Path) -> Path:
-    """Returns the one model file of a model artifact (or of a plain file, that file).
+    """Returns the one model file of a model artifact or of its `weights` folder; a path that is no folder, as it is.
 
     Raises:
-        UserError: There is none, or more than one.
+        UserError: There is none in the folder, or more than one.
     """
-    if model.is_file():
+    if not model.is_dir():
         return model
-    found = sorted(file for file in (model / "weights").glob("*") if file.suffix in WEIGHTS)
+    folder = model / "weights" if (model / "weights").is_dir() else model
+    found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
-        raise UserError(f"{model / 'weights'}: exactly one model file is needed ({', '.join(WEIGHTS)}), found {names}")
+        raise UserError(f"{folder}: exactly one model file is needed ({', '.join(WEIGHTS)}), found {names}")
     return found[0]
 
 
@@ -627,11 +634,6 @@ def _copy(results: Path, target: Path, names: Sequence[str], required: Sequence[
     target.mkdir(parents=True, exist_ok=True)
 
 
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with publish(path) as scratch:
-        scratch.write_text(json.dumps(_sanitised(document), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _experiment_values(options: argparse.Namespace, **paths: object) -> Dict[str, Any]:
     """Values of an experiment spec: the stage's parameters, its paths, and for paths it has no use for a mere name."""
     values = {name: getattr(options, name) for name in EXPERIMENT_VALUES}
@@ -687,7 +689,7 @@ def _train(options: argparse.Namespace) -> None:
             (scratch / "experiment_spec.txt").write_text(kept, encoding="utf-8")
             figures["file_bytes"] = weights_file(scratch).stat().st_size
             _write_model_manifest(scratch, _settings(options, *EXPERIMENT_VALUES, "name", "width"))
-        _write_json(options.metrics, figures)
+        write_json(options.metrics, _sanitised(figures))
 
 
 def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
@@ -726,10 +728,10 @@ def _write_evaluation(options: argparse.Namespace, results: Optional[Path], figu
         scratch.mkdir()
         if results is not None:
             _copy(results, scratch, (STATUS_FILE, "detections.jsonl"))
-        _write_json(scratch / "metrics.json", figures)
+        write_json(scratch / "metrics.json", _sanitised(figures))
         counts = {name: value for name, value in _numbers(figures) if "seconds" not in name}
         write_manifest(scratch, "evaluation", _sanitised(counts), {}, logs=(STATUS_FILE,))
-    _write_json(options.metrics, figures)
+    write_json(options.metrics, _sanitised(figures))
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -749,7 +751,7 @@ def _prune(options: argparse.Namespace) -> None:
             _copy(options.model, scratch, ("experiment_spec.txt",))
             figures["file_bytes"] = weights_file(scratch).stat().st_size
             _write_model_manifest(scratch, _settings(options, *PRUNE_VALUES))
-        _write_json(options.metrics, figures)
+        write_json(options.metrics, _sanitised(figures))
 
 
 def _inference(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from components import program
-from components.step import StageError, UserError, publish
+from components.step import StageError, UserError, publish, write_json
 
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
@@ -116,8 +116,7 @@ def _run(
         arguments = json.loads(given.read_text(encoding="utf-8"))
     else:
         arguments = _arguments(pipeline, file, data, profile, assignments)
-        with publish(given) as scratch:
-            scratch.write_text(json.dumps(arguments, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(given, arguments)
     run_pipeline(file, arguments, settings, lock)
     report = settings.folder / "report.html"
     settings.console.print(f"results: {settings.folder}", markup=False, highlight=False, soft_wrap=True)

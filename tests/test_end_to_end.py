@@ -16,8 +16,8 @@ import psutil
 import pytest
 import torch
 
-from components.step import sha256
-from components.vision.checkpoint import find_weights, load_tensors
+from components.step import sha256, weights_file
+from components.vision.checkpoint import load_tensors
 
 GRIDBOX = Path(sys.executable).with_name("gridbox")
 # Smaller than the profile: what counts here is that every stage runs, not what it learns.
@@ -122,7 +122,7 @@ def trained_epochs(stage, epochs):
 
 
 def weights(folder):
-    return {stage: load_tensors(find_weights(folder / stage / "model"))[0] for stage in STAGES_WITH_WEIGHTS}
+    return {stage: load_tensors(weights_file(folder / stage / "model"))[0] for stage in STAGES_WITH_WEIGHTS}
 
 
 def assert_same_weights(one, other):

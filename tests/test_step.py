@@ -473,8 +473,9 @@ def test_model_artifact_needs_exactly_one_model_file(tmp_path, names):
     (tmp_path / "weights").mkdir()
     for name in names:
         (tmp_path / "weights" / name).write_text("")
-    with pytest.raises(UserError, match="exactly one model file"):
-        step.weights_file(tmp_path)
+    for path in (tmp_path, tmp_path / "weights"):
+        with pytest.raises(UserError, match="exactly one model file"):
+            step.weights_file(path)
 
 
 def test_failure_shows_the_last_40_lines_and_leaves_nothing(bench, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from components.grid.clustering import Clustering
 from components.grid.geometry import GridGeometry
 from components.step import UserError
-from components.vision.checkpoint import find_weights, load_network, save_network
+from components.vision.checkpoint import load_network, save_network
 from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
 from components.vision.onnx_export import export_onnx
 from components.vision.optimizer import Adam, SoftStartAnnealing
@@ -214,13 +214,6 @@ def test_a_broken_or_foreign_weights_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(UserError, match="not one that gridbox wrote"):
         load_network(foreign)
-
-
-def test_two_weights_in_a_folder_need_a_name(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.safetensors").touch()
-    with pytest.raises(UserError, match=r"one\.safetensors, two\.safetensors"):
-        find_weights(tmp_path)
 
 
 def test_the_exported_model_computes_what_pytorch_does_at_any_batch_size(tmp_path):

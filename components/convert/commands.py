@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from components.step import write_json
+
 app = typer.Typer(name="convert", help="Exported models in other precisions.", no_args_is_help=True)
 
 
@@ -50,14 +52,14 @@ def int8(
     ] = RuntimeName.onnxruntime,
 ) -> None:
     """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
-    from components.convert.int8 import Conversion, write_metrics
+    from components.convert.int8 import Conversion
     from components.convert.int8 import convert as run
     from components.convert.quantize import Runtime
 
     conversion = Conversion(calibration_images, max_points_lost, min_face_height, Runtime(runtime.value))
     result = run(exported, kitti, conversion, quantized)
     if metrics is not None:
-        write_metrics(metrics, result)
+        write_json(metrics, result.metrics())
     if result.calibration_images < calibration_images:
         print(f"The set has only {result.calibration_images} training images; calibrated on all of them")
     change = f"lost {result.points_lost:.2f}" if result.points_lost >= 0 else f"gained {-result.points_lost:.2f}"

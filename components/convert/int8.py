@@ -1,6 +1,5 @@
 """Converts an exported model to INT8 and refuses when that costs too much accuracy."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,9 +151,3 @@ def calibration_images(kitti: Path, wanted: int, geometry: GridGeometry) -> list
     if not reservoir:
         raise UserError(f"{kitti}: the training split is empty, so there is nothing to calibrate on")
     return [network_input(sample.image, f"{kitti}: {sample.file_name}", geometry)[0] for sample in reservoir]
-
-
-def write_metrics(path: Path, result: Converted) -> None:
-    """Writes the numbers as flat JSON."""
-    with publish(path) as scratch:
-        scratch.write_text(json.dumps(result.metrics(), indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
-import json
 import sys
 import time
 from enum import StrEnum
@@ -14,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from components import program
-from components.step import UserError, publish
+from components.step import UserError, publish, weights_file, write_json
 
 app = typer.Typer(
     name="detectnet_v2",
@@ -149,7 +148,7 @@ def evaluate(
     if results:
         figures["parameters"], figures["file_bytes"] = predictor.parameters, predictor.file_bytes
         figures["seconds"] = time.monotonic() - begin
-        _write_json(results / "metrics.json", figures)
+        write_json(results / "metrics.json", figures)
         percent = {name: 100 * value for name, value in figures["average_precision"].items() if value is not None}
         kpi = {"mean average precision": 100 * (figures["mean_average_precision"] or 0.0)}
         categorical = {"average_precision": percent, "num_objects": figures["objects"]}
@@ -255,11 +254,10 @@ def export(
     """Write a model as ONNX with TAO's tensor names, checked against PyTorch."""
     from components.detectnet_v2.export import export_model
     from components.detectnet_v2.spec import load_experiment
-    from components.vision.checkpoint import find_weights
 
     message = load_experiment(spec_file).message if spec_file else None
-    target = output or find_weights(model).with_suffix(".onnx")
-    export_model(find_weights(model), target, message, target_opset, static_batch_size, results)
+    target = output or weights_file(model).with_suffix(".onnx")
+    export_model(weights_file(model), target, message, target_opset, static_batch_size, results)
 
 
 @app.command("pretrained")
@@ -290,9 +288,3 @@ def pretrained(
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with publish(path) as scratch:
-        scratch.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")

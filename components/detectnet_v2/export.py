@@ -1,11 +1,10 @@
 """`detectnet_v2 export`: ONNX with TAO's tensor names, labels and a description of the model."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from components.detectnet_v2 import experiment, spec_pb2
-from components.step import UserError, publish
+from components.step import UserError, publish, write_json
 from components.vision.checkpoint import load_network
 from components.vision.gridnet import count_parameters
 from components.vision.onnx_export import export_onnx
@@ -50,14 +49,10 @@ def export_model(
         "parameters": count_parameters(network),
         "tensors": {"input": INPUT, "coverage": COVERAGE_OUTPUT, "bbox": BBOX_OUTPUT},
     }
-    _write(output.with_name(DESCRIPTION_FILE), json.dumps(description, indent=2, sort_keys=True) + "\n")
-    _write(output.with_name(LABELS), "".join(f"{name}\n" for name in network.config.class_names))
+    write_json(output.with_name(DESCRIPTION_FILE), description)
+    with publish(output.with_name(LABELS)) as scratch:
+        scratch.write_text("".join(f"{name}\n" for name in network.config.class_names), encoding="utf-8")
     print(f"Exported {output} (largest difference to PyTorch: {difference:.2g})")
     kpi = {"size": output.stat().st_size / 2**20, "param_count": count_parameters(network) / 1e6}
     status.write("SUCCESS", "Export finished successfully", kpi=kpi)
     return output
-
-
-def _write(path: Path, text: str) -> None:
-    with publish(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")

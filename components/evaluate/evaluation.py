@@ -12,7 +12,7 @@ from rich.progress import track
 
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE, HeightBand, Matching
 from components.measure.summary import summarise
-from components.step import publish, write_manifest
+from components.step import publish, write_json, write_manifest
 from components.vision.predictor import Predictor
 from components.vision.scoring import ImageSource, LabelledImage, Scored, score
 
@@ -109,7 +109,7 @@ def write_evaluation(
     }
     with publish(output) as scratch:
         scratch.mkdir()
-        _write_text(scratch / METRICS_FILE, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        write_json(scratch / METRICS_FILE, metrics)
         _write_text(scratch / REPORT_FILE, report)
         with (scratch / DETECTIONS_FILE).open("w", encoding="utf-8") as stream:
             for line in _detection_lines(models):

@@ -10,7 +10,7 @@ from components.evaluate.evaluation import Evaluated, Protocol, evaluate, flat_m
 from components.evaluate.report import DataSet, render
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
 from components.evaluate.wider import WiderImages
-from components.step import MANIFEST, UserError, publish
+from components.step import MANIFEST, UserError, publish, write_json
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import ImageSource, KittiImages
 
@@ -138,6 +138,4 @@ def _write(
         with publish(outputs.report) as scratch:
             scratch.write_text(html, encoding="utf-8")
     if outputs.metrics is not None:
-        numbers = {**flat_metrics(models), **extra}
-        with publish(outputs.metrics) as scratch:
-            scratch.write_text(json.dumps(numbers, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(outputs.metrics, {**flat_metrics(models), **extra})

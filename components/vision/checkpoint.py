@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from components.step import UserError, publish
+from components.step import UserError, publish, weights_file
 from components.vision.gridnet import GridNet, GridNetConfig
 
 SUFFIX = ".safetensors"
@@ -63,24 +63,8 @@ def save_network(path: Path, network: GridNet) -> None:
 
 def load_network(path: Path) -> GridNet:
     """Builds and loads the network of a checkpoint file or of a model artifact's `weights/` folder."""
-    path = find_weights(path)
+    path = weights_file(path)
     tensors, header = load_tensors(path)
     network = GridNet(GridNetConfig.from_json(header["network"]))
     network.load_state_dict(tensors)
     return network
-
-
-def find_weights(path: Path) -> Path:
-    """Returns the one weights file of a model artifact, or `path` itself when it is a file.
-
-    Raises:
-        UserError: The folder holds no weights, or more than one.
-    """
-    if not path.is_dir():
-        return path
-    folder = path / "weights" if (path / "weights").is_dir() else path
-    candidates = sorted(file for file in folder.iterdir() if file.suffix in (SUFFIX, ".hdf5", ".tlt"))
-    if len(candidates) != 1:
-        found = ", ".join(file.name for file in candidates) or "none"
-        raise UserError(f"{folder}: one model file is needed here, found {found}; name the file itself")
-    return candidates[0]

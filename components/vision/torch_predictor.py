@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from components.vision.checkpoint import find_weights, load_network
+from components.step import weights_file
+from components.vision.checkpoint import load_network
 from components.vision.gridnet import GridNet, count_parameters
 from components.vision.predictor import Grids, Images
 from components.vision.threads import available_cores
@@ -16,7 +17,7 @@ class TorchPredictor:
 
     def __init__(self, path: Path) -> None:
         torch.set_num_threads(available_cores())
-        file = find_weights(path)
+        file = weights_file(path)
         self._attach(load_network(file), file.stat().st_size)
 
     @classmethod
