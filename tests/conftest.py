@@ -1,12 +1,16 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 # As in the stages: threads that spin while they wait would take the cores from everything beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+
+# Started in the background of a shell, pytest inherits an ignored SIGINT, and so would the programs interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
