@@ -71,7 +71,3 @@ class Letterbox:
     def boxes_to_frame(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Maps boxes [N, 4] (x1, y1, x2, y2) from source pixels to frame pixels, unclipped and unrounded."""
         return boxes * self.scale + (self.dx, self.dy, self.dx, self.dy)
-
-    def boxes_to_source(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Maps boxes [N, 4] from frame pixels back to source pixels."""
-        return (boxes - (self.dx, self.dy, self.dx, self.dy)) / self.scale
