@@ -1,16 +1,19 @@
-"""Candidate cells to detections: weighted DBSCAN and greedy NMS, as DetectNet_v2's evaluation clusters them."""
+"""Candidate cells to detections: as DetectNet_v2 evaluates, and with its slightly different numerics at inference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.grid.dbscan import NOISE, density_labels
 from components.grid.decode import decode
 from components.grid.geometry import GridGeometry
-from components.measure.boxes import iou
+from components.grid.nms import nms
+from components.grid.overlap import Flags, Overlap, overlapping
 
-NOISE = -1
+ConfidenceModel = Literal["aggregate_cov", "mean_cov"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,8 @@ class Clustering:
     """How one class's candidate cells become detections (a `clustering_config` message).
 
     Attributes:
-        algorithm: `dbscan` merges candidates (score = sum of coverage, may exceed 1); `nms` picks the best ones
-            (score = coverage of one cell).
+        algorithm: `dbscan` merges candidates; `nms` picks the best ones (score = coverage of one cell); `hybrid`
+            picks the best ones among the members of the clusters that `dbscan` would return.
         coverage_threshold: Cells with more coverage than this are candidates, 0 to 1.
         minimum_height: Detections of at most this height in pixels are dropped.
         dbscan_eps: Candidates with 1 - IoU of at most this are neighbours, 0 to 1.
@@ -27,9 +30,12 @@ class Clustering:
         dbscan_confidence_threshold: Clusters with a lower score are dropped.
         nms_iou_threshold: A candidate overlapping a better one by more than this is dropped, 0 to 1.
         nms_confidence_threshold: Candidates with a lower score are dropped.
+        confidence_model: A cluster's score at inference: `aggregate_cov`, the sum of its members' coverage, which
+            may exceed 1, or `mean_cov`, where their mean lies between their least (0) and greatest (1). Evaluation
+            always takes the sum.
     """
 
-    algorithm: Literal["dbscan", "nms"] = "dbscan"
+    algorithm: Literal["dbscan", "nms", "hybrid"] = "dbscan"
     coverage_threshold: float = 0.005
     minimum_height: int = 4
     dbscan_eps: float = 0.15
@@ -37,12 +43,36 @@ class Clustering:
     dbscan_confidence_threshold: float = 0.0
     nms_iou_threshold: float = 0.3
     nms_confidence_threshold: float = 0.0
+    confidence_model: ConfidenceModel = "aggregate_cov"
+
+
+@dataclass(frozen=True, slots=True)
+class _Numerics:
+    """In what the two paths differ.
+
+    Attributes:
+        cluster_overlap: IoU between candidates that may form a cluster.
+        nms_overlap: IoU between candidates that may suppress each other.
+        eps_margin: Added to `dbscan_eps`.
+        confident: Whether scores [K] satisfy a threshold.
+    """
+
+    cluster_overlap: Overlap
+    nms_overlap: Overlap
+    eps_margin: float
+    confident: Callable[[NDArray[np.float32], float], Any]
+
+
+_EVALUATION = _Numerics(Overlap(smoothing=1e-5), Overlap(smoothing=1e-5), 0.0, np.greater_equal)
+_INFERENCE = _Numerics(Overlap(smoothing=0.01), Overlap(border=1.0), 1e-12, np.greater)
 
 
 def detect(
     coverage: NDArray[np.float32], bbox: NDArray[np.float32], geometry: GridGeometry, clustering: Clustering
 ) -> NDArray[np.float32]:
-    """Returns one class's detections in one image, best first.
+    """Returns one class's detections in one image as TAO's evaluation finds them, best first.
+
+    A score must reach its threshold. TAO refuses `hybrid` here; it gets what inference does, in these numerics.
 
     Args:
         coverage: [rows, columns], the network's coverage output.
@@ -53,86 +83,89 @@ def detect(
     Returns:
         [K, 5] x1, y1, x2, y2 in pixels of the network's input, and score.
     """
+    return _detect(coverage, bbox, geometry, clustering, "aggregate_cov", _EVALUATION)
+
+
+def detect_for_inference(
+    coverage: NDArray[np.float32], bbox: NDArray[np.float32], geometry: GridGeometry, clustering: Clustering
+) -> NDArray[np.float32]:
+    """Returns one class's detections in one image as TAO's inference finds them, best first.
+
+    A score must exceed its threshold, and `confidence_model` counts. Arguments and result as for `detect`.
+    """
+    return _detect(coverage, bbox, geometry, clustering, clustering.confidence_model, _INFERENCE)
+
+
+def _detect(
+    coverage: NDArray[np.float32],
+    bbox: NDArray[np.float32],
+    geometry: GridGeometry,
+    clustering: Clustering,
+    confidence_model: ConfidenceModel,
+    numerics: _Numerics,
+) -> NDArray[np.float32]:
     candidate = coverage > clustering.coverage_threshold
     boxes, scores = decode(bbox, geometry)[candidate], coverage[candidate]
-    if clustering.algorithm == "dbscan":
-        boxes, scores = merge_clusters(
-            boxes, scores, dbscan(1.0 - iou(boxes, boxes), scores, clustering.dbscan_eps, clustering.dbscan_min_samples)
-        )
-        threshold = clustering.dbscan_confidence_threshold
-    else:
-        best = nms(boxes, scores, clustering.nms_iou_threshold)
+
+    def kept(boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float) -> Flags:
+        tall = boxes[:, 3] - boxes[:, 1] > clustering.minimum_height
+        return np.asarray(tall & numerics.confident(scores, threshold), bool)
+
+    if clustering.algorithm != "nms":
+        labels = _cluster(boxes, scores, clustering, numerics)
+        merged = merge_clusters(boxes, scores, labels, confidence_model)
+        surviving = kept(*merged, clustering.dbscan_confidence_threshold)
+        if clustering.algorithm == "dbscan":
+            boxes, scores = (values[surviving] for values in merged)
+        else:
+            # The last entry answers for noise, whose label is -1.
+            member = np.append(surviving, False)[labels]
+            boxes, scores = boxes[member], scores[member]
+    if clustering.algorithm != "dbscan":
+        best = nms(boxes, scores, clustering.nms_iou_threshold, numerics.nms_overlap)
+        best = best[kept(boxes[best], scores[best], clustering.nms_confidence_threshold)]
         boxes, scores = boxes[best], scores[best]
-        threshold = clustering.nms_confidence_threshold
-    kept = (boxes[:, 3] - boxes[:, 1] > clustering.minimum_height) & (scores >= threshold)
-    order = np.argsort(-scores[kept], kind="stable")
-    return np.column_stack([boxes[kept], scores[kept]])[order].astype(np.float32)
+    order = np.argsort(-scores, kind="stable")
+    return np.column_stack([boxes, scores])[order]
 
 
-def dbscan(
-    distances: NDArray[np.float64], weights: NDArray[np.float32], eps: float, min_samples: float
+def _cluster(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], clustering: Clustering, numerics: _Numerics
 ) -> NDArray[np.int64]:
-    """Clusters points by density; the labels are those of scikit-learn's DBSCAN on precomputed distances.
-
-    Args:
-        distances: [N, N] symmetric.
-        weights: [N] sample weights; they count towards `min_samples`.
-        eps: Largest distance of neighbours.
-        min_samples: Weight in a point's neighbourhood (itself included) that makes it a core point.
-
-    Returns:
-        [N] cluster of each point, numbered by first core point, or `NOISE`. A border point belongs to the first
-        cluster that reaches it.
-    """
-    count = len(weights)
-    if count == 0:
-        return np.zeros(0, np.int64)
-    near = distances <= eps
-    core = near @ weights.astype(np.float64) >= min_samples
-    # Connected components of the core points: every point takes the smallest index it can see, until none changes.
-    reach = near & core
-    root = np.where(core, np.arange(count), count)
-    while True:
-        seen = np.where(reach, root, count).min(axis=1)
-        seen = np.where(core, np.minimum(root, seen), count)
-        jumped = np.append(seen, count)[seen]
-        if np.array_equal(jumped, root):
-            break
-        root = jumped
-    # A border point joins the earliest cluster among its core neighbours; a point without one is noise.
-    first = np.where(reach, root, count).min(axis=1)
-    labels = np.full(count, NOISE, np.int64)
-    reached = first < count
-    labels[reached] = np.unique(first[reached], return_inverse=True)[1]
-    return labels
+    """Returns the DBSCAN label [N] of every candidate; the distance is 1 - IoU."""
+    eps = clustering.dbscan_eps + numerics.eps_margin
+    near = overlapping(boxes, numerics.cluster_overlap, 1.0 - eps, lambda iou: 1.0 - iou <= eps)
+    return density_labels(near, scores, clustering.dbscan_min_samples)
 
 
 def merge_clusters(
-    boxes: NDArray[np.float32], weights: NDArray[np.float32], labels: NDArray[np.int64]
+    boxes: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    confidence_model: ConfidenceModel = "aggregate_cov",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Returns each cluster's weighted mean box [K, 4] and its sum of weights [K]; noise is dropped."""
-    member = labels != NOISE
-    boxes, weights, labels = boxes[member], weights[member], labels[member]
-    clusters = int(labels.max()) + 1 if len(labels) else 0
-    total = np.bincount(labels, weights, minlength=clusters)
-    merged = np.stack([np.bincount(labels, weights * boxes[:, edge], minlength=clusters) for edge in range(4)], axis=1)
-    return (merged / total[:, None]).astype(np.float32), total.astype(np.float32)
-
-
-def nms(boxes: NDArray[np.float32], scores: NDArray[np.float32], iou_threshold: float) -> NDArray[np.int64]:
-    """Returns the indices [K] that greedy non-maximum suppression keeps, best score first.
+    """Turns clusters of candidates into one box each.
 
     Args:
-        boxes: [N, 4] in pixels.
-        scores: [N].
-        iou_threshold: A box that overlaps an already kept one by more than this is dropped.
+        boxes: [N, 4].
+        weights: [N], the candidates' coverage.
+        labels: [N], clusters 0 to K - 1; noise is dropped.
+        confidence_model: See `Clustering`. A cluster whose members all have the same coverage has no range to
+            rescale `mean_cov` in (TAO divides by zero): it keeps that coverage.
+
+    Returns:
+        Each cluster's weighted mean box [K, 4] and confidence [K].
     """
-    order = np.argsort(-scores, kind="stable")
-    overlapping = iou(boxes[order], boxes[order]) > iou_threshold
-    suppressed = np.zeros(len(order), bool)
-    kept = []
-    for position in range(len(order)):
-        if not suppressed[position]:
-            kept.append(order[position])
-            suppressed |= overlapping[position]
-    return np.array(kept, np.int64)
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels == NOISE) :]
+    if not len(order):
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    boxes, weights, labels = boxes[order], weights[order].astype(np.float64), labels[order]
+    total = np.bincount(labels, weights)
+    merged = np.stack([np.bincount(labels, weights * edge) for edge in boxes.T], axis=1) / total[:, None]
+    confidence = total
+    if confidence_model == "mean_cov":
+        first = np.searchsorted(labels, np.arange(len(total)))
+        least, greatest = np.minimum.reduceat(weights, first), np.maximum.reduceat(weights, first)
+        mean, spread = total / np.bincount(labels), greatest - least
+        confidence = np.divide(mean - least, spread, out=greatest, where=spread > 0)
+    return merged.astype(np.float32), confidence.astype(np.float32)

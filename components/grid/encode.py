@@ -1,5 +1,6 @@
 """Boxes to grid targets: DetectNet_v2's coverage ellipses and edge distances (TAO 5.0, `bbox_rasterizer.py`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from components.grid.geometry import GridGeometry
 
 # Coverage is the share of a 4 x 4 supersample of each cell.
 _SAMPLES = 4
+_SAMPLE_OFFSETS = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
 # TAO's floor for an ellipse's half axes, in cells.
 _SMALLEST_RADIUS = 0.1
 
@@ -66,96 +68,76 @@ def encode(
         class_ids: [K] index into `shapes`.
         shapes: One coverage shape for each of the C classes.
         geometry: The grid.
-        deadzone_radius: 0 (the deadzone equals the full ellipse) to 1 (it equals the coverage ellipse).
+        deadzone_radius: 0 (the deadzone equals the coverage ellipse) to 1 (it equals the full ellipse).
     """
-    classes, rows, columns = len(shapes), geometry.rows, geometry.columns
-    coverage = np.zeros((classes, rows, columns), np.float32)
-    norm = np.zeros_like(coverage)
-    bbox = np.zeros((classes, 4, rows, columns), np.float32)
+    # Sample points covered in each cell, and the box that covers them (without meaning where there are none).
+    covered = np.zeros((len(shapes), geometry.rows, geometry.columns), np.uint8)
+    owner = np.zeros(covered.shape, np.intp)
+    inverse_area = np.zeros(len(boxes), np.float32)
+    for index in np.argsort(boxes[:, 3], kind="stable").tolist():
+        ellipse, deadzone = _ellipses(boxes[index] / geometry.stride, shapes[class_ids[index]], deadzone_radius)
+        inverse_area[index] = 1.0 / max(4 * ellipse.rx * ellipse.ry, 1.0)
+        rows = _touched(deadzone.cy, deadzone.ry, geometry.rows)
+        columns = _touched(deadzone.cx, deadzone.rx, geometry.columns)
+        inside = ellipse.samples_inside(rows, columns)
+        erased = inside if deadzone == ellipse else deadzone.samples_inside(rows, columns)
+        below = covered[class_ids[index], rows, columns]
+        # The deadzone holds the ellipse: a cell that it does not erase is not written either. Where both miss an
+        # empty cell, nothing is written over nothing.
+        won = erased >= below
+        np.copyto(below, inside, where=won)
+        np.copyto(owner[class_ids[index], rows, columns], index, where=won)
+
+    coverage = covered.astype(np.float32) / np.float32(_SAMPLES**2)
+    norm = np.zeros(covered.shape, np.float32)
+    bbox = np.zeros((len(shapes), 4, geometry.rows, geometry.columns), np.float32)
+    class_id, row, column = cells = np.nonzero(covered)
+    norm[cells] = coverage[cells] * inverse_area[owner[cells]]
     points_x, points_y = geometry.reference_points()
-    for index in np.argsort(boxes[:, 3], kind="stable"):
-        box, class_id = boxes[index], int(class_ids[index])
-        ellipse = _Ellipse.of(box / geometry.stride, shapes[class_id], deadzone_radius)
-        x0, x1 = _cell_range(ellipse.cx, max(ellipse.rx, ellipse.deadzone_rx), columns)
-        y0, y1 = _cell_range(ellipse.cy, max(ellipse.ry, ellipse.deadzone_ry), rows)
-        if x0 >= x1 or y0 >= y1:
-            continue
-        share = _share_inside(ellipse.cx, ellipse.cy, ellipse.rx, ellipse.ry, x0, x1, y0, y1)
-        if ellipse.has_deadzone:
-            deadzone = _share_inside(ellipse.cx, ellipse.cy, ellipse.deadzone_rx, ellipse.deadzone_ry, x0, x1, y0, y1)
-        else:
-            deadzone = share
-        window = np.s_[y0:y1, x0:x1]
-        current = coverage[class_id][window]
-        erased = (deadzone >= current) & (deadzone > 0)
-        current[erased] = 0
-        norm[class_id][window][erased] = 0
-        bbox[class_id][:, y0:y1, x0:x1][:, erased] = 0
-        written = (share >= current) & (share > 0)
-        current[written] = share[written]
-        norm[class_id][window][written] = share[written] * ellipse.inverse_area
-        edges = np.empty((4, y1 - y0, x1 - x0), np.float32)
-        edges[0] = points_x[x0:x1] - box[0]
-        edges[1] = (points_y[y0:y1] - box[1])[:, None]
-        edges[2] = box[2] - points_x[x0:x1]
-        edges[3] = (box[3] - points_y[y0:y1])[:, None]
-        bbox[class_id][:, y0:y1, x0:x1][:, written] = edges[:, written] / np.float32(geometry.scale)
+    x, y = points_x[column], points_y[row]
+    x1, y1, x2, y2 = boxes[owner[cells]].T
+    bbox[class_id, :, row, column] = np.stack([x - x1, y - y1, x2 - x, y2 - y], axis=1) / np.float32(geometry.scale)
     return Targets(coverage, norm, bbox)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ellipse:
-    """Coverage and deadzone ellipse of one box, in cells."""
+    """An upright ellipse: centre and half axes, in cells."""
 
     cx: float
     cy: float
     rx: float
     ry: float
-    deadzone_rx: float
-    deadzone_ry: float
 
-    @classmethod
-    def of(cls, box: NDArray[np.float32], shape: CoverageShape, deadzone_radius: float) -> "_Ellipse":
-        x1, y1, x2, y2 = (float(edge) for edge in box)
-        cx = x1 + shape.center_x * (x2 - x1)
-        cy = y1 + shape.center_y * (y2 - y1)
-        full_rx = cx - x1 if shape.center_x < 0.5 else x2 - cx
-        full_ry = cy - y1 if shape.center_y < 0.5 else y2 - cy
-        rx = max(shape.radius_x * full_rx, _SMALLEST_RADIUS)
-        ry = max(shape.radius_y * full_ry, _SMALLEST_RADIUS)
-        if rx < shape.min_radius:
-            rx, ry = shape.min_radius, shape.min_radius * ry / rx
-        if ry < shape.min_radius:
-            rx, ry = shape.min_radius * rx / ry, shape.min_radius
-        return cls(
-            cx,
-            cy,
-            rx,
-            ry,
-            max((1 - deadzone_radius) * rx + deadzone_radius * full_rx, rx),
-            max((1 - deadzone_radius) * ry + deadzone_radius * full_ry, ry),
-        )
-
-    @property
-    def inverse_area(self) -> float:
-        return 1.0 / max(4 * self.rx * self.ry, 1.0)
-
-    @property
-    def has_deadzone(self) -> bool:
-        return self.deadzone_rx > self.rx or self.deadzone_ry > self.ry
+    def samples_inside(self, rows: slice, columns: slice) -> NDArray[np.uint8]:
+        """Returns how many of each cell's 4 x 4 sample points lie strictly inside."""
+        x = np.arange(columns.start, columns.stop) + _SAMPLE_OFFSETS[:, None]
+        y = np.arange(rows.start, rows.stop) + _SAMPLE_OFFSETS[:, None]
+        x, y = ((x - self.cx) / self.rx) ** 2, ((y - self.cy) / self.ry) ** 2
+        inside = x[:, None, None, :] + y[:, :, None] < 1
+        count: NDArray[np.uint8] = inside.view(np.uint8).sum((0, 1), np.uint8)
+        return count
 
 
-def _cell_range(center: float, radius: float, cells: int) -> tuple[int, int]:
-    """Returns the half-open range of cells that [center - radius, center + radius] touches, inside the grid."""
-    return max(0, int(np.floor(center - radius))), min(cells, int(np.ceil(center + radius)))
+def _ellipses(box: NDArray[np.float32], shape: CoverageShape, deadzone_radius: float) -> tuple[_Ellipse, _Ellipse]:
+    """Returns the coverage ellipse and the deadzone, which holds it, of a box [4] in cells."""
+    x1, y1, x2, y2 = box.tolist()
+    cx = x1 + shape.center_x * (x2 - x1)
+    cy = y1 + shape.center_y * (y2 - y1)
+    full_rx = cx - x1 if shape.center_x < 0.5 else x2 - cx
+    full_ry = cy - y1 if shape.center_y < 0.5 else y2 - cy
+    rx = max(shape.radius_x * full_rx, _SMALLEST_RADIUS)
+    ry = max(shape.radius_y * full_ry, _SMALLEST_RADIUS)
+    if rx < shape.min_radius:
+        rx, ry = shape.min_radius, shape.min_radius * ry / rx
+    if ry < shape.min_radius:
+        rx, ry = shape.min_radius * rx / ry, shape.min_radius
+    deadzone_rx = max((1 - deadzone_radius) * rx + deadzone_radius * full_rx, rx)
+    deadzone_ry = max((1 - deadzone_radius) * ry + deadzone_radius * full_ry, ry)
+    return _Ellipse(cx, cy, rx, ry), _Ellipse(cx, cy, deadzone_rx, deadzone_ry)
 
 
-def _share_inside(
-    cx: float, cy: float, rx: float, ry: float, x0: int, x1: int, y0: int, y1: int
-) -> NDArray[np.float32]:
-    """Returns [y1 - y0, x1 - x0]: the share of each cell's 4 x 4 sample points strictly inside the ellipse."""
-    x = x0 + (np.arange((x1 - x0) * _SAMPLES) + 0.5) / _SAMPLES
-    y = y0 + (np.arange((y1 - y0) * _SAMPLES) + 0.5) / _SAMPLES
-    inside = ((x - cx) / rx) ** 2 + (((y - cy) / ry) ** 2)[:, None] < 1
-    share: NDArray[np.float32] = inside.reshape(y1 - y0, _SAMPLES, x1 - x0, _SAMPLES).mean((1, 3), dtype=np.float32)
-    return share
+def _touched(center: float, radius: float, cells: int) -> slice:
+    """Returns the range of cells that [center - radius, center + radius] touches, inside the grid."""
+    start = min(max(math.floor(center - radius), 0), cells)
+    return slice(start, max(min(math.ceil(center + radius), cells), start))
