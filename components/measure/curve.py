@@ -1,11 +1,17 @@
 """Precision and recall over the score threshold, and what is read off that curve."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.measure.boxes import Floats
+
+# How a curve becomes one number: the area under it, or the mean over eleven recalls (TAO's `average_precision_mode`).
+AveragePrecisionMode = Literal["integrate", "sample"]
+# 0, 0.1, …, 1.
+_SAMPLES = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +42,21 @@ class PrecisionRecall:
         """Returns [K] the interpolated precision: the best precision at this recall or any higher one."""
         return np.maximum.accumulate(self.precision[::-1])[::-1]
 
-    def average_precision(self) -> float:
-        """Returns the area under the interpolated curve, 0 to 1, over all its points (VOC 2010 and later).
+    def average_precision(self, mode: AveragePrecisionMode = "integrate") -> float:
+        """Returns the average precision, 0 to 1.
 
         NaN when there is no object; 0 when nothing was detected; 1 for a perfect detector.
+
+        Args:
+            mode: `integrate`: the area under the interpolated curve, over all its points (VOC 2010 and later).
+                `sample`: the mean of the interpolated precision at recall 0, 0.1, …, 1 (VOC 2007).
         """
         if not self.objects:
             return float("nan")
+        if mode == "sample":
+            # In whole numbers: a recall of 3/10 reaches the sample at 0.3, which a division may miss.
+            reached = np.searchsorted(self.true_positives * (_SAMPLES - 1), np.arange(_SAMPLES) * self.objects)
+            return float(np.append(self.envelope(), 0.0)[reached].mean())
         return float(np.sum(np.diff(self.recall, prepend=0.0) * self.envelope()))
 
     def f1(self) -> Floats:

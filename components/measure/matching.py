@@ -9,6 +9,7 @@ once. A handful of rounds of NumPy replaces the walk.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,38 @@ UNMATCHED = -1
 _PAIRS_AT_ONCE = 50_000
 
 
+class Sizes(Protocol):
+    """Which boxes count, by their size."""
+
+    @property
+    def minimum_height(self) -> float:
+        """Pixels below which no box counts."""
+        ...
+
+    def contains(self, boxes: Floats) -> Booleans:
+        """Returns [N]: whether each box [N, 4] counts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSizes:
+    """Boxes from the smallest to the largest width and height, both ends included (TAO's `evaluation_box_config`)."""
+
+    minimum_width: float = 0.0
+    maximum_width: float = math.inf
+    minimum_height: float = 0.0
+    maximum_height: float = math.inf
+
+    def contains(self, boxes: Floats) -> Booleans:
+        """Returns [N]: whether each box [N, 4] lies within the limits."""
+        width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        inside = (width >= self.minimum_width) & (width <= self.maximum_width)
+        return np.asarray(inside & (height >= self.minimum_height) & (height <= self.maximum_height), bool)
+
+
 @dataclass(frozen=True, slots=True)
 class HeightBand:
-    """Objects from `minimum` (included) to `maximum` (excluded) pixels high."""
+    """Objects from `minimum` (included) to `maximum` (excluded) pixels high, so that neighbouring bands share none."""
 
     minimum: float = 0.0
     maximum: float = math.inf
@@ -36,6 +66,11 @@ class HeightBand:
     def __post_init__(self) -> None:
         if not 0 <= self.minimum < self.maximum:
             raise ValueError(f"a height band rises from at least 0, not from {self.minimum:g} to {self.maximum:g}")
+
+    @property
+    def minimum_height(self) -> float:
+        """See `Sizes`."""
+        return self.minimum
 
     @property
     def name(self) -> str:
@@ -85,7 +120,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """What became of every detection and every ground truth in one height band.
+    """What became of every detection and every ground truth, where those of some sizes count.
 
     Detections and ground truths of all images stand one after the other, those of an image in their given order.
 
@@ -112,12 +147,12 @@ class Matching:
 
 
 class Matcher:
-    """The detections and ground truths of a data set, with their overlaps, ready to be matched in any height band.
+    """The detections and ground truths of a data set, with their overlaps, ready to be matched for any sizes.
 
     Rules (pycocotools, `COCOeval.evaluateImg`): by descending score, a detection takes the counted truth, not taken
-    yet, with which it has the highest IoU of at least the threshold. Failing that it takes a truth outside the band
+    yet, with which it has the highest IoU of at least the threshold. Failing that it takes a truth of another size
     in the same manner, or falls into a region that holds at least that share of it; then it is neutral. Failing that
-    it is neutral when it is itself outside the band, and a false positive otherwise. A truth is taken once, a region
+    it is neutral when it is itself of another size, and a false positive otherwise. A truth is taken once, a region
     any number of times. Of equal overlaps the later truth is taken.
     """
 
@@ -190,13 +225,13 @@ class Matcher:
         """Returns where the truths, then the regions, of the image with this index stand in a `Matching`."""
         return slice(int(self._truth_start[image]), int(self._truth_start[image + 1]))
 
-    def match(self, band: HeightBand = ANY_HEIGHT) -> Matching:
-        """Matches detections to the ground truths whose height lies in `band`; the others are ignored."""
-        counted = band.contains(self._truths) & ~self._region
+    def match(self, sizes: Sizes = ANY_HEIGHT) -> Matching:
+        """Matches detections to the ground truths of these sizes; the others are ignored."""
+        counted = sizes.contains(self._truths) & ~self._region
         choices = np.argsort(2 * self._pair_detection + ~counted[self._pair_truth], kind="stable")
         matched = self._defer(self._pair_detection[choices], self._pair_truth[choices])
 
-        outcome = np.where(band.contains(self._boxes), FALSE_POSITIVE, NEUTRAL).astype(np.int8)
+        outcome = np.where(sizes.contains(self._boxes), FALSE_POSITIVE, NEUTRAL).astype(np.int8)
         taken = matched != UNMATCHED
         outcome[taken] = np.where(counted[matched[taken]], TRUE_POSITIVE, NEUTRAL)
         found = np.zeros(len(counted), bool)
