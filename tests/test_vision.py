@@ -1,180 +1,168 @@
-"""Backbones, pruning, optimiser, checkpoints and export."""
+"""Backbones, checkpoints, status log and threads."""
 
 import json
-import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from networks import assert_same_outputs, network_of, small_network
 from safetensors.torch import save_file
 
 from components.grid.clustering import Clustering
 from components.grid.geometry import GridGeometry
 from components.step import UserError
-from components.vision.checkpoint import load_network, save_network
-from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
-from components.vision.onnx_export import export_onnx
-from components.vision.optimizer import Adam, SoftStartAnnealing
-from components.vision.pruning import PruneSettings, coupled_convolutions, prune, threshold_for_ratio
-from components.vision.resnet import PointwiseConvolution, ResNetConfig
+from components.vision.checkpoint import load_network, save_network, save_tensors
+from components.vision.gridnet import GridNet, GridNetConfig, count_parameters, parameters_of
+from components.vision.pruning import PruneSettings, prune
+from components.vision.resnet import PointwiseConvolution, ResNetConfig, copy_matching
 from components.vision.status import StatusLog
 from components.vision.threads import _cgroup_quota
-from components.vision.torch_predictor import TorchPredictor
-
-
-def small_network(depth=10, width=0.25, seed=0, **options):
-    torch.manual_seed(seed)
-    geometry = GridGeometry(96, 64)
-    config = GridNetConfig(ResNetConfig.of_width(depth, width, **options), ("face",), geometry, {"face": Clustering()})
-    network = GridNet(config)
-    for module in network.modules():  # moving statistics as after some training
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval()
-
 
 # tao.md's table: Keras parameter counts with one class, moving statistics included.
+PARAMETERS = [
+    # depth, backbone with all projections, total with and without, trainable with and without
+    (10, 4_918_848, 4_921_413, 4_921_413, 4_915_525, 4_915_525),
+    (18, 11_548_288, 11_550_853, 11_197_893, 11_539_205, 11_188_165),
+    (34, 22_238_016, 22_240_581, 21_317_189, 22_217_797, 21_300_037),
+    (50, 38_193_024, 38_203_269, 23_597_957, 38_127_621, 23_544_837),
+]
+
+
 @pytest.mark.parametrize(
-    ("depth", "all_projections", "parameters"),
-    [
-        (10, True, 4_921_413),
-        (10, False, 4_921_413),
-        (18, True, 11_550_853),
-        (18, False, 11_197_893),
-        (34, True, 22_240_581),
-        (34, False, 21_317_189),
-    ],
+    ("depth", "backbone", "total_true", "total_false", "trained_true", "trained_false"), PARAMETERS
 )
-def test_full_width_networks_have_the_parameters_of_tao(depth, all_projections, parameters):
-    with torch.device("meta"):
+def test_full_width_networks_have_the_parameters_of_tao(
+    depth, backbone, total_true, total_false, trained_true, trained_false
+):
+    for all_projections, total, trained in ((True, total_true, trained_true), (False, total_false, trained_false)):
         config = ResNetConfig.of_width(depth, 1.0, all_projections)
-        network = GridNet(GridNetConfig(config, ("face",), GridGeometry(736, 416), {}))
-    assert count_parameters(network) == parameters
+        with torch.device("meta"):
+            network = GridNet(GridNetConfig(config, ("face",), GridGeometry(736, 416), {}))
+        assert count_parameters(network) == parameters_of(config, classes=1) == total
+        assert sum(parameter.numel() for parameter in network.parameters()) == trained
+        if all_projections:
+            assert count_parameters(network.backbone) == backbone
 
 
-def test_outputs_lie_on_a_grid_of_stride_16():
-    coverage, bbox = small_network()(torch.rand(2, 3, 64, 96))
+@pytest.mark.parametrize(("all_projections", "parameters"), [(True, 11_555_983), (False, 11_203_023)])
+def test_three_classes_have_the_parameters_of_public_logs(all_projections, parameters):
+    assert parameters_of(ResNetConfig.of_width(18, 1.0, all_projections), classes=3) == parameters
+
+
+@pytest.mark.parametrize("use_batch_norm", [True, False])
+@pytest.mark.parametrize("depth", [10, 18, 34, 50])
+def test_parameters_are_counted_without_building(depth, use_batch_norm):
+    config = ResNetConfig.of_width(depth, 0.1, use_batch_norm=use_batch_norm)
+    assert parameters_of(config, classes=2) == count_parameters(network_of(config, ("a", "b")))
+
+
+def test_layers_have_the_names_of_tao():
+    names = {
+        name.rpartition(".")[2] for name, module in small_network(50, 0.05).named_modules() if not [*module.children()]
+    }
+    unit = ["conv_1", "bn_1", "conv_2", "bn_2", "conv_3", "bn_3"]
+    units = [
+        f"block_{block}{letter}"
+        for block, letters in enumerate(("abc", "abcd", "abcdef", "abc"), 1)
+        for letter in letters
+    ]
+    shortcuts = [f"block_{block}a_{kind}_shortcut" for block in range(1, 5) for kind in ("conv", "bn")]
+    expected = {f"{name}_{part}" for name in units for part in unit} | set(shortcuts)
+    assert names == expected | {"conv1", "bn_conv1", "output_bbox", "output_cov"}
+
+
+@pytest.mark.parametrize("use_pooling", [True, False])
+@pytest.mark.parametrize("depth", [10, 18, 34, 50])
+def test_outputs_lie_on_a_grid_of_stride_16(depth, use_pooling):
+    coverage, bbox = small_network(depth, 0.05, use_pooling=use_pooling)(torch.rand(2, 3, 64, 96))
     assert coverage.shape == (2, 1, 4, 6)
     assert bbox.shape == (2, 4, 4, 6)
     assert (coverage >= 0).all()
     assert (coverage <= 1).all()
 
 
-@pytest.mark.parametrize("depth", [10, 18])
-def test_a_pruned_network_computes_what_the_full_one_does_without_the_removed_channels(depth):
-    network = small_network(depth)
-    settings = PruneSettings(threshold=0.9, granularity=1, minimum_filters=2)
-    kept_names = network.config.backbone.channels
-    pruned = prune(network, settings).eval()
-    assert count_parameters(pruned) < count_parameters(network)
-    # Silence the removed channels in the full network: zero scale and shift behind every convolution.
-    for group in coupled_convolutions(network.config.backbone):
-        for name in group:
-            full = network.get_parameter(f"backbone.{name}.weight")
-            batch_norm = "bn_conv1" if name == "conv1" else name.replace("_conv_", "_bn_")
-            kept = kept_indices(network, group, settings)
-            assert pruned.config.backbone.channels[name] == len(kept) <= kept_names[name] == len(full)
-            silent = torch.ones(len(full), dtype=torch.bool)
-            silent[kept] = False
-            with torch.no_grad():
-                network.get_parameter(f"backbone.{batch_norm}.weight")[silent] = 0
-                network.get_parameter(f"backbone.{batch_norm}.bias")[silent] = 0
-    images = torch.rand(2, 3, 64, 96)
+def test_a_bottleneck_strides_in_its_first_convolution():
+    convolutions = {c.name: c for c in ResNetConfig.of_width(50).convolutions()}
+    assert [convolutions[f"block_2a_conv_{i}"].stride for i in (1, 2, 3)] == [2, 1, 1]
+    assert convolutions["block_2a_conv_shortcut"].stride == 2
+    assert [convolutions[f"block_2a_conv_{i}"].kernel for i in (1, 2, 3)] == [1, 3, 1]
+
+
+def test_pooling_takes_the_place_of_the_first_blocks_stride():
+    network = small_network(10, 0.05, use_pooling=True).backbone
+    images = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        for one, other in zip(network(images), pruned(images), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        stem = torch.relu(network.bn_conv1(network.conv1(images)))
+        # TAO: 3x3 windows two apart over the image with a frame of zeros, in plain loops
+        framed = torch.nn.functional.pad(stem, (1, 1, 1, 1))
+        rows, columns = stem.shape[2] // 2, stem.shape[3] // 2
+        pooled = torch.empty(1, stem.shape[1], rows, columns)
+        for y in range(rows):
+            for x in range(columns):
+                pooled[:, :, y, x] = framed[:, :, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3].amax((2, 3))
+        seen = []
+        network.block_1a_conv_1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        network(images)
+    assert torch.equal(seen[0], pooled)
+    assert network.block_1a_conv_1.stride == (1, 1)
 
 
-def kept_indices(network, group, settings):
-    """TAO's rule in plain loops."""
-    merged = None
-    for name in group:
-        kernel = network.get_parameter(f"backbone.{name}.weight")
-        norms = [math.sqrt(sum(v**2 for v in kernel[i].flatten().tolist())) for i in range(len(kernel))]
-        norms = [norm / max(norms) for norm in norms]
-        merged = norms if merged is None else [max(a, b) for a, b in zip(merged, norms, strict=True)]
-    count = max(sum(norm > settings.threshold for norm in merged), min(settings.minimum_filters, len(merged)))
-    count = min(len(merged), math.ceil(count / settings.granularity) * settings.granularity)
-    best = sorted(range(len(merged)), key=lambda i: -merged[i])[:count]
-    return sorted(best)
+def test_dropout_zeroes_features_in_training_only():
+    network = small_network(10, 0.05, dropout_rate=0.5)
+    reference = small_network(10, 0.05)
+    assert_same_outputs(network, reference, 0, 0)
+    images = torch.rand(8, 3, 64, 96)
+    with torch.no_grad():
+        plain = reference.backbone(images)
+        network.backbone.training = True  # batch norms stay as they are
+        dropped = network.backbone(images)
+    zeroed = (dropped == 0) & (plain > 0)
+    assert 0.4 < zeroed.sum() / (plain > 0).sum() < 0.6
+    torch.testing.assert_close(dropped[~zeroed], 2 * plain[~zeroed])
 
 
-def test_identity_shortcuts_couple_all_convolutions_of_a_block():
-    groups = coupled_convolutions(ResNetConfig.of_width(18))
-    assert ("block_1a_conv_2", "block_1a_conv_shortcut", "block_1b_conv_2") in groups
-    assert ("conv1",) in groups
-    names = [name for group in groups for name in group]
-    assert sorted(names) == sorted(ResNetConfig.of_width(18).channels)
+def test_batch_norms_that_are_not_trained_stay_in_inference_mode():
+    network = small_network()
+    network.backbone.bn_conv1.requires_grad_(False)
+    statistics = network.backbone.bn_conv1.running_mean.clone()
+    others = network.backbone.block_1a_bn_1.running_mean.clone()
+    network.train()(torch.rand(2, 3, 64, 96))
+    assert torch.equal(network.backbone.bn_conv1.running_mean, statistics)
+    assert not torch.equal(network.backbone.block_1a_bn_1.running_mean, others)
 
 
-def test_granularity_minimum_and_exclusion_hold():
-    network = small_network(width=0.5)
-    settings = PruneSettings(threshold=2.0, granularity=8, minimum_filters=12, excluded=("block_3a_conv_1",))
-    channels = prune(network, settings).config.backbone.channels
-    assert channels["block_3a_conv_1"] == network.config.backbone.channels["block_3a_conv_1"]
-    assert channels["conv1"] == 16
-    with pytest.raises(UserError, match="block_9z"):
-        prune(network, PruneSettings(excluded=("block_9z",)))
+def test_layers_are_copied_whole_or_not_at_all():
+    source, target = small_network(18, 0.25, seed=1), small_network(18, 0.5, class_names=("a", "b"))
+    state = source.state_dict()
+    fitting = target.state_dict()["backbone.block_2a_conv_1.weight"] + 1
+    state["backbone.block_2a_conv_1.weight"] = fitting  # but its bias does not fit
+    state["backbone.conv1.weight"] = target.state_dict()["backbone.conv1.weight"] + 1
+    state["backbone.conv1.bias"] = target.state_dict()["backbone.conv1.bias"] + 1
+    before = target.state_dict()["backbone.block_2a_conv_1.weight"].clone()
+    copied, left = copy_matching(state, target)
+    assert copied == ["conv1"]
+    assert {"block_2a_conv_1", "bn_conv1", "output_cov"} <= set(left)
+    assert torch.equal(target.state_dict()["backbone.conv1.bias"], state["backbone.conv1.bias"])
+    assert torch.equal(target.state_dict()["backbone.block_2a_conv_1.weight"], before)
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
-def test_target_ratio_is_met_by_the_smallest_threshold_that_meets_it(ratio):
-    network = small_network(width=0.5)
-    settings = PruneSettings(minimum_filters=8)
-    threshold = threshold_for_ratio(network, settings, ratio)
-    size = count_parameters(prune(network, PruneSettings(threshold, minimum_filters=8)))
-    slightly_less = count_parameters(prune(network, PruneSettings(threshold * 0.9999, minimum_filters=8)))
-    assert size <= ratio * count_parameters(network) < slightly_less
-
-
-def test_a_ratio_out_of_reach_is_refused():
-    with pytest.raises(UserError, match="out of reach"):
-        threshold_for_ratio(small_network(), PruneSettings(minimum_filters=16), 0.01)
-
-
-def test_adam_is_that_of_tensorflow():
-    torch.manual_seed(0)
-    parameter = torch.nn.Parameter(torch.randn(5))
-    adam = Adam([parameter], 0.9, 0.999, 1e-2)
-    expected, m, v = parameter.detach().double().numpy().copy(), np.zeros(5), np.zeros(5)
-    for step in range(1, 8):
-        gradient = torch.randn(5)
-        parameter.grad = gradient
-        adam.step(0.01)
-        g = gradient.double().numpy()
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        rate = 0.01 * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        expected -= rate * m / (np.sqrt(v) + 1e-2)
-    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
-
-
-def test_soft_start_annealing_ramps_in_the_logarithm():
-    schedule = SoftStartAnnealing(5e-6, 5e-4, 0.1, 0.7)
-    assert schedule.at(0) == pytest.approx(5e-6)
-    assert schedule.at(0.05) == pytest.approx(math.sqrt(5e-6 * 5e-4))
-    assert schedule.at(0.4) == pytest.approx(5e-4)
-    assert schedule.at(0.85) == pytest.approx(math.sqrt(5e-6 * 5e-4))
-    assert schedule.at(1.0) == pytest.approx(5e-6)
-
-
-@pytest.mark.parametrize("channels", [(8, 8, 16, 32, 64), (4, 4, 8, 12, 20), (12, 20, 36, 44, 68)])
-def test_networks_of_few_channels_train_without_a_crash(channels):
+def test_networks_of_few_channels_train_without_a_crash():
     """In a process of its own: the crash that `PointwiseConvolution` avoids would take pytest along."""
-    program = f"""
+    program = """
 import torch
 from components.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNet, GridNetConfig
-from components.vision.resnet import PointwiseConvolution, ResNetConfig
-stem, *blocks = {channels}
-names = ResNetConfig.of_width(10).channels
-config = ResNetConfig(10, channels={{n: stem if n == "conv1" else blocks[int(n[6]) - 1] for n in names}})
-network = GridNet(GridNetConfig(config, ("face",), GridGeometry(128, 96), {{}})).to(memory_format=torch.channels_last)
-for _ in range(30):
-    coverage, bbox = network(torch.rand(4, 3, 96, 128).to(memory_format=torch.channels_last))
-    (coverage.mean() + bbox.abs().mean()).backward()
+from components.vision.resnet import ResNetConfig
+for depth, (stem, *blocks) in [
+    (10, (8, 8, 16, 32, 64)), (10, (4, 4, 8, 12, 20)), (10, (12, 20, 36, 44, 68)), (50, (4, 4, 6, 8, 12))
+]:
+    names = ResNetConfig.of_width(depth).channels
+    config = ResNetConfig(depth, channels={n: stem if n == "conv1" else blocks[int(n[6]) - 1] for n in names})
+    network = GridNet(GridNetConfig(config, ("face",), GridGeometry(128, 96), {})).to(memory_format=torch.channels_last)
+    for _ in range(8):
+        coverage, bbox = network(torch.rand(4, 3, 96, 128).to(memory_format=torch.channels_last))
+        (coverage.mean() + bbox.abs().mean()).backward()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -196,6 +184,27 @@ def test_a_saved_network_is_the_same_network(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_checkpoints_of_the_first_release_can_still_be_loaded(tmp_path):
+    network = small_network(18)
+    description = network.config.to_json()
+    for added in ("use_pooling", "dropout_rate"):
+        del description["backbone"][added]
+    save_tensors(tmp_path / "old.safetensors", network.state_dict(), {"network": description})
+    loaded = load_network(tmp_path / "old.safetensors")
+    assert loaded.config.backbone == network.config.backbone
+    assert_same_outputs(loaded, network, 0, 0)
+
+
+def test_classes_are_renamed_by_their_count():
+    config = small_network(class_names=("class_0", "class_1")).config
+    assert config.has_placeholder_names
+    named = config.with_classes(("person", "bag"), {"person": Clustering(), "bag": Clustering()})
+    assert named.class_names == ("person", "bag")
+    assert not named.has_placeholder_names
+    with pytest.raises(UserError, match=r"has 2 classes, the spec names 1 \(face\)"):
+        config.with_classes(("face",), {"face": Clustering()})
+
+
 @pytest.mark.parametrize("suffix", [".tlt", ".etlt"])
 def test_encrypted_files_are_refused_with_taos_way_out(tmp_path, suffix):
     file = tmp_path / f"facenet{suffix}"
@@ -214,24 +223,6 @@ def test_a_broken_or_foreign_weights_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, foreign)
     with pytest.raises(UserError, match="not one that gridbox wrote"):
         load_network(foreign)
-
-
-def test_the_exported_model_computes_what_pytorch_does_at_any_batch_size(tmp_path):
-    import onnx
-    import onnxruntime
-
-    network = small_network()
-    assert export_onnx(network, tmp_path / "model.onnx") < 1e-4
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    assert [tensor.name for tensor in graph.input] == ["input_1"]
-    assert [tensor.name for tensor in graph.output] == ["output_bbox/BiasAdd", "output_cov/Sigmoid"]
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (5, 64, 96, 3), np.uint8)
-    coverage, bbox = TorchPredictor.of(network)(images)
-    pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    onnx_bbox, onnx_coverage = session.run(None, {"input_1": pixels})
-    np.testing.assert_allclose(onnx_coverage, coverage, atol=1e-4)
-    np.testing.assert_allclose(onnx_bbox, bbox, atol=1e-4)
 
 
 def test_status_lines_are_those_of_tao(tmp_path):

@@ -9,10 +9,17 @@ from torch import Tensor, nn
 
 from components.grid.clustering import Clustering
 from components.grid.geometry import GridGeometry
+from components.step import UserError
 from components.vision.resnet import ResNet, ResNetConfig, initialise
 
 COVERAGE_HEAD = "output_cov"
 BBOX_HEAD = "output_bbox"
+HEADS = (BBOX_HEAD, COVERAGE_HEAD)
+
+
+def placeholder_names(classes: int) -> tuple[str, ...]:
+    """Returns the names of classes whose true names a model file does not say (TAO's do not)."""
+    return tuple(f"class_{index}" for index in range(classes))
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,24 @@ class GridNetConfig:
         """Returns the same configuration around another backbone."""
         return replace(self, backbone=backbone)
 
+    @property
+    def has_placeholder_names(self) -> bool:
+        """Whether the model file did not say the classes' names."""
+        return self.class_names == placeholder_names(len(self.class_names))
+
+    def with_classes(self, class_names: tuple[str, ...], clustering: Mapping[str, Clustering]) -> Self:
+        """Returns the same configuration with its classes named (in the order of the channels) and clustered anew.
+
+        Raises:
+            UserError: The network has another number of classes.
+        """
+        if len(class_names) != len(self.class_names):
+            raise UserError(
+                f"the model has {len(self.class_names)} classes, the spec names {len(class_names)} "
+                f"({', '.join(class_names)}); use the spec it was trained with"
+            )
+        return replace(self, class_names=class_names, clustering=clustering)
+
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
         return {
@@ -56,22 +81,37 @@ class GridNetConfig:
 
 
 class GridNet(nn.Module):
-    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16]."""
+    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
+
+    Attributes:
+        config: What it was built from.
+        pretrained_layers: TAO's names of the layers whose weights came from a pretrained model file.
+    """
 
     def __init__(self, config: GridNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.pretrained_layers: frozenset[str] = frozenset()
         self.backbone = ResNet(config.backbone)
-        classes = len(config.class_names)
-        self.output_bbox = nn.Conv2d(self.backbone.out_channels, 4 * classes, 1)
-        self.output_cov = nn.Conv2d(self.backbone.out_channels, classes, 1)
+        features, classes = config.backbone.out_channels, len(config.class_names)
+        self.output_bbox = nn.Conv2d(features, 4 * classes, 1)
+        self.output_cov = nn.Conv2d(features, classes, 1)
         initialise(self.output_bbox)
         initialise(self.output_cov)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""
         features = self.backbone(images)
-        return torch.sigmoid(self.output_cov(features)), self.output_bbox(features)
+        # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
+        return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -79,3 +119,13 @@ def count_parameters(network: nn.Module) -> int:
     return sum(
         value.numel() for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
     )
+
+
+def parameters_of(backbone: ResNetConfig, classes: int) -> int:
+    """Returns what `count_parameters` would count for such a network, without building it."""
+    batch_norm = 4 if backbone.use_batch_norm else 0  # scale, shift and two moving statistics
+    total = 5 * classes * (backbone.out_channels + 1)
+    for convolution in backbone.convolutions():
+        weights = backbone.in_channels(convolution) * convolution.kernel**2 + 1 + batch_norm
+        total += backbone.channels[convolution.name] * weights
+    return total

@@ -1,38 +1,10 @@
-"""Adam in TensorFlow's form and DetectNet_v2's learning-rate schedule."""
+"""Adam in TensorFlow's form."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class SoftStartAnnealing:
-    """Log-linear ramp up, plateau, log-linear ramp down (`soft_start_annealing_schedule`).
-
-    Attributes:
-        minimum: Learning rate at both ends.
-        maximum: Learning rate of the plateau.
-        soft_start: Progress at which the ramp up ends, 0 to 1.
-        annealing: Progress at which the ramp down begins, 0 to 1.
-    """
-
-    minimum: float
-    maximum: float
-    soft_start: float
-    annealing: float
-
-    def at(self, progress: float) -> float:
-        """Returns the learning rate at `progress` = step / total steps, 0 to 1."""
-        if progress < self.soft_start:
-            height = progress / self.soft_start
-        elif progress > self.annealing:
-            height = (1 - progress) / (1 - self.annealing)
-        else:
-            height = 1.0
-        return math.exp(math.log(self.minimum) + height * (math.log(self.maximum) - math.log(self.minimum)))
 
 
 class Adam:

@@ -1,11 +1,13 @@
 """Structured pruning with TAO's rules (TAO 5.0, `core/pruning/pruning.py`): whole channels are removed.
 
-The network's graph is ours and regular, so the coupling of channels is written down directly rather than traced: every
-3x3 convolution whose output meets another one in an addition must keep the same channels.
+The rules are our own code rather than torch-pruning's. That library traces a network to find which channels are
+coupled; here the coupling follows from the configuration: convolutions whose outputs meet in an addition keep the same
+channels. TAO's rules about how many channels stay (normaliser, threshold, minimum, granularity, equalisation by layer
+name) are not among its importance measures, so that all but the tracing would be our code anyhow.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,16 +15,17 @@ import torch
 from torch import Tensor
 
 from components.step import UserError
-from components.vision.gridnet import BBOX_HEAD, COVERAGE_HEAD, GridNet, count_parameters
-from components.vision.resnet import ResNetConfig, batch_norm_name
+from components.vision.gridnet import HEADS, GridNet, parameters_of
+from components.vision.resnet import IMAGE_CHANNELS, ResNetConfig, batch_norm_name
 
 Equalization = Literal["union", "intersection", "arithmetic_mean", "geometric_mean"]
 _MERGE: dict[Equalization, Callable[[Tensor], Tensor]] = {
     "union": lambda norms: norms.amax(0),
     "intersection": lambda norms: norms.amin(0),
     "arithmetic_mean": lambda norms: norms.mean(0),
-    "geometric_mean": lambda norms: norms.clamp_min(1e-30).log().mean(0).exp(),
+    "geometric_mean": lambda norms: norms.log().mean(0).exp(),  # 0 where one of them is 0
 }
+_Group = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class PruneSettings:
         minimum_filters: No convolution keeps fewer channels (or fewer than it has).
         normalizer: `max`: norms are divided by the largest; `L2`: by their root sum of squares, times their number.
         equalization: How the norms of channels that meet in an addition are merged.
-        excluded: Convolutions that keep all channels.
+        excluded: Convolutions that keep all channels, and so do those they are added to.
     """
 
     threshold: float = 0.1
@@ -52,13 +55,15 @@ def prune(network: GridNet, settings: PruneSettings) -> GridNet:
     Raises:
         UserError: An excluded layer does not exist.
     """
-    unknown = set(settings.excluded) - set(network.config.backbone.channels) - {COVERAGE_HEAD, BBOX_HEAD}
-    if unknown:
-        known = ", ".join(network.config.backbone.channels)
-        raise UserError(f"excluded layer {sorted(unknown)[0]!r} does not exist; the convolutions are {known}")
-    kept = _kept_channels(network, settings)
-    backbone = replace(network.config.backbone, channels={name: len(indices) for name, indices in kept.items()})
-    pruned = GridNet(network.config.with_backbone(backbone))
+    kept: dict[str, Tensor] = {}
+    for group, statistic in _group_statistics(network, settings).items():
+        above = int((statistic > settings.threshold).sum())
+        count = _kept_count(group, len(statistic), above, settings)
+        # Of equal channels the first ones stay; TAO's unstable sort leaves that open.
+        best = torch.sort(statistic, descending=True, stable=True).indices[:count]
+        kept |= dict.fromkeys(group, best.sort().values)
+    channels = {name: len(kept[name]) for name in network.config.backbone.channels}
+    pruned = GridNet(network.config.with_backbone(replace(network.config.backbone, channels=channels)))
     pruned.load_state_dict(_slice(network, kept))
     return pruned
 
@@ -67,21 +72,28 @@ def threshold_for_ratio(network: GridNet, settings: PruneSettings, target_ratio:
     """Returns the smallest threshold that leaves at most `target_ratio` of the parameters.
 
     Raises:
-        UserError: Even the largest threshold leaves more (minimum filters or granularity stand in the way).
+        UserError: Even the largest threshold leaves more (minimum filters, granularity or excluded layers stand in the
+            way), or an excluded layer does not exist.
     """
-    statistics = _group_statistics(network, settings).values()
+    backbone, classes = network.config.backbone, len(network.config.class_names)
+    statistics = _group_statistics(network, settings)
     # The ratio falls in steps, one at each channel's statistic.
-    steps = [0.0, *sorted({float(value) for statistic in statistics for value in statistic})]
-    total = count_parameters(network)
+    steps: list[float] = sorted({0.0, *torch.cat([*statistics.values()]).tolist()})
+    total = parameters_of(backbone, classes)
 
     def ratio(index: int) -> float:
-        return count_parameters(prune(network, replace(settings, threshold=steps[index]))) / total
+        channels: dict[str, int] = {}
+        for group, statistic in statistics.items():
+            above = int((statistic > steps[index]).sum())
+            channels |= dict.fromkeys(group, _kept_count(group, len(statistic), above, settings))
+        return parameters_of(replace(backbone, channels=channels), classes) / total
 
     low, high = 0, len(steps) - 1
     if ratio(high) > target_ratio:
+        excluded = f" and {len(settings.excluded)} layers excluded" if settings.excluded else ""
         raise UserError(
             f"a ratio of {target_ratio} is out of reach: with at least {settings.minimum_filters} filters in steps of "
-            f"{settings.granularity} the smallest is {ratio(high):.3f}; lower one of them"
+            f"{settings.granularity}{excluded} the smallest is {ratio(high):.3f}; lower one of them"
         )
     while low < high:
         middle = (low + high) // 2
@@ -89,22 +101,34 @@ def threshold_for_ratio(network: GridNet, settings: PruneSettings, target_ratio:
     return steps[low]
 
 
-def coupled_convolutions(config: ResNetConfig) -> list[tuple[str, ...]]:
+def coupled_convolutions(config: ResNetConfig) -> list[_Group]:
     """Returns the groups of convolutions that must keep the same output channels."""
-    groups: list[tuple[str, ...]] = [("conv1",)]
-    join: tuple[str, ...] = ("conv1",)
+    groups: list[_Group] = [("conv1",)]
+    join = groups[0]
     for unit in config.units():
-        groups.append((unit.first,))
+        groups += [(name,) for name in unit.convolutions[:-1]]
         if unit.shortcut:
-            join = (unit.second, unit.shortcut)
+            join = (unit.last, unit.shortcut)
         else:  # the identity adds this unit's output to the previous join
             groups.remove(join)
-            join = (*join, unit.second)
+            join = (*join, unit.last)
         groups.append(join)
     return groups
 
 
-def _group_statistics(network: GridNet, settings: PruneSettings) -> dict[tuple[str, ...], Tensor]:
+def _kept_count(group: _Group, total: int, above: int, settings: PruneSettings) -> int:
+    """Returns how many of a group's `total` channels stay when `above` of them exceed the threshold."""
+    if any(name in settings.excluded for name in group):
+        return total
+    count = max(above, min(settings.minimum_filters, total))
+    return min(total, math.ceil(count / settings.granularity) * settings.granularity)
+
+
+def _group_statistics(network: GridNet, settings: PruneSettings) -> dict[_Group, Tensor]:
+    unknown = set(settings.excluded) - set(network.config.backbone.channels) - set(HEADS)
+    if unknown:
+        known = ", ".join(network.config.backbone.channels)
+        raise UserError(f"excluded layer {sorted(unknown)[0]!r} does not exist; the convolutions are {known}")
     statistics = {}
     for group in coupled_convolutions(network.config.backbone):
         norms = torch.stack([_normalised_norms(network, name, settings.normalizer) for name in group])
@@ -113,49 +137,26 @@ def _group_statistics(network: GridNet, settings: PruneSettings) -> dict[tuple[s
 
 
 def _normalised_norms(network: GridNet, convolution: str, normalizer: str) -> Tensor:
-    kernel = network.backbone.get_parameter(f"{convolution}.weight").detach()
+    kernel = network.backbone.get_parameter(f"{convolution}.weight").detach().double().cpu()
     norms = torch.linalg.vector_norm(kernel.flatten(1), dim=1)
     scale = norms.max() if normalizer == "max" else norms.square().sum().sqrt() / len(norms)
-    return torch.div(norms, scale)
+    # A convolution that is dead altogether has zeros, not NaN.
+    return torch.div(norms, scale) if scale > 0 else norms
 
 
-def _kept_channels(network: GridNet, settings: PruneSettings) -> dict[str, Tensor]:
-    kept = {}
-    for group, statistic in _group_statistics(network, settings).items():
-        total = len(statistic)
-        count = int((statistic > settings.threshold).sum())
-        count = max(count, min(settings.minimum_filters, total))
-        count = min(total, math.ceil(count / settings.granularity) * settings.granularity)
-        if any(name in settings.excluded for name in group):
-            count = total
-        best = torch.sort(statistic, descending=True, stable=True).indices[:count]
-        for name in group:
-            kept[name] = best.sort().values
-    return kept
-
-
-def _slice(network: GridNet, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+def _slice(network: GridNet, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = network.state_dict()
-
-    def slice_convolution(name: str, inputs: Tensor) -> None:
-        outputs = kept[name]
-        prefix = f"backbone.{name}"
-        state[f"{prefix}.weight"] = state[f"{prefix}.weight"][outputs][:, inputs]
-        state[f"{prefix}.bias"] = state[f"{prefix}.bias"][outputs]
-        if network.config.backbone.use_batch_norm:
+    backbone = network.config.backbone
+    for convolution in backbone.convolutions():
+        outputs = kept[convolution.name]
+        inputs = kept[convolution.source] if convolution.source else torch.arange(IMAGE_CHANNELS)
+        layer = f"backbone.{convolution.name}"
+        state[f"{layer}.weight"] = state[f"{layer}.weight"][outputs][:, inputs]
+        state[f"{layer}.bias"] = state[f"{layer}.bias"][outputs]
+        if backbone.use_batch_norm:
             for value in ("weight", "bias", "running_mean", "running_var"):
-                key = f"backbone.{batch_norm_name(name)}.{value}"
+                key = f"backbone.{batch_norm_name(convolution.name)}.{value}"
                 state[key] = state[key][outputs]
-
-    inputs = torch.arange(3)
-    slice_convolution("conv1", inputs)
-    inputs = kept["conv1"]
-    for unit in network.config.backbone.units():
-        slice_convolution(unit.first, inputs)
-        slice_convolution(unit.second, kept[unit.first])
-        if unit.shortcut:
-            slice_convolution(unit.shortcut, inputs)
-        inputs = kept[unit.second]
-    for head in (COVERAGE_HEAD, BBOX_HEAD):
-        state[f"{head}.weight"] = state[f"{head}.weight"][:, inputs]
+    for head in HEADS:
+        state[f"{head}.weight"] = state[f"{head}.weight"][:, kept[backbone.units()[-1].last]]
     return state

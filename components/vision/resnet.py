@@ -1,16 +1,71 @@
 """ResNet backbones of stride 16 with TAO's layer names (TAO 5.0, `core/templates/resnet.py`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-UNITS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+UNITS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+IMAGE_CHANNELS = 3
+BATCH_NORM_EPSILON = 1e-3
 _BLOCK_CHANNELS = (64, 128, 256, 512)
-# With `use_pooling: false` the stem and the first three blocks halve the resolution: stride 16 in all.
-_BLOCK_STRIDES = (2, 2, 2, 1)
+# Kernel sizes of a unit's convolutions; a bottleneck's last one has four times the channels.
+_BASIC, _BOTTLENECK = (3, 3), (1, 3, 1)
+_EXPANSION = 4
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of the backbone.
+
+    Attributes:
+        name: TAO's name.
+        source: The convolution whose output channels it reads (of an addition: one of those that meet in it), or None
+            for the image.
+        kernel: Width and height of the kernel.
+        stride: In both directions.
+    """
+
+    name: str
+    source: str | None
+    kernel: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A residual unit: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1.
+
+    Attributes:
+        name: TAO's name, for example `block_1a`.
+        block: 0 to 3.
+        stride: Of the first convolution and of the shortcut.
+        kernels: Kernel sizes of its convolutions.
+        has_projection: Whether the shortcut is a 1x1 convolution or the identity.
+    """
+
+    name: str
+    block: int
+    stride: int
+    kernels: tuple[int, ...]
+    has_projection: bool
+
+    @property
+    def convolutions(self) -> tuple[str, ...]:
+        """Names of the convolutions beside the shortcut, in order."""
+        return tuple(f"{self.name}_conv_{index + 1}" for index in range(len(self.kernels)))
+
+    @property
+    def last(self) -> str:
+        """Name of the convolution that is added to the shortcut."""
+        return self.convolutions[-1]
+
+    @property
+    def shortcut(self) -> str | None:
+        """Name of the shortcut's 1x1 convolution, or None for an identity."""
+        return f"{self.name}_conv_shortcut" if self.has_projection else None
 
 
 @dataclass(frozen=True)
@@ -18,71 +73,88 @@ class ResNetConfig:
     """What a backbone is built from.
 
     Attributes:
-        depth: 10, 18 or 34.
+        depth: 10, 18, 34 or 50.
         all_projections: Every unit has a 1x1 convolution in its shortcut; otherwise only the first of each block.
         use_batch_norm: Batch normalisation behind every convolution (the convolutions keep their bias, as TAO's do).
         channels: Output channels of each convolution by layer name. Pruned networks differ from layer to layer.
+        use_pooling: A 3x3 max-pool of stride 2 behind the stem takes the place of the first block's stride.
+        dropout_rate: Share of the last features that training sets to zero, 0 to 1 (without 1).
     """
 
     depth: int
     all_projections: bool = False
     use_batch_norm: bool = True
     channels: dict[str, int] = field(default_factory=dict)
+    use_pooling: bool = False
+    dropout_rate: float = 0.0
 
     @classmethod
     def of_width(
-        cls, depth: int, width: float = 1.0, all_projections: bool = False, use_batch_norm: bool = True
+        cls,
+        depth: int,
+        width: float = 1.0,
+        all_projections: bool = False,
+        use_batch_norm: bool = True,
+        use_pooling: bool = False,
+        dropout_rate: float = 0.0,
     ) -> Self:
         """Returns the unpruned network; `width` scales all channels (multiples of 8, at least 8)."""
-        config = cls(depth, all_projections, use_batch_norm)
         scaled = [max(8, round(channels * width / 8) * 8) for channels in _BLOCK_CHANNELS]
+        config = cls(depth, all_projections, use_batch_norm, {}, use_pooling, dropout_rate)
         channels = {"conv1": scaled[0]}
         for unit in config.units():
-            for convolution in (unit.first, unit.second, *([unit.shortcut] if unit.shortcut else [])):
-                channels[convolution] = scaled[unit.block]
-        return cls(depth, all_projections, use_batch_norm, channels)
+            channels |= dict.fromkeys(unit.convolutions, scaled[unit.block])
+            channels[unit.last] *= _EXPANSION if config.is_bottleneck else 1
+            if unit.shortcut:
+                channels[unit.shortcut] = channels[unit.last]
+        return replace(config, channels=channels)
 
-    def units(self) -> list["Unit"]:
+    @property
+    def is_bottleneck(self) -> bool:
+        """Whether the units have three convolutions."""
+        return self.depth >= 50
+
+    @property
+    def block_strides(self) -> tuple[int, int, int, int]:
+        """Strides of the blocks: with the stem (and its pooling) 16 in all, the stride of the detector's grid.
+
+        TAO's variant with pooling halves the resolution in the last block again and ends in a 7x7 average pool, which
+        leaves no grid to detect on.
+        """
+        return (1, 2, 2, 1) if self.use_pooling else (2, 2, 2, 1)
+
+    def units(self) -> list[Unit]:
         """Returns the residual units from input to output."""
+        kernels = _BOTTLENECK if self.is_bottleneck else _BASIC
         units = []
         for block, count in enumerate(UNITS[self.depth]):
             for index in range(count):
                 name = f"block_{block + 1}{chr(ord('a') + index)}"
-                has_projection = self.all_projections or index == 0
-                units.append(Unit(name, block, _BLOCK_STRIDES[block] if index == 0 else 1, has_projection))
+                stride = self.block_strides[block] if index == 0 else 1
+                units.append(Unit(name, block, stride, kernels, self.all_projections or index == 0))
         return units
 
+    def convolutions(self) -> list[Convolution]:
+        """Returns all convolutions; each stands behind the one it reads from."""
+        convolutions, features = [Convolution("conv1", None, 7, 2)], "conv1"
+        for unit in self.units():
+            source, stride = features, unit.stride
+            for name, kernel in zip(unit.convolutions, unit.kernels, strict=True):
+                convolutions.append(Convolution(name, source, kernel, stride))
+                source, stride = name, 1
+            if unit.shortcut:
+                convolutions.append(Convolution(unit.shortcut, features, 1, unit.stride))
+            features = unit.last
+        return convolutions
 
-@dataclass(frozen=True)
-class Unit:
-    """A residual unit of two 3x3 convolutions.
-
-    Attributes:
-        name: TAO's name, for example `block_1a`.
-        block: 0 to 3.
-        stride: Of the first convolution and of the shortcut.
-        has_projection: Whether the shortcut is a 1x1 convolution or the identity.
-    """
-
-    name: str
-    block: int
-    stride: int
-    has_projection: bool
-
-    @property
-    def first(self) -> str:
-        """Name of the first 3x3 convolution."""
-        return f"{self.name}_conv_1"
+    def in_channels(self, convolution: Convolution) -> int:
+        """Returns the number of channels that a convolution reads."""
+        return self.channels[convolution.source] if convolution.source else IMAGE_CHANNELS
 
     @property
-    def second(self) -> str:
-        """Name of the second 3x3 convolution."""
-        return f"{self.name}_conv_2"
-
-    @property
-    def shortcut(self) -> str | None:
-        """Name of the shortcut's 1x1 convolution, or None for an identity."""
-        return f"{self.name}_conv_shortcut" if self.has_projection else None
+    def out_channels(self) -> int:
+        """Channels of the last features."""
+        return self.channels[self.units()[-1].last]
 
 
 def batch_norm_name(convolution: str) -> str:
@@ -111,24 +183,20 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        self._add("conv1", 3, kernel=7, stride=2)
-        channels = config.channels["conv1"]
-        for unit in config.units():
-            self._add(unit.first, channels, kernel=3, stride=unit.stride)
-            self._add(unit.second, config.channels[unit.first], kernel=3, stride=1)
-            if unit.shortcut:
-                self._add(unit.shortcut, channels, kernel=1, stride=unit.stride)
-            channels = config.channels[unit.second]
-        self.out_channels = channels
+        self._units = config.units()
+        for convolution in config.convolutions():
+            self._add(convolution)
 
-    def _add(self, name: str, in_channels: int, kernel: int, stride: int) -> None:
-        out_channels = self.config.channels[name]
+    def _add(self, convolution: Convolution) -> None:
+        kernel, out_channels = convolution.kernel, self.config.channels[convolution.name]
         kind = PointwiseConvolution if kernel == 1 else nn.Conv2d
-        convolution = kind(in_channels, out_channels, kernel, stride, padding=kernel // 2)
-        initialise(convolution)
-        self.add_module(name, convolution)
+        in_channels = self.config.in_channels(convolution)
+        layer = kind(in_channels, out_channels, kernel, convolution.stride, padding=kernel // 2)
+        initialise(layer)
+        self.add_module(convolution.name, layer)
         if self.config.use_batch_norm:
-            self.add_module(batch_norm_name(name), nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01))
+            batch_norm = nn.BatchNorm2d(out_channels, eps=BATCH_NORM_EPSILON, momentum=0.01)
+            self.add_module(batch_norm_name(convolution.name), batch_norm)
 
     def _convolve(self, name: str, x: Tensor) -> Tensor:
         x = self.get_submodule(name)(x)
@@ -137,11 +205,18 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the features [N, C, H/16, W/16] of images [N, 3, H, W]."""
         x = torch.relu(self._convolve("conv1", x))
-        for unit in self.config.units():
-            y = torch.relu(self._convolve(unit.first, x))
-            y = self._convolve(unit.second, y)
+        if self.config.use_pooling:
+            # TAO pads with zeros, PyTorch with minus infinity: the same behind a ReLU.
+            x = nn.functional.max_pool2d(x, 3, 2, padding=1)
+        for unit in self._units:
+            y = x
+            for name in unit.convolutions[:-1]:
+                y = torch.relu(self._convolve(name, y))
+            y = self._convolve(unit.last, y)
             x = torch.relu(y + (self._convolve(unit.shortcut, x) if unit.shortcut else x))
-        return x
+        # TAO 5.0 hands dropout_rate to MobileNet only, for a classification head that it then leaves out: no detector
+        # of TAO's has any dropout. Here it stands where that head has it, on the features that the heads read.
+        return nn.functional.dropout(x, self.config.dropout_rate, self.training) if self.config.dropout_rate else x
 
 
 def initialise(convolution: nn.Conv2d) -> None:
@@ -151,9 +226,30 @@ def initialise(convolution: nn.Conv2d) -> None:
         nn.init.zeros_(convolution.bias)
 
 
+def layer_of(tensor: str) -> str:
+    """Returns TAO's name of the layer that a tensor belongs to: `backbone.conv1.weight` -> `conv1`."""
+    return tensor.rpartition(".")[0].rpartition(".")[2]
+
+
 def copy_matching(source: Mapping[str, Tensor], target: nn.Module) -> tuple[list[str], list[str]]:
-    """Copies tensors by name into `target`; returns the names copied and the names that had no match of equal shape."""
+    """Copies layers by name into `target`; a layer is copied whole or not at all, as Keras sets weights.
+
+    Args:
+        source: Tensors by the names of `target`'s state; a batch norm's count of batches may be missing.
+        target: The network to fill.
+
+    Returns:
+        The layers copied, and the layers of `target` without a source of equal shapes, both in the order of `target`.
+    """
     state = target.state_dict()
-    matching = [name for name, value in state.items() if name in source and source[name].shape == value.shape]
-    target.load_state_dict({name: source[name] for name in matching}, strict=False)
-    return matching, [name for name in state if name not in matching]
+    layers: dict[str, list[str]] = {}
+    for name in state:
+        if not name.endswith("num_batches_tracked"):  # batch norms with a momentum do not read it
+            layers.setdefault(layer_of(name), []).append(name)
+    matching = {
+        layer: names
+        for layer, names in layers.items()
+        if all(name in source and source[name].shape == state[name].shape for name in names)
+    }
+    target.load_state_dict({name: source[name] for names in matching.values() for name in names}, strict=False)
+    return list(matching), [layer for layer in layers if layer not in matching]

@@ -16,7 +16,7 @@ from components.grid.geometry import GridGeometry
 from components.measure.boxes import Floats
 from components.measure.matching import ImageBoxes, Matcher
 from components.step import MANIFEST, UserError, read_manifest
-from components.vision.predictor import Images, Predictor, detect_images
+from components.vision.predictor import Images, Predictor, cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,40 +142,56 @@ class Scored:
         boxes: By class name, for each image, detections and ground truth.
         matchers: By class name, ready to be matched.
         seconds: Time spent in the network and in clustering; reading images is left out.
+        network_seconds: Of each batch, the time an image spent in the network alone.
     """
 
     ids: list[str]
     boxes: dict[str, list[ImageBoxes]]
     matchers: dict[str, Matcher]
     seconds: float
+    network_seconds: list[float]
 
 
 def score(
-    predictor: Predictor, images: Iterable[LabelledImage], iou_threshold: float = 0.5, batch_size: int = 16
+    predictor: Predictor,
+    images: Iterable[LabelledImage],
+    iou_threshold: float | Mapping[str, float] = 0.5,
+    batch_size: int = 16,
+    *,
+    whole_batches: bool = False,
 ) -> Scored:
     """Detects in all images and pairs detections with ground truth.
 
     Args:
         predictor: The network.
         images: Labelled images of the predictor's input size.
-        iou_threshold: Smallest IoU of a match, above 0 and at most 1.
+        iou_threshold: Smallest IoU of a match, above 0 and at most 1, for all classes or by class name.
         batch_size: Images that the network sees at once.
+        whole_batches: Leave out the images of a last batch that is not full.
 
     Raises:
         UserError: There are no images.
     """
     ids: list[str] = []
     boxes: dict[str, list[ImageBoxes]] = {name: [] for name in predictor.class_names}
-    seconds = 0.0
+    seconds, network_seconds = 0.0, []
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
+        if whole_batches and len(batch) < batch_size:
+            break
+        pixels = np.stack([image.pixels for image in batch])
         begin = time.perf_counter()
-        found = detect_images(predictor, np.stack([image.pixels for image in batch]))
+        grids = predictor(pixels)
+        network_seconds.append((time.perf_counter() - begin) / len(batch))
+        found = cluster(predictor, grids)
         seconds += time.perf_counter() - begin
         for image, detections in zip(batch, found, strict=True):
             ids.append(image.id)
             for name, rows in boxes.items():
                 rows.append(ImageBoxes(detections[name], image.objects[name], image.regions))
     if not ids:
-        raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
-    return Scored(ids, boxes, {name: Matcher(rows, iou_threshold) for name, rows in boxes.items()}, seconds)
+        reason = f"fewer than one batch of {batch_size}" if whole_batches else "the chosen split is empty"
+        raise UserError(f"no images to score: {reason}; check the data set and the split's name")
+    thresholds = iou_threshold if isinstance(iou_threshold, Mapping) else dict.fromkeys(boxes, iou_threshold)
+    matchers = {name: Matcher(rows, thresholds[name]) for name, rows in boxes.items()}
+    return Scored(ids, boxes, matchers, seconds, network_seconds)

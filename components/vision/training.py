@@ -1,13 +1,17 @@
-"""What every training loop needs: progress lines, checkpoints that can be resumed, exact to the epoch."""
+"""What every training loop needs: a state that can be saved and resumed at any step, and progress lines."""
 
 import hashlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -18,31 +22,60 @@ from components.vision.optimizer import Adam
 RESUME_FILE = f"resume{SUFFIX}"
 
 
+class Resumable(Protocol):
+    """A part of a training loop with a memory of its own."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns its memory as plain values for JSON."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        ...
+
+
 @dataclass
 class TrainingState:
-    """Everything that a later step depends on, at the end of an epoch.
+    """Everything that a later step depends on.
 
     Attributes:
         network: The trained network.
         optimizer: Its optimiser.
-        extra: Further tensors of the loop, updated in place or replaced by it (objective weights).
-        epoch: Finished epochs.
+        parts: Further parts of the loop by name (objective weights, schedule, cost scaling).
         settings: What the training depends on; a checkpoint of other settings is refused.
+        epoch: Finished epochs.
+        step: Finished steps of the current epoch.
+        loss_sum: Sum of those steps' losses.
+        finished: Whether training has ended before its last epoch.
     """
 
     network: nn.Module
     optimizer: Adam
-    extra: dict[str, Tensor]
-    epoch: int
+    parts: Mapping[str, Resumable]
     settings: Mapping[str, Any]
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    finished: bool = False
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
 
     def save(self, results: Path) -> None:
         """Writes the state; the former one stays until this one is complete."""
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
-        tensors |= {f"extra/{name}": value for name, value in self.extra.items()}
-        header = {"epoch": self.epoch, "steps": self.optimizer.step_count, "settings": self._fingerprint()}
+        header = {
+            "progress": [self.epoch, self.step, self.loss_sum, self.finished],
+            "steps": self.optimizer.step_count,
+            "parts": {name: part.state() for name, part in self.parts.items()},
+            "settings": self._fingerprint(),
+        }
         save_tensors(results / RESUME_FILE, tensors, header)
+        self._saved_at = time.monotonic()
+
+    @property
+    def seconds_since_save(self) -> float:
+        """Time since the last save (or since the beginning): what a kill would cost now."""
+        return time.monotonic() - self._saved_at
 
     def resume(self, results: Path) -> bool:
         """Restores the state that `save` left in a results directory, if any; says whether it did.
@@ -54,15 +87,16 @@ class TrainingState:
         if not file.is_file():
             return False
         tensors, header = load_tensors(file)
-        if header["settings"] != self._fingerprint():
+        if header["settings"] != self._fingerprint() or set(header.get("parts", ())) != set(self.parts):
             raise UserError(
-                f"{results}: holds a training with other settings (spec, data or width); "
+                f"{results}: holds a training with other settings (spec, data, options or release); "
                 "name an empty results directory, or delete this one to start afresh"
             )
-        self.epoch = header["epoch"]
+        self.epoch, self.step, self.loss_sum, self.finished = header["progress"]
         self.network.load_state_dict(_under("network/", tensors))
         self.optimizer.load(_under("optimizer/", tensors), header["steps"])
-        self.extra.update(_under("extra/", tensors))
+        for name, part in self.parts.items():
+            part.restore(header["parts"][name])
         return True
 
     def _fingerprint(self) -> str:
@@ -71,6 +105,42 @@ class TrainingState:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class StopRequest:
+    """Whether someone asked this process to stop (Ctrl-C, SIGTERM), to be looked at between two steps."""
+
+    signal_number = 0
+
+    def raise_if_made(self) -> None:
+        """Ends the process as the signal would have, once everything is in place."""
+        if self.signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal_number:
+            raise SystemExit(128 + self.signal_number)
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[StopRequest]:
+    """Lets the step at work end before a first SIGTERM or Ctrl-C takes effect; a second one takes effect at once."""
+    request = StopRequest()
+    former: dict[int, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal_number = number
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        former = {each: signal.getsignal(each) for each in numbers if signal.getsignal(each) != signal.SIG_IGN}
+    for number in former:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class EpochClock:

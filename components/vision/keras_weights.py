@@ -1,0 +1,432 @@
+"""TAO 5's unencrypted models: HDF5 files as Keras 2.2.4 writes them (`model.save(…, include_optimizer=False)`).
+
+The architecture stands as JSON in the attribute `model_config`, the weights under `model_weights/<layer>/<layer>/` as
+`kernel:0` (height, width, in, out), `bias:0`, `gamma:0`, `beta:0`, `moving_mean:0` and `moving_variance:0`. Files of
+weights alone (`.h5`) have the layers at their root. A model wrapped in another one has its layers one folder deeper.
+
+What is not verified: no file of TAO's own was at hand. The layout is that of Keras' source, the graph that of TAO's
+(`core/templates/resnet.py`, `cv/detectnet_v2/objectives/base_objective.py`). TAO writes no padding layers: it patches
+Keras so that `padding: same` pads with k//2 zeros on both sides (`third_party/keras/tensorflow_backend.py`). Unpatched
+Keras pads convolutions of stride 2 on one side only, and so computes something else from the same file.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.grid.clustering import Clustering
+from components.grid.geometry import GridGeometry
+from components.step import UserError, publish
+from components.vision.gridnet import BBOX_HEAD, COVERAGE_HEAD, HEADS, GridNet, GridNetConfig, placeholder_names
+from components.vision.resnet import (
+    BATCH_NORM_EPSILON,
+    IMAGE_CHANNELS,
+    UNITS,
+    Convolution,
+    ResNetConfig,
+    batch_norm_name,
+    layer_of,
+)
+
+_CONVOLUTION = {"kernel": "weight", "bias": "bias"}
+_BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_OUR_NAMES = _CONVOLUTION | _BATCH_NORM
+_LAYER = re.compile(r"conv1|bn_conv1|block_([1-4])([a-z])_(conv|bn)_(\d|shortcut)")
+# What Keras has no place for: class names, clustering and geometry. Keras ignores an attribute that it does not know.
+_OWN_ATTRIBUTE = "gridbox"
+
+
+@dataclass(frozen=True, slots=True)
+class KerasFile:
+    """What a Keras file holds.
+
+    Attributes:
+        path: The file.
+        tensors: Weights by the names of GridNet's state, in PyTorch's order of dimensions.
+        unknown: Layers with weights that no ResNet detector of TAO's has.
+        layers: The architecture's layers (`name`, `class_name`, `config`, `inputs`); None in a file of weights alone.
+        own: What `save_keras` adds about the detector; None in files of others.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    unknown: tuple[str, ...]
+    layers: list[dict[str, Any]] | None
+    own: dict[str, Any] | None
+
+
+def read_keras(path: Path) -> KerasFile:
+    """Reads the weights of a Keras file, whatever its layers.
+
+    Raises:
+        UserError: It is no HDF5 file, or names weights that it does not hold.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            root = file.get("model_weights", file)
+            _check_complete(path, root)
+            weights_of = _weights_by_layer(root)
+            graph = _json_attribute(file, "model_config")
+            layers = None if graph is None else list(_flattened(graph))
+            own = _json_attribute(file, _OWN_ATTRIBUTE)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of broken bytes
+        raise UserError(f"{path}: not a readable Keras file: {str(error).splitlines()[0]}") from error
+    tensors: dict[str, Tensor] = {}
+    unknown = []
+    for layer, weights in weights_of.items():
+        prefix = "" if layer in HEADS else "backbone."
+        if (layer in HEADS or _LAYER.fullmatch(layer)) and set(weights) <= set(_OUR_NAMES):
+            tensors |= {f"{prefix}{layer}.{_OUR_NAMES[name]}": _to_torch(value) for name, value in weights.items()}
+        else:
+            unknown.append(layer)
+    return KerasFile(path, tensors, tuple(unknown), layers, own)
+
+
+def stored_backbone(file: KerasFile) -> ResNetConfig:
+    """Returns the backbone that a file's names and shapes describe, pruned or not.
+
+    Raises:
+        UserError: The file has no architecture, or one that this engine does not build; the layer is named.
+    """
+    if file.layers is None:
+        raise UserError(f"{file.path}: weights alone, without a graph; set load_graph: false to copy them by name")
+    if file.unknown:
+        raise UserError(f"{file.path}: layer {file.unknown[0]!r} is none of a ResNet of TAO's; use a ResNet model")
+    kernels = {layer_of(name): value for name, value in file.tensors.items() if value.ndim == 4}
+    matches = [match for match in map(_LAYER.fullmatch, kernels) if match and match[1]]
+    units = tuple(len({match[2] for match in matches if match[1] == block}) for block in "1234")
+    is_bottleneck = any(match[4] == "3" for match in matches)
+    depths = [depth for depth, counts in UNITS.items() if counts == units and (depth >= 50) == is_bottleneck]
+    if not depths:
+        known = ", ".join(map(str, UNITS))
+        raise UserError(f"{file.path}: blocks of {units} units are those of no ResNet of depth {known}; use one")
+    backbone = ResNetConfig(
+        depth=depths[0],
+        all_projections="block_1b_conv_shortcut" in kernels,
+        use_batch_norm="backbone.bn_conv1.weight" in file.tensors,
+        channels={layer: len(kernel) for layer, kernel in kernels.items() if layer not in HEADS},
+        use_pooling=any(layer["class_name"] == "MaxPooling2D" for layer in file.layers),
+        dropout_rate=next(
+            (float(layer["config"].get("rate", 0.0)) for layer in file.layers if layer["class_name"] == "Dropout"), 0.0
+        ),
+    )
+    missing = {convolution.name for convolution in backbone.convolutions()} - set(backbone.channels)
+    if missing:
+        raise UserError(
+            f"{file.path}: layer {min(missing)!r} of a ResNet-{backbone.depth} is missing; use a whole model"
+        )
+    backbone = replace(backbone, channels={c.name: backbone.channels[c.name] for c in backbone.convolutions()})
+    _check_shapes(file, backbone)
+    _check_graph(file, backbone)
+    return backbone
+
+
+def load_keras(path: Path) -> GridNet:
+    """Rebuilds the detector that a Keras file holds, pruned or not, from its names, shapes and architecture.
+
+    TAO's files say nothing of class names, clustering and box scale: they become `class_0` …, and defaults (see
+    `GridNetConfig.with_classes`). Files written by `save_keras` keep theirs.
+
+    Raises:
+        UserError: It is none, or one that this engine does not build.
+    """
+    file = read_keras(path)
+    backbone = stored_backbone(file)
+    missing = [head for head in HEADS if f"{head}.weight" not in file.tensors]
+    if missing:
+        raise UserError(
+            f"{path}: the detector's head {missing[0]!r} is missing; train it first, with load_graph and "
+            "allow_loaded_model_modification"
+        )
+    names = placeholder_names(len(file.tensors[f"{COVERAGE_HEAD}.weight"]))
+    clustering: Mapping[str, Clustering] = {name: Clustering() for name in names}
+    if file.own:
+        own = GridNetConfig.from_json({**file.own, "backbone": {"depth": backbone.depth}})
+        config = own.with_backbone(backbone)
+    else:
+        config = GridNetConfig(backbone, names, _stored_geometry(file), clustering)
+    network = GridNet(config)
+    network.load_state_dict(file.tensors, strict=False)  # `_check_shapes` saw to the rest
+    return network
+
+
+def save_keras(path: Path, network: GridNet) -> None:
+    """Writes a network as Keras 2.2.4 writes TAO's; an interrupted call leaves the former file untouched.
+
+    The same network gives the same bytes.
+    """
+    config, state = network.config, network.state_dict()
+    graph = _graph(config)
+    own = {key: value for key, value in config.to_json().items() if key != "backbone"}
+    with publish(path) as scratch, h5py.File(scratch, "w", track_order=False) as file:
+        file.attrs["keras_version"] = b"2.2.4"
+        file.attrs["backend"] = b"tensorflow"
+        file.attrs["model_config"] = json.dumps(graph).encode()
+        file.attrs[_OWN_ATTRIBUTE] = json.dumps(own, sort_keys=True).encode()
+        root = file.create_group("model_weights")
+        names = [layer["name"] for layer in graph["config"]["layers"]]
+        root.attrs["layer_names"] = np.array([name.encode() for name in names])
+        root.attrs["backend"] = b"tensorflow"
+        root.attrs["keras_version"] = b"2.2.4"
+        for layer in graph["config"]["layers"]:
+            _write_layer(root.create_group(layer["name"]), layer, state)
+
+
+# ---- Weights ---------------------------------------------------------------------------------------------------------
+
+
+def _check_complete(path: Path, root: h5py.Group) -> None:
+    for layer in root.attrs.get("layer_names", ()):
+        group = root.get(_text(layer))
+        if group is None:
+            raise UserError(f"{path}: the weights of layer {_text(layer)!r} are missing; copy the file again")
+        for weight in group.attrs.get("weight_names", ()):
+            if _text(weight) not in group:
+                raise UserError(f"{path}: the weight {_text(weight)!r} is missing; copy the file again")
+
+
+def _weights_by_layer(root: h5py.Group) -> dict[str, dict[str, Any]]:
+    """Returns the arrays by layer and by name without `:0`."""
+    found: list[tuple[list[str], Any]] = []
+
+    def collect(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.append((name.split("/"), item[()]))
+
+    root.visititems(collect)
+    # Keras writes a layer's weights under the layer's name twice. A model inside a model is one layer to the outer one,
+    # with the weights of many beneath.
+    scopes: dict[str, set[str]] = {}
+    for parts, _ in found:
+        scopes.setdefault(parts[0], set()).add("/".join(parts[1:-1]))
+    layers: dict[str, dict[str, Any]] = {}
+    for parts, value in found:
+        layer = parts[-2] if len(scopes[parts[0]]) > 1 else parts[0]
+        layers.setdefault(layer, {})[parts[-1].removesuffix(":0")] = value
+    return layers
+
+
+def _to_torch(value: np.ndarray[Any, Any]) -> Tensor:
+    """Keras keeps kernels as height, width, in, out; PyTorch as out, in, height, width."""
+    ordered = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+    return torch.from_numpy(np.ascontiguousarray(ordered, np.float32))
+
+
+def _write_layer(group: h5py.Group, layer: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    kinds = {"Conv2D": _CONVOLUTION, "BatchNormalization": _BATCH_NORM}
+    name = layer["name"]
+    weights = {}
+    for theirs, ours in kinds.get(layer["class_name"], {}).items():
+        value = state[f"{name if name in HEADS else f'backbone.{name}'}.{ours}"].detach().cpu().numpy()
+        weights[f"{name}/{theirs}:0"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+    group.attrs["weight_names"] = np.array([weight.encode() for weight in weights])
+    for weight, value in weights.items():
+        group.create_dataset(weight, data=np.ascontiguousarray(value), track_times=False)
+
+
+# ---- Architecture ----------------------------------------------------------------------------------------------------
+
+
+def _json_attribute(file: h5py.File, name: str) -> dict[str, Any] | None:
+    text = file.attrs.get(name)
+    return None if text is None else dict(json.loads(_text(text)))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _flattened(graph: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields a model's layers and those of the models in it."""
+    for layer in graph["config"]["layers"]:
+        kind, config = layer["class_name"], layer["config"]
+        if kind == "Model":
+            yield from _flattened(layer)
+        else:
+            inputs = [source[0] for node in layer["inbound_nodes"] for source in node]
+            yield {"name": config["name"], "class_name": kind, "config": config, "inputs": inputs}
+
+
+def _check_shapes(file: KerasFile, backbone: ResNetConfig) -> None:
+    coverage = file.tensors.get(f"{COVERAGE_HEAD}.weight")
+    classes = 1 if coverage is None else len(coverage)
+    with torch.device("meta"):
+        network = GridNet(GridNetConfig(backbone, placeholder_names(classes), GridGeometry(16, 16), {}))
+    expected = {name: value.shape for name, value in network.state_dict().items() if "num_batches" not in name}
+    for name in file.tensors:
+        if name not in expected:
+            raise UserError(f"{file.path}: layer {layer_of(name)!r} does not belong to a ResNet-{backbone.depth}")
+    for name, shape in expected.items():
+        layer = layer_of(name)
+        stored = file.tensors.get(name)
+        if stored is None and layer in HEADS and not any(layer_of(other) == layer for other in file.tensors):
+            continue  # a backbone without that head
+        if stored is None:
+            raise UserError(f"{file.path}: layer {layer!r} lacks a weight; its convolutions need kernel and bias")
+        if stored.shape != shape:
+            raise UserError(
+                f"{file.path}: layer {layer!r} has weights of {tuple(stored.shape)}, not the {tuple(shape)} that fit "
+                "its neighbours"
+            )
+
+
+# What decides what a layer computes, beside its weights. Layers of the last kinds have names that Keras counts up.
+_COMPUTING = {
+    "Conv2D": ("kernel_size", "strides", "padding", "dilation_rate", "data_format", "activation", "use_bias"),
+    "BatchNormalization": ("axis", "epsilon", "center", "scale"),
+    "MaxPooling2D": ("pool_size", "strides", "padding", "data_format"),
+    "Activation": ("activation",),
+    "Add": (),
+    "Dropout": (),
+    "InputLayer": (),
+}
+
+
+def _check_graph(file: KerasFile, backbone: ResNetConfig) -> None:
+    """Refuses a layer that computes something else than the one this engine would put in its place."""
+    config = GridNetConfig(backbone, placeholder_names(1), GridGeometry(16, 16), {})
+    ours = list(_flattened(_graph(config)))
+    by_name = {layer["name"]: layer for layer in ours}
+    by_kind = {layer["class_name"]: layer for layer in ours}
+    for layer in file.layers or ():
+        name, kind = layer["name"], layer["class_name"]
+        twin = by_name.get(name, by_kind.get(kind))
+        if kind not in _COMPUTING or twin is None or twin["class_name"] != kind:
+            raise UserError(f"{file.path}: layer {name!r} is a {kind}, which a ResNet of TAO's does not have there")
+        for key in _COMPUTING[kind]:
+            stored, known = layer["config"].get(key), twin["config"][key]
+            if stored != known:
+                raise UserError(f"{file.path}: layer {name!r} has {key} {stored}, this engine has {known} there")
+        if name in HEADS and layer["inputs"] != twin["inputs"]:
+            raise UserError(f"{file.path}: {name} reads {', '.join(layer['inputs'])}, not the last features")
+
+
+def _stored_geometry(file: KerasFile) -> GridGeometry:
+    for layer in file.layers or ():
+        match layer["config"].get("batch_input_shape"):
+            case [_, 3, int(height), int(width)]:
+                try:
+                    return GridGeometry(width, height)
+                except ValueError as error:
+                    raise UserError(f"{file.path}: {error}") from error
+    raise UserError(f"{file.path}: no colour input of a fixed size; train it with load_graph first, which gives it one")
+
+
+def _graph(config: GridNetConfig) -> dict[str, Any]:
+    """Returns the `model_config` of a network: the functional graph that TAO builds for it."""
+    builder = _Builder(config.backbone)
+    shape = [None, IMAGE_CHANNELS, config.geometry.height, config.geometry.width]
+    x = builder.add("InputLayer", "input_1", [], batch_input_shape=shape, dtype="float32", sparse=False)
+    x = builder.activation("activation_1", builder.convolution("conv1", x))
+    if config.backbone.use_pooling:
+        window = {"pool_size": [3, 3], "strides": [2, 2], "padding": "same", "data_format": "channels_first"}
+        x = builder.add("MaxPooling2D", "max_pooling2d_1", [x], trainable=True, **window)
+    for index, unit in enumerate(config.backbone.units()):
+        y = x
+        for number, name in enumerate(unit.convolutions):
+            y = builder.convolution(name, y)
+            if name != unit.last:
+                y = builder.activation(f"{unit.name}_relu_{number + 1}", y)
+        shortcut = builder.convolution(unit.shortcut, x, padding="valid") if unit.shortcut else x
+        x = builder.add("Add", f"add_{index + 1}", [y, shortcut], trainable=True)
+        x = builder.activation(f"{unit.name}_relu", x)
+    if config.backbone.dropout_rate:
+        rate = config.backbone.dropout_rate
+        x = builder.add("Dropout", "dropout_1", [x], trainable=True, rate=rate, noise_shape=None, seed=None)
+    classes = len(config.class_names)
+    builder.head(BBOX_HEAD, x, 4 * classes, "linear")
+    builder.head(COVERAGE_HEAD, x, classes, "sigmoid")
+    stem = f"resnet{config.backbone.depth}{'' if config.backbone.use_pooling else '_nopool'}"
+    graph = {
+        "name": f"{stem}{'_bn' if config.backbone.use_batch_norm else ''}_detectnet_v2",
+        "layers": builder.layers,
+        "input_layers": [["input_1", 0, 0]],
+        "output_layers": [[head, 0, 0] for head in HEADS],
+    }
+    return {"class_name": "Model", "config": graph}
+
+
+_ZEROS = {"class_name": "Zeros", "config": {}}
+_ONES = {"class_name": "Ones", "config": {}}
+_GLOROT_UNIFORM = {
+    "class_name": "VarianceScaling",
+    "config": {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None},
+}
+
+
+class _Builder:
+    """Collects a functional graph's layers as Keras describes them. Methods return the name of the layer they add."""
+
+    def __init__(self, backbone: ResNetConfig) -> None:
+        self.layers: list[dict[str, Any]] = []
+        self._backbone = backbone
+        self._convolutions = {convolution.name: convolution for convolution in backbone.convolutions()}
+
+    def add(self, kind: str, name: str, inputs: list[str], **config: object) -> str:
+        nodes = [[[source, 0, 0, {}] for source in inputs]] if inputs else []
+        self.layers.append(
+            {"name": name, "class_name": kind, "config": {"name": name, **config}, "inbound_nodes": nodes}
+        )
+        return name
+
+    def activation(self, name: str, source: str) -> str:
+        return self.add("Activation", name, [source], trainable=True, activation="relu")
+
+    def convolution(self, name: str, source: str, padding: str = "same") -> str:
+        """Adds a convolution of the backbone and its batch norm."""
+        x = self._conv2d(self._convolutions[name], source, self._backbone.channels[name], padding, "linear")
+        if not self._backbone.use_batch_norm:
+            return x
+        return self.add(
+            "BatchNormalization",
+            batch_norm_name(name),
+            [x],
+            trainable=True,
+            axis=1,
+            momentum=0.99,
+            epsilon=BATCH_NORM_EPSILON,
+            center=True,
+            scale=True,
+            beta_initializer=_ZEROS,
+            gamma_initializer=_ONES,
+            moving_mean_initializer=_ZEROS,
+            moving_variance_initializer=_ONES,
+            beta_regularizer=None,
+            gamma_regularizer=None,
+            beta_constraint=None,
+            gamma_constraint=None,
+        )
+
+    def head(self, name: str, source: str, channels: int, activation: str) -> str:
+        return self._conv2d(Convolution(name, source, 1, 1), source, channels, "same", activation)
+
+    def _conv2d(self, layer: Convolution, source: str, channels: int, padding: str, activation: str) -> str:
+        return self.add(
+            "Conv2D",
+            layer.name,
+            [source],
+            trainable=True,
+            filters=channels,
+            kernel_size=[layer.kernel, layer.kernel],
+            strides=[layer.stride, layer.stride],
+            padding=padding,
+            data_format="channels_first",
+            dilation_rate=[1, 1],
+            activation=activation,
+            use_bias=True,
+            kernel_initializer=_GLOROT_UNIFORM,
+            bias_initializer=_ZEROS,
+            kernel_regularizer=None,
+            bias_regularizer=None,
+            activity_regularizer=None,
+            kernel_constraint=None,
+            bias_constraint=None,
+        )

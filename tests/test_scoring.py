@@ -1,0 +1,159 @@
+"""Scoring a predictor on labelled images, and predictors from ONNX files however they are described."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detector
+
+from components.grid.clustering import detect_for_inference
+from components.step import UserError
+from components.vision.predictor import cluster, detect_images, load_predictor
+from components.vision.scoring import LabelledImage, score
+
+NO_REGIONS = np.zeros((0, 4))
+
+
+def labelled(amount):
+    """Images with one face each, in another place each time."""
+    images = []
+    for index in range(amount):
+        place = index % (WIDTH // CELL), index % (HEIGHT // CELL)
+        pixels = np.ascontiguousarray(picture([place])[..., ::-1])
+        images.append(LabelledImage(str(index), pixels, {"face": np.array([cell_box(*place)], float)}, NO_REGIONS))
+    return images
+
+
+def bare(folder, **changes):
+    """Writes the detector as one file without manifest, labels or description; returns the file."""
+    write_detector(folder)
+    (folder / "manifest.json").unlink()
+    (folder / "labels.txt").unlink()
+    model = onnx.load(folder / "model.onnx")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = changes.get("rename", str)(name)
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = changes.get("rename", str)(value.name)
+        if "batch" in changes:
+            value.type.tensor_type.shape.dim[0].dim_value = changes["batch"]
+    file = folder / changes.get("name", "detector.onnx")
+    onnx.save(model, file)
+    return file
+
+
+def test_a_whole_data_set_is_scored_in_batches(tmp_path):
+    scored = score(load_predictor(write_detector(tmp_path / "model")), labelled(7), batch_size=3)
+    assert scored.ids == [str(index) for index in range(7)]
+    assert len(scored.network_seconds) == 3
+    assert 0 < sum(scored.network_seconds) < scored.seconds
+    assert scored.matchers["face"].match().curve().average_precision() == 1.0
+
+
+def test_a_last_batch_that_is_not_full_can_be_left_out(tmp_path):
+    predictor = load_predictor(write_detector(tmp_path / "model"))
+    assert score(predictor, labelled(7), batch_size=3, whole_batches=True).ids == [str(index) for index in range(6)]
+    with pytest.raises(UserError, match="fewer than one batch of 8"):
+        score(predictor, labelled(7), batch_size=8, whole_batches=True)
+    with pytest.raises(UserError, match="no images"):
+        score(predictor, [])
+
+
+def test_each_class_has_its_own_overlap(tmp_path):
+    predictor = load_predictor(write_detector(tmp_path / "model"))
+    shifted = [
+        LabelledImage(image.id, image.pixels, {"face": image.objects["face"] + (4, 0, 4, 0)}, NO_REGIONS)
+        for image in labelled(2)
+    ]  # IoU 12/20
+    found = {at: score(predictor, shifted, {"face": at}).matchers["face"].match().found.all() for at in (0.6, 0.61)}
+    assert found == {0.6: True, 0.61: False}
+
+
+def test_only_classes_with_clustering_settings_are_looked_for_and_either_path_is_taken(tmp_path):
+    predictor = load_predictor(write_detector(tmp_path / "model"))
+    images = np.stack([image.pixels for image in labelled(2)])
+    evaluation, inference = detect_images(predictor, images), detect_images(predictor, images, detect_for_inference)
+    for one, other in zip(evaluation, inference, strict=True):
+        np.testing.assert_allclose(one["face"], other["face"])
+        assert len(one["face"]) == 1
+    predictor.clustering = {}
+    assert cluster(predictor, predictor(images)) == [{}, {}]
+
+
+# ---- ONNX files from elsewhere ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rename", [str, lambda name: f"{name}:0" if name[:5] in ("input", "outpu") else name])
+def test_a_file_without_description_tells_its_size_and_gets_the_classes_it_is_given(rename, tmp_path, capsys):
+    file = bare(tmp_path / "model", rename=rename)
+    predictor = load_predictor(file, ("face",))
+    assert (predictor.geometry.width, predictor.geometry.height) == (WIDTH, HEIGHT)
+    assert (predictor.geometry.scale, predictor.geometry.offset) == (35, 0.5)
+    assert predictor.class_names == ("face",)
+    assert predictor.parameters > 10_000
+    said = capsys.readouterr().err
+    assert "input 96x64 from the graph; box scale 35 and offset 0.5; classes face from the spec" in said
+    assert len(said.splitlines()) == 1
+    image = labelled(1)[0]
+    predictor.clustering = {"face": predictor.clustering["face"]}
+    assert score(predictor, [image]).matchers["face"].match().curve().average_precision() in (0.0, 1.0)
+    coverage, _ = predictor(image.pixels[None])
+    assert (coverage > 0.5).sum() == 1
+
+
+def test_labels_beside_the_file_go_before_given_classes(tmp_path, capsys):
+    file = bare(tmp_path / "model")
+    (file.parent / "labels.txt").write_text("head\n")
+    assert load_predictor(file, ("face",)).class_names == ("head",)
+    assert "classes head from" in capsys.readouterr().err
+    (file.parent / "labels.txt").write_text("face;head\n")
+    with pytest.raises(UserError, match=r"it has 1 classes, .*labels\.txt names 2 \(face, head\)"):
+        load_predictor(file)
+
+
+def test_a_file_of_which_nothing_tells_the_classes_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"put a labels\.txt beside it"):
+        load_predictor(bare(tmp_path / "model"))
+
+
+def test_the_file_that_is_named_is_the_one_that_is_loaded(tmp_path):
+    file = bare(tmp_path / "model", name="other.onnx")
+    (tmp_path / "model" / "model.onnx").write_bytes(b"not this one")
+    assert load_predictor(file, ("face",)).file_bytes == file.stat().st_size
+
+
+def test_a_description_under_the_files_name_is_taken_and_held_against_the_graph(tmp_path, capsys):
+    file = bare(tmp_path / "model")
+    description = {"class_names": ["head"], "parameters": 7, "clustering": {"head": {"coverage_threshold": 0.5}}}
+    description["geometry"] = {"width": WIDTH, "height": HEIGHT, "scale": 40.0, "offset": 0.5}
+    file.with_suffix(".json").write_text(json.dumps(description))
+    predictor = load_predictor(file, ("face",))
+    assert (predictor.class_names, predictor.parameters, predictor.geometry.scale) == (("head",), 7, 40)
+    assert predictor.clustering["head"].coverage_threshold == 0.5
+    assert capsys.readouterr().err == ""
+    description["geometry"]["width"] = 2 * WIDTH
+    file.with_suffix(".json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=f"its width is {WIDTH}, its description says {2 * WIDTH}"):
+        load_predictor(file)
+    file.with_suffix(".json").write_text("[")
+    with pytest.raises(UserError, match="not the description of a model"):
+        load_predictor(file)
+
+
+@pytest.mark.parametrize("amount", [1, 2, 3, 5])
+def test_a_model_of_fixed_batch_size_takes_any_number_of_images(amount, tmp_path):
+    dynamic = load_predictor(bare(tmp_path / "dynamic"), ("face",))
+    fixed = load_predictor(bare(tmp_path / "fixed", batch=2), ("face",))
+    images = np.stack([image.pixels for image in labelled(amount)])
+    for one, other in zip(dynamic(images), fixed(images), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_a_broken_file_costs_one_line(content, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(UserError, match="ONNX Runtime cannot load this model") as raised:
+        load_predictor(tmp_path / "m.onnx", ("face",))
+    assert "\n" not in str(raised.value)
