@@ -1,285 +1,20 @@
 import contextlib
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from google.protobuf.descriptor import Descriptor
 from hypothesis import given
 from hypothesis import strategies as st
+from spec_texts import CONVERSION, FACENET_TAO_4_0, INFERENCE
 
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.prototext import MapKey, display, locate, read
 from components.detectnet_v2.spec import load_dataset_export, load_experiment, load_inference
+from components.detectnet_v2.visualizer import scalar_logs_per_epoch
 from components.step import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# The values of TAO's facenet training spec of release 4.0, with its float dbscan_min_samples.
-FACENET_TAO_4_0 = """\
-random_seed: 42
-dataset_config {
-  data_sources { tfrecords_path: "/data/tfrecords/kitti_train-*" image_directory_path: "/data/training" }
-  image_extension: "png"
-  target_class_mapping { key: "face" value: "face" }
-  validation_data_source { tfrecords_path: "/data/tfrecords/kitti_val-*" image_directory_path: "/data/validation" }
-}
-augmentation_config {
-  preprocessing {
-    output_image_width: 736
-    output_image_height: 416
-    output_image_channel: 3
-    min_bbox_width: 1.0
-    min_bbox_height: 1.0
-  }
-  spatial_augmentation {
-    hflip_probability: 0.5
-    zoom_min: 0.7
-    zoom_max: 1.8
-    translate_max_x: 12.0
-    translate_max_y: 12.0
-  }
-  color_augmentation { hue_rotation_max: 25.0 saturation_shift_max: 0.2 contrast_scale_max: 0.1 contrast_center: 0.5 }
-}
-postprocessing_config {
-  target_class_config {
-    key: "face"
-    value {
-      clustering_config {
-        clustering_algorithm: DBSCAN
-        coverage_threshold: 0.004
-        dbscan_eps: 0.15
-        dbscan_min_samples: 0.03
-        dbscan_confidence_threshold: 0.9
-        minimum_bounding_box_height: 4
-      }
-    }
-  }
-}
-model_config {
-  arch: "resnet"
-  num_layers: 18
-  load_graph: true
-  use_batch_norm: true
-  objective_set {
-    bbox { scale: 35.0 offset: 0.5 }
-    cov { }
-  }
-  training_precision { backend_floatx: FLOAT32 }
-}
-evaluation_config {
-  validation_period_during_training: 10
-  first_validation_epoch: 1
-  minimum_detection_ground_truth_overlap { key: "face" value: 0.5 }
-  evaluation_box_config {
-    key: "face"
-    value { minimum_height: 4 maximum_height: 9999 minimum_width: 4 maximum_width: 9999 }
-  }
-  average_precision_mode: INTEGRATE
-}
-cost_function_config {
-  target_classes {
-    name: "face"
-    class_weight: 1.0
-    coverage_foreground_weight: 0.05
-    objectives { name: "cov" initial_weight: 1.0 weight_target: 1.0 }
-    objectives { name: "bbox" initial_weight: 10.0 weight_target: 10.0 }
-  }
-  enable_autoweighting: true
-  max_objective_weight: 0.9999
-  min_objective_weight: 0.0001
-}
-training_config {
-  batch_size_per_gpu: 32
-  num_epochs: 100
-  learning_rate {
-    soft_start_annealing_schedule {
-      min_learning_rate: 5e-06
-      max_learning_rate: 5e-04
-      soft_start: 0.1
-      annealing: 0.7
-    }
-  }
-  regularizer { type: L1 weight: 3e-09 }
-  optimizer { adam { epsilon: 1e-08 beta1: 0.9 beta2: 0.999 } }
-  cost_scaling { enabled: false initial_exponent: 20.0 increment: 0.005 decrement: 1.0 }
-  checkpoint_interval: 10
-}
-bbox_rasterizer_config {
-  target_class_config {
-    key: "face"
-    value { cov_center_x: 0.5 cov_center_y: 0.5 cov_radius_x: 1.0 cov_radius_y: 1.0 bbox_min_radius: 1.0 }
-  }
-  deadzone_radius: 0.67
-}
-"""
-
-INFERENCE = """\
-inferencer_config {
-  target_classes: "face"
-  image_width: 736
-  image_height: 416
-  image_channels: 3
-  batch_size: 16
-  tlt_config { model: "model.safetensors" }
-}
-bbox_handler_config {
-  kitti_dump: true
-  overlay_linewidth: 2
-  classwise_bbox_handler_config {
-    key: "face"
-    value {
-      confidence_model: "aggregate_cov"
-      output_map: "face"
-      bbox_color { R: 0 G: 255 B: 0 }
-      clustering_config {
-        clustering_algorithm: DBSCAN
-        coverage_threshold: 0.005
-        dbscan_eps: 0.3
-        dbscan_min_samples: 1
-      }
-    }
-  }
-}
-"""
-
-CONVERSION = """\
-kitti_config {
-  root_directory_path: "/data/training"
-  image_dir_name: "images"
-  label_dir_name: "labels"
-  partition_mode: "random"
-  num_partitions: 2
-  val_split: 10
-  num_shards: 10
-}
-image_directory_path: "/data/training"
-"""
-
-# Every message of the schema as TAO writes it: field names by type; "map" and "repeated" are kept apart by a prefix.
-SCHEMA = {
-    "AdamOptimizerConfig": "float epsilon beta1 beta2",
-    "AugmentationConfig": "message preprocessing spatial_augmentation color_augmentation",
-    "AugmentationConfig.Preprocessing": "uint32 output_image_width output_image_height output_image_min "
-    "output_image_max; bool enable_auto_resize; uint32 output_image_channel crop_left crop_top crop_right crop_bottom; "
-    "float min_bbox_width min_bbox_height scale_width scale_height",
-    "AugmentationConfig.SpatialAugmentation": "float hflip_probability vflip_probability zoom_min zoom_max "
-    "translate_max_x translate_max_y rotate_rad_max rotate_probability",
-    "AugmentationConfig.ColorAugmentation": "float color_shift_stddev hue_rotation_max saturation_shift_max "
-    "contrast_scale_max contrast_center",
-    "BboxRasterizerConfig": "map target_class_config; float deadzone_radius",
-    "BboxRasterizerConfig.TargetClassConfig": "float cov_center_x cov_center_y cov_radius_x cov_radius_y "
-    "bbox_min_radius",
-    "COCOConfig": "string root_directory_path; repeated img_dir_names annotation_files num_shards; "
-    "uint32 num_partitions",
-    "CostFunctionConfig": "repeated target_classes; bool enable_autoweighting; float max_objective_weight "
-    "min_objective_weight",
-    "CostFunctionConfig.TargetClass": "string name; float class_weight coverage_foreground_weight; repeated objectives",
-    "CostFunctionConfig.Objective": "string name; float initial_weight weight_target",
-    "CostScalingConfig": "bool enabled; double initial_exponent increment decrement",
-    "DatasetConfig": "repeated data_sources; string image_extension; map target_class_mapping; uint32 validation_fold; "
-    "message validation_data_source; enum dataloader_mode sampling_mode",
-    "DataSource": "string tfrecords_path image_directory_path; float source_weight",
-    "DatasetExportConfig": "message coco_config kitti_config sample_modifier_config; string image_directory_path; "
-    "map target_class_mapping",
-    "DatasetExportConfig.SampleModifierConfig": "repeated filter_samples_containing_only dominant_target_classes; "
-    "map minimum_target_class_imbalance source_to_target_class_mapping; uint32 num_duplicates max_training_samples",
-    "KITTIConfig": "string root_directory_path image_dir_name label_dir_name point_clouds_dir calibrations_dir "
-    "kitti_sequence_to_frames_file image_extension partition_mode; uint32 num_partitions num_shards; float val_split",
-    "EarlyStoppingAnnealingScheduleConfig": "float min_learning_rate max_learning_rate; uint32 soft_start_epochs "
-    "annealing_epochs patience_steps",
-    "EvaluationConfig": "uint32 validation_period_during_training first_validation_epoch "
-    "early_stopping_patience_steps; map minimum_detection_ground_truth_overlap evaluation_box_config; "
-    "enum average_precision_mode",
-    "EvaluationConfig.EvaluationBoxConfig": "int32 minimum_height maximum_height minimum_width maximum_width",
-    "Experiment": "uint32 random_seed; message dataset_config augmentation_config postprocessing_config model_config "
-    "evaluation_config cost_function_config training_config bbox_rasterizer_config loss_mask_label_filter; "
-    "repeated dataset_export_config",
-    "Inference": "message inferencer_config bbox_handler_config",
-    "BboxHandlerConfig": "bool kitti_dump disable_overlay; int32 overlay_linewidth; map classwise_bbox_handler_config; "
-    "repeated postproc_classes; message wandb_config",
-    "BboxHandlerConfig.ClasswiseBboxHandlerConfig": "message clustering_config bbox_color; "
-    "string confidence_model output_map",
-    "BboxHandlerConfig.BboxColor": "int32 R G B",
-    "InferencerConfig": "message tlt_config tensorrt_config; repeated input_nodes output_nodes target_classes; "
-    "int32 batch_size image_height image_width image_channels gpu_index stride",
-    "TLTConfig": "string model",
-    "TensorRTConfig": "enum parser backend_data_type; string caffemodel prototxt uff_model etlt_model trt_engine; "
-    "bool save_engine; message calibrator_config",
-    "CalibratorConfig": "string calibration_cache calibration_tensorfile; int32 n_batches",
-    "LabelFilter": "message bbox_dimensions_label_filter bbox_crop_label_filter source_class_label_filter",
-    "BboxDimensionsLabelFilter": "float min_width min_height max_width max_height",
-    "BboxCropLabelFilter": "float crop_left crop_right crop_top crop_bottom",
-    "SourceClassLabelFilter": "repeated source_class_names",
-    "ObjectiveLabelFilter": "repeated objective_label_filter_configs; float mask_multiplier; "
-    "bool preserve_ground_truth",
-    "ObjectiveLabelFilter.ObjectiveLabelFilterConfig": "message label_filter; repeated target_class_names "
-    "objective_names",
-    "LearningRateConfig": "message soft_start_annealing_schedule early_stopping_annealing_schedule",
-    "SoftStartAnnealingScheduleConfig": "float min_learning_rate max_learning_rate soft_start annealing",
-    "ModelConfig": "string pretrained_model_file arch; bool freeze_pretrained_layers allow_loaded_model_modification "
-    "use_pooling use_batch_norm freeze_bn load_graph all_projections; int32 num_layers; float dropout_rate; "
-    "message activation objective_set training_precision; repeated freeze_blocks",
-    "ModelConfig.Activation": "string activation_type; map activation_parameters",
-    "ModelConfig.ObjectiveSet": "message bbox cov",
-    "ModelConfig.BboxObjective": "string input; float scale offset",
-    "ModelConfig.CovObjective": "string input",
-    "ModelConfig.TrainingPrecision": "enum backend_floatx",
-    "OptimizerConfig": "message adam",
-    "RegularizerConfig": "enum type; float weight",
-    "PostProcessingConfig": "map target_class_config",
-    "PostProcessingConfig.TargetClassConfig": "message clustering_config confidence_config",
-    # dbscan_min_samples: int32 in TAO 5, float here, for the specs of 3.x and 4.0.
-    "ClusteringConfig": "float coverage_threshold dbscan_eps dbscan_min_samples dbscan_confidence_threshold "
-    "nms_iou_threshold nms_confidence_threshold; int32 minimum_bounding_box_height neighborhood_size; "
-    "enum clustering_algorithm",
-    "ConfidenceConfig": "float confidence_threshold; string confidence_model_filename normalization_mode",
-    "TrainingConfig": "uint32 batch_size_per_gpu num_epochs checkpoint_interval; message learning_rate regularizer "
-    "optimizer cost_scaling visualizer; bool enable_qat",
-    "VisualizerConfig": "bool enabled; uint32 num_images scalar_logging_frequency infrequent_logging_frequency; "
-    "map target_class_config; message wandb_config clearml_config",
-    "VisualizerConfig.TargetClassConfig": "float coverage_threshold",
-    "WandBConfig": "bool enabled reinit; string key project entity name wandb_dir notes; repeated tags; enum mode",
-    "ClearMLConfig": "string project task; repeated tags; bool reuse_last_task_id continue_last_task deferred_init",
-}
-ENUMS = {
-    "DatasetConfig.DATALOADER_MODE": "MULTISOURCE LEGACY DEFAULT",
-    "DatasetConfig.SAMPLING_MODE": "USER_DEFINED PROPORTIONAL UNIFORM",
-    "EvaluationConfig.AP_MODE": "SAMPLE INTEGRATE",
-    "TensorRTConfig.Parser": "ETLT UFF CAFFE",
-    "TensorRTConfig.BackendDataType": "FP32 FP16 INT8",
-    "ModelConfig.TrainingPrecision.BackendFloatx": "FLOAT32 FLOAT16 INVALID",
-    "RegularizerConfig.RegularizationType": "NO_REG L1 L2",
-    "ClusteringConfig.ClusteringAlgorithm": "DBSCAN NMS HYBRID",
-    "WandBConfig.MODE": "ONLINE OFFLINE DISABLED",
-}
-ONEOFS = {
-    "DatasetConfig": {"dataset_split_type"},
-    "DatasetExportConfig": {"convert_config_type"},
-    "InferencerConfig": {"model_config_type"},
-    "LabelFilter": {"label_filter_params"},
-    "LearningRateConfig": {"learning_rate"},
-    "OptimizerConfig": {"optimizer"},
-}
-TYPES = {1: "double", 2: "float", 5: "int32", 8: "bool", 9: "string", 11: "message", 13: "uint32", 14: "enum"}
-
-
-def _messages(descriptor: Descriptor, prefix: str = "") -> dict[str, Descriptor]:
-    name = f"{prefix}{descriptor.name}"
-    found = {name: descriptor}
-    for nested in descriptor.nested_types:
-        if not nested.GetOptions().map_entry:
-            found |= _messages(nested, f"{name}.")
-    return found
-
-
-ALL_MESSAGES = {
-    name: message
-    for top in spec_pb2.DESCRIPTOR.message_types_by_name.values()
-    for name, message in _messages(top).items()
-}
 
 
 def _refusal(tmp_path: Path, text: str, load=load_experiment) -> str:
@@ -305,51 +40,6 @@ def _line_of(part: str, text: str) -> int:
     return next(number for number, line in enumerate(text.splitlines(), start=1) if part in line)
 
 
-# ---- The schema ------------------------------------------------------------------------------------------------------
-
-
-def test_schema_has_every_message_and_field_of_tao_and_no_other():
-    def described(message: Descriptor) -> dict[str, str]:
-        kinds = {}
-        for field in message.fields:
-            is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-            kinds[field.name] = "map" if is_map else "repeated" if field.is_repeated else TYPES[field.type]
-        return kinds
-
-    expected = {
-        name: {field: group.split()[0] for group in fields.split(";") for field in group.split()[1:]}
-        for name, fields in SCHEMA.items()
-    }
-    assert {name: described(message) for name, message in ALL_MESSAGES.items()} == expected
-
-
-def test_schema_has_the_enums_and_oneofs_of_tao():
-    enums = {
-        f"{name}.{enum.name}": " ".join(value.name for value in sorted(enum.values, key=lambda value: value.number))
-        for name, message in ALL_MESSAGES.items()
-        for enum in message.enum_types
-    }
-    assert enums == ENUMS
-    oneofs = {name: {oneof.name for oneof in message.oneofs} for name, message in ALL_MESSAGES.items()}
-    assert {name: names for name, names in oneofs.items() if names} == ONEOFS
-
-
-@pytest.mark.parametrize("proto", ["components/detectnet_v2/spec.proto", "components/formats/example.proto"])
-def test_generated_modules_are_those_of_the_schema(proto: str, tmp_path: Path):
-    pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed; nothing to generate with")
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    subprocess.run([*command, proto], cwd=ROOT, check=True)
-    stem = proto.removesuffix(".proto")
-    for suffix in ("_pb2.py", "_pb2.pyi"):
-        fresh, kept = (tmp_path / f"{stem}{suffix}").read_text(), (ROOT / f"{stem}{suffix}").read_text()
-        # Another release of protoc stamps another version; the schema is what must agree.
-        assert _without_versions(fresh) == _without_versions(kept), f"{stem}{suffix} is stale: generate it again"
-
-
-def _without_versions(generated: str) -> str:
-    return re.sub(r"(?m)^(# Protobuf Python Version.*|    \d+,)$", "", generated)
-
-
 # ---- Specs that load -------------------------------------------------------------------------------------------------
 
 
@@ -359,7 +49,7 @@ def test_tao_4_0_facenet_spec_loads_with_one_warning_about_its_float_min_samples
     line = _line_of("dbscan_min_samples", FACENET_TAO_4_0)
     assert warning.startswith(f"{spec.path}:{line}: ")
     assert "dbscan_min_samples is 0.03" in warning
-    assert "taken as 1" in warning
+    assert "taken as written; TAO 5 evaluates with at least 1" in warning
     clustering = spec.message.postprocessing_config.target_class_config["face"].clustering_config
     assert clustering.dbscan_min_samples == pytest.approx(0.03)
     assert spec.message.random_seed == 42
@@ -377,14 +67,21 @@ def test_tao_5_spec_with_whole_min_samples_loads_without_a_warning(value: str, t
 
 def test_unset_fields_get_the_defaults_of_tao(tmp_path: Path):
     text = _edited("  num_layers: 18\n", "")
-    text = _edited("  checkpoint_interval: 10\n", "", text)
-    text = _edited("zoom_min: 0.7\n    zoom_max: 1.8", "", text)
+    text = _edited("  checkpoint_interval: 10\n", "  visualizer { enabled: true }\n", text)
+    text = _edited("zoom_min: 0.7\n    zoom_max: 1.8", "rotate_rad_max: 0.1", text)
     spec = _load(tmp_path, text).message
     assert spec.model_config.num_layers == 18
     assert spec.training_config.checkpoint_interval == 10
+    assert spec.training_config.visualizer.num_images == 3
+    assert spec.training_config.visualizer.infrequent_logging_frequency == 1
+    assert spec.training_config.visualizer.scalar_logging_frequency == 0  # depends on the steps of an epoch
     assert spec.dataset_config.data_sources[0].source_weight == 1
+    assert spec.dataset_config.validation_data_source.source_weight == 1
     spatial = spec.augmentation_config.spatial_augmentation
-    assert (spatial.zoom_min, spatial.zoom_max) == (1, 1)
+    assert (spatial.zoom_min, spatial.zoom_max, spatial.rotate_probability) == (1, 1, 1)
+    clustering = spec.postprocessing_config.target_class_config["face"].clustering_config
+    assert clustering.nms_iou_threshold == pytest.approx(0.3)
+    assert clustering.nms_confidence_threshold == 0  # the default of 0.1 is that of inference
 
 
 def test_inference_spec_gets_the_defaults_of_tao(tmp_path: Path):
@@ -394,6 +91,107 @@ def test_inference_spec_gets_the_defaults_of_tao(tmp_path: Path):
     assert clustering.nms_iou_threshold == pytest.approx(0.3)
     assert clustering.nms_confidence_threshold == pytest.approx(0.1)
     assert spec.warnings == ()
+
+
+def test_inference_spec_without_sizes_leaves_them_to_the_model_and_says_so(tmp_path: Path):
+    text = re.sub(r"  (image_width|image_height|image_channels|batch_size): \d+\n", "", INFERENCE)
+    spec = _load(tmp_path, text, load_inference)
+    config = spec.message.inferencer_config
+    assert (config.image_width, config.image_height, config.image_channels, config.batch_size) == (0, 0, 3, 1)
+    assert [re.search(r"\.(\w+) is not set: ([^;]+);", warning).groups() for warning in spec.warnings] == [
+        ("image_width", "the model has its own"),
+        ("image_height", "the model has its own"),
+        ("image_channels", "3"),
+        ("batch_size", "1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("num_layers: 18", "num_layers: 50 all_projections: true use_pooling: true dropout_rate: 0.1 freeze_bn: true"),
+        ("load_graph: true", 'pretrained_model_file: "m.hdf5" freeze_pretrained_layers: true freeze_blocks: [0, 1, 2]'),
+        ("clustering_algorithm: DBSCAN", "clustering_algorithm: HYBRID"),
+        ("enabled: false initial_exponent", "enabled: true initial_exponent"),
+        ("average_precision_mode: INTEGRATE", "average_precision_mode: SAMPLE"),
+        ("  checkpoint_interval: 10", "  visualizer { enabled: true num_images: 4 scalar_logging_frequency: 5 }"),
+        ("image_directory_path", "source_weight: 0.5 image_directory_path"),
+        ('image_extension: "png"', 'image_extension: "png" dataloader_mode: DEFAULT sampling_mode: UNIFORM'),
+        ('image_extension: "png"', 'image_extension: "png" dataloader_mode: LEGACY sampling_mode: PROPORTIONAL'),
+        ("output_image_channel: 3", "enable_auto_resize: true output_image_min: 416 output_image_max: 736"),
+        ("output_image_channel: 3", "crop_left: 8 crop_right: 744 crop_top: 0 crop_bottom: 416 scale_width: 1.5"),
+        ("hflip_probability: 0.5", "vflip_probability: 0.5 rotate_rad_max: 0.1 rotate_probability: 0.5"),
+    ],
+)
+def test_setting_of_tao_is_accepted(old: str, new: str, tmp_path: Path):
+    _load(tmp_path, _edited(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("load_graph: true", "use_pooling: true", "strides 1, 2, 2, 1"),
+        ("load_graph: true", "freeze_pretrained_layers: true", "pretrained_model_file is not set"),
+        ("hflip_probability: 0.5", "vflip_probability: 0.5", "TAO 5 ignores it"),
+        ("hflip_probability: 0.5", "rotate_rad_max: 0.1", "TAO 5 reads it as degrees"),
+        ("  checkpoint_interval: 10", '  visualizer { wandb_config { key: "abc123" } }', "holds a secret"),
+    ],
+)
+def test_setting_that_works_otherwise_than_thought_is_warned_of(old: str, new: str, expected: str, tmp_path: Path):
+    text = _edited(old, new, _edited("min_samples: 0.03", "min_samples: 1"))
+    spec = _load(tmp_path, text)
+    (warning,) = spec.warnings
+    assert expected in warning
+    assert f":{_line_of(new.strip(), text)}: " in warning
+    assert "abc123" not in warning
+
+
+def test_rotation_in_radians_is_not_warned_of_where_tao_reads_radians_too(tmp_path: Path):
+    text = _edited("hflip_probability: 0.5", "rotate_rad_max: 0.1", _edited("min_samples: 0.03", "min_samples: 1"))
+    text = _edited('image_extension: "png"', 'image_extension: "png" dataloader_mode: DEFAULT', text)
+    assert _load(tmp_path, text).warnings == ()
+
+
+EARLY = """early_stopping_annealing_schedule {
+      min_learning_rate: 5e-06 max_learning_rate: 5e-04 soft_start_epochs: 2 annealing_epochs: 3 patience_steps: 10
+    }"""
+
+
+def _with_early_stopping(text: str = FACENET_TAO_4_0) -> str:
+    return re.sub(r"soft_start_annealing_schedule \{[^}]*\}", EARLY, text)
+
+
+def test_early_stopping_schedule_waits_for_a_validation_and_no_longer_than_the_training(tmp_path: Path):
+    _load(tmp_path, _with_early_stopping())
+    for patience in (9, 101):
+        text = _edited("patience_steps: 10", f"patience_steps: {patience}", _with_early_stopping())
+        expected = "it must be from validation_period_during_training (10) to num_epochs (100)"
+        assert expected in _refusal(tmp_path, text)
+
+
+def test_early_stopping_without_validation_data_is_refused(tmp_path: Path):
+    without = re.sub(r"  validation_data_source .*\n", "", FACENET_TAO_4_0)
+    refusal = _refusal(tmp_path, _with_early_stopping(without))
+    assert "needs validation_data_source or validation_fold" in refusal
+
+
+@pytest.mark.parametrize(
+    ("written", "steps", "expected"), [(0, 10, 10), (0, 500, 10), (0, 3, 3), (3, 3, 3), (50, 500, 50)]
+)
+def test_scalars_are_logged_as_often_as_asked_for_and_the_default_fits_the_epoch(
+    written: int, steps: int, expected: int
+):
+    config = spec_pb2.VisualizerConfig(scalar_logging_frequency=written)
+    logs, warning = scalar_logs_per_epoch(config, steps)
+    assert logs == expected
+    assert ("instead of 10 times" in warning) == (written == 0 and steps < 10)
+
+
+def test_more_scalar_logs_than_steps_are_refused_where_they_were_asked_for():
+    with pytest.raises(
+        UserError, match="scalar_logging_frequency is 11, but an epoch has 6 steps; set it to 6 or less"
+    ):
+        scalar_logs_per_epoch(spec_pb2.VisualizerConfig(scalar_logging_frequency=11), 6)
 
 
 def test_conversion_spec_gets_the_png_extension(tmp_path: Path):
@@ -484,16 +282,24 @@ def test_mistake_in_the_text_is_refused_with_its_line(old: str, new: str, expect
         ("dbscan_min_samples: 0.03", "dbscan_min_samples: nan", "must be a finite number"),
         ("confidence_threshold: 0.9", "confidence_threshold: 9", "it must be from 0 to 1"),
         ("box_height: 4", "box_height: -4", "it must be at least 0"),
-        ("clustering_algorithm: DBSCAN", "clustering_algorithm: HYBRID", "DBSCAN and NMS only"),
-        ('arch: "resnet"', 'arch: "vgg"', 'use arch: "resnet" with num_layers: 10 or 18'),
+        ('arch: "resnet"', 'arch: "vgg"', 'use arch: "resnet" with num_layers: 10, 18, 34 or 50'),
         ('arch: "resnet"', 'arch: "resnt"', "did you mean 'resnet'?"),
-        ("num_layers: 18", "num_layers: 101", "num_layers is 101; this engine trains 10 or 18"),
-        ("load_graph: true", "use_pooling: true", "use_pooling is true, which this engine does not honour"),
+        ('arch: "resnet"', 'arch: "squeezenet"', 'is "squeezenet", which this engine does not train'),
+        ("num_layers: 18", "num_layers: 101", "num_layers is 101; this engine trains 10, 18, 34 or 50"),
         ("load_graph: true", "freeze_blocks: 5", "freeze_blocks[0] is 5; it must be from 0 to 4"),
+        ("load_graph: true", "freeze_blocks: nan", "freeze_blocks[0] is nan; it must be a finite number"),
+        ("load_graph: true", "dropout_rate: 1", "dropout_rate is 1; it must be at least 0 and less than 1"),
+        ("output_image_channel: 3", "output_image_max: 800", "output_image_max is 800, which limits what"),
+        (
+            "output_image_channel: 3",
+            "crop_left: 8 crop_right: 8 crop_bottom: 416",
+            "crop_right is 8; it must be more than crop_left (8)",
+        ),
+        ("output_image_channel: 3", "crop_right: 640 crop_bottom: 416", "640 pixels from crop_left; the crop must be"),
+        ("output_image_channel: 3", "scale_width: -1", "scale_width is -1; it must be at least 0"),
         ("load_graph: true", "freeze_blocks: 1.5", "freeze_blocks[0] is 1.5; blocks have whole numbers"),
         ("scale: 35.0", "scale: 0", "objective_set.bbox.scale is 0; it must be more than 0"),
         ("offset: 0.5", "offset: -1", "it must be at least 0"),
-        ("FLOAT32", "FLOAT16", "is FLOAT16, which this engine does not honour"),
         ("during_training: 10", "during_training: 0", "it must be at least 1"),
         ("first_validation_epoch: 1", "first_validation_epoch: 0", "first_validation_epoch is 0"),
         ('key: "face" value: 0.5', 'key: "face" value: 1.5', '["face"] is 1.5; it must be from 0 to 1'),
@@ -513,7 +319,18 @@ def test_mistake_in_the_text_is_refused_with_its_line(old: str, new: str, expect
         ("epsilon: 1e-08", "epsilon: 0", "adam.epsilon is 0; it must be more than 0"),
         ("epsilon: 1e-08", "epsilon: 1e99", "adam.epsilon is 1e99; it must be a finite number"),
         ("initial_exponent: 20.0", "initial_exponent: 0", "it must be more than 0"),
-        ("  checkpoint_interval: 10", "  enable_qat: true", "enable_qat is true, which this engine does not honour"),
+        ("  checkpoint_interval: 10", "  enable_qat: true", "then `gridbox convert int8`"),
+        ("FLOAT32", "FLOAT16", "train with --use_amp"),
+        (
+            "  checkpoint_interval: 10",
+            "  visualizer { enabled: true infrequent_logging_frequency: 101 }",
+            "infrequent_logging_frequency is 101, in epochs, more than num_epochs (100)",
+        ),
+        (
+            "  checkpoint_interval: 10",
+            '  visualizer { enabled: true clearml_config { project: "faces" } }',
+            "clearml_config is not honoured by this engine",
+        ),
         ("cov_radius_x: 1.0", "cov_radius_x: 1.1", '["face"].cov_radius_x is 1.1; it must be from 0 to 1'),
         ("deadzone_radius: 0.67", "deadzone_radius: 67", "deadzone_radius is 67; it must be from 0 to 1"),
         ('image_extension: "png"', 'image_extension: ".png"', 'image_extension is ".png"; write "png"'),
@@ -523,7 +340,11 @@ def test_mistake_in_the_text_is_refused_with_its_line(old: str, new: str, expect
         ("adam { epsilon: 1e-08 beta1: 0.9 beta2: 0.999 }", "", "training_config.optimizer.adam is missing"),
         ('tfrecords_path: "/data/tfrecords/kitti_train-*"', "source_weight: 1", "tfrecords_path is missing"),
         ('tfrecords_path: "/data/tfrecords/kitti_val-*"', "source_weight: 1", "tfrecords_path is missing"),
-        ("image_directory_path", "source_weight: 2 image_directory_path", "all sources weigh the same"),
+        (
+            "image_directory_path",
+            "source_weight: -2 image_directory_path",
+            "source_weight is -2; it must be more than 0",
+        ),
     ],
 )
 def test_value_that_cannot_work_is_refused_with_its_line(old: str, new: str, expected: str, tmp_path: Path):
@@ -585,20 +406,27 @@ def test_unclosed_block_is_refused_with_the_line_on_which_it_opens(tmp_path: Pat
     ("old", "new", "expected"),
     [
         ("image_width: 736", "image_width: 730", "image_width is 730; it must be divisible by 16"),
-        ("  batch_size: 16\n", "", "inferencer_config.batch_size is not set; it must be at least 1"),
+        ("  batch_size: 16\n", "  batch_size: -1\n", "inferencer_config.batch_size is -1; it must be at least 1"),
         ('  target_classes: "face"\n', "", "inferencer_config.target_classes is missing; it is required"),
         ('tlt_config { model: "model.safetensors" }', "", "needs tlt_config or tensorrt_config"),
-        ('tlt_config { model: "model.safetensors" }', "tensorrt_config { }", "give the exported ONNX model"),
-        ("image_channels: 3", "image_channels: 1", "the nets read colour; set 3"),
-        ("image_channels: 3", "stride: 8 image_channels: 3", "the nets have a stride of 16"),
+        ('tlt_config { model: "model.safetensors" }', "tensorrt_config { }", "exported ONNX model in tlt_config"),
+        ("image_channels: 3", "image_channels: 1", "the networks read three channels"),
+        ("image_channels: 3", "stride: 8 image_channels: 3", "the networks have a stride of 16"),
         ('"aggregate_cov"', '"mlp"', 'confidence_model is "mlp", which this engine does not honour'),
         ('output_map: "face"', "", "output_map is missing"),
         ("G: 255", "G: 256", "bbox_color.G is 256; it must be from 0 to 255"),
+        ("kitti_dump: true", 'postproc_classes: "dog"', 'postproc_classes[0] is "dog"; the target_classes are face'),
         ('key: "face"', 'key: "dog"', "neither an entry for the target class 'face' nor one for 'default'"),
     ],
 )
 def test_mistake_in_an_inference_spec_is_refused(old: str, new: str, expected: str, tmp_path: Path):
     assert expected in _refusal(tmp_path, _edited(old, new, INFERENCE), load_inference)
+
+
+def test_classes_that_are_not_shown_need_no_handler(tmp_path: Path):
+    text = _edited('target_classes: "face"', 'target_classes: "face" target_classes: "plate"', INFERENCE)
+    assert "for the target class 'plate'" in _refusal(tmp_path, text, load_inference)
+    _load(tmp_path, _edited("kitti_dump: true", 'postproc_classes: "face"', text), load_inference)
 
 
 def test_inference_spec_may_configure_all_classes_as_default(tmp_path: Path):
@@ -619,13 +447,8 @@ def test_inference_spec_may_configure_all_classes_as_default(tmp_path: Path):
         ("kitti_config {", "coco_config { } kitti_config {", "exclude each other"),
         (
             "image_directory_path",
-            "sample_modifier_config { num_duplicates: 2 } image_directory_path",
-            "sample_modifier_config.num_duplicates is 2, which this engine does not honour",
-        ),
-        (
-            "image_directory_path",
-            'sample_modifier_config { dominant_target_classes: "car" } image_directory_path',
-            'dominant_target_classes[0] is "car", which this engine does not honour',
+            'sample_modifier_config { minimum_target_class_imbalance { key: "car" value: -1 } } image_directory_path',
+            'minimum_target_class_imbalance["car"] is -1; it must be at least 0',
         ),
     ],
 )
@@ -651,7 +474,7 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path):
 # ---- Properties ------------------------------------------------------------------------------------------------------
 
 NAMES = [(match.start(), match.group()) for match in re.finditer(r"(?<![\w\"/])[a-z_]\w{3,}(?=:| \{)", FACENET_TAO_4_0)]
-KNOWN = {field.name for message in ALL_MESSAGES.values() for field in message.fields}
+KNOWN = set(re.findall(r"\b\w+(?= = \d+;)", (ROOT / "components/detectnet_v2/spec.proto").read_text()))
 
 
 @given(st.sampled_from(NAMES), st.data())

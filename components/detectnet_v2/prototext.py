@@ -52,7 +52,7 @@ class Node:
         return [child for child in self.children if child.name == name]
 
 
-# A word may hold ${…}, so that an unfilled variable is reported as one and not as a stray brace.
+# A word may hold ${…}, so that a variable is seen as one and not as a stray brace.
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)
       | (?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
@@ -63,7 +63,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _VARIABLE = re.compile(r"\$\{([^}\n]*)\}")
-_NAME = re.compile(r"[A-Za-z_]\w*|.*\$\{.*")
+_NAME = re.compile(r"[A-Za-z_]\w*")
 _CLOSING = {"{": "}", "<": ">"}
 
 
@@ -166,12 +166,48 @@ def read(text: str) -> Node:
     return Node("", 1, children=_Reader(text).fields("", 1))
 
 
-def unfilled_variables(node: Node) -> Iterator[Problem]:
-    """Finds `${…}` in names and values (a comment may hold one)."""
-    for child in node.children:
-        for name in _VARIABLE.findall(f"{child.name} {child.value or ''}"):
-            yield Problem(child.line, f"${{{name}}} is not filled in: give it a value before the spec is used")
-        yield from unfilled_variables(child)
+def fill_variables(text: str, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:
+    """Fills `${NAME}` in names and values; comments stay as they are.
+
+    A value cannot change the structure around it: between quotes it may hold no quote, backslash or line break, and
+    outside quotes it must be one number or word.
+
+    Args:
+        text: Protobuf text with variables.
+        variables: Values by name.
+
+    Returns:
+        The text, and what could not be filled in. Lines stay where they were.
+    """
+    problems: list[Problem] = []
+    parts: list[str] = []
+    line = 1
+    for match in _TOKEN.finditer(text):
+        part = match.group()
+        if match.lastgroup in ("text", "word"):
+            names = dict.fromkeys(_VARIABLE.findall(part))
+            faults = [_fault_of_variable(name, variables, match.lastgroup == "text") for name in names]
+            problems += [Problem(line, fault) for fault in faults if fault]
+            if not any(faults):
+                part = _VARIABLE.sub(lambda variable: variables[variable[1]], part)
+        parts.append(part)
+        line += match.group().count("\n")
+    return "".join(parts), problems
+
+
+def _fault_of_variable(name: str, variables: Mapping[str, str], quoted: bool) -> str:
+    """Returns why a variable cannot be filled in, or "". The value is not shown: it may be a secret."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        return f"${{{name}}} is not filled in: a variable's name has letters, digits and underscores"
+    if name not in variables:
+        mended = f"write its value, or set it: {name}=value detectnet_v2 …"
+        return f"${{{name}}} is not filled in: {mended}"
+    value = variables[name]
+    if quoted and (re.search(r"[\x00-\x1f\x7f\"'\\]", value) or "${" in value):
+        return f"${{{name}}}: its value holds a quote, a backslash, a control character or another variable"
+    if not quoted and not re.fullmatch(r"[\w.+-]+", value):
+        return f"${{{name}}}: outside quotes its value must be one number or word"
+    return ""
 
 
 def check(root: Node, descriptor: Descriptor) -> Iterator[Problem]:

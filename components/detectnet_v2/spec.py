@@ -1,16 +1,17 @@
 """Loads the specs of DetectNet_v2: parses, fills in TAO's defaults, and refuses what is wrong, with file and line."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor
 
-from components.detectnet_v2 import prototext, spec_pb2, spec_rules
+from components.detectnet_v2 import prototext, spec_fields, spec_pb2, spec_rules, spec_warnings
 from components.detectnet_v2.prototext import Node, Problem
-from components.detectnet_v2.spec_rules import Fault
+from components.detectnet_v2.spec_fields import Fault, WithoutEffect
 from components.step import UserError
 
 SpecMessage = TypeVar("SpecMessage", spec_pb2.Experiment, spec_pb2.Inference, spec_pb2.DatasetExportConfig)
@@ -23,7 +24,7 @@ class Spec(Generic[SpecMessage]):
     Attributes:
         message: The spec with the defaults of TAO filled in (see `_fill_experiment` and its kin).
         path: The file it came from.
-        text: The file's content, for the copy that a results directory keeps.
+        text: The file's content with `${NAME}` filled in, for the copy that a results directory keeps.
         warnings: What the program says once before it starts, each with file and line.
     """
 
@@ -33,6 +34,63 @@ class Spec(Generic[SpecMessage]):
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[SpecMessage]):
+    """A kind of spec.
+
+    Attributes:
+        name: What people call it.
+        readers: The sub-commands that read it.
+        new: Makes an empty message.
+        fill: Fills in TAO's defaults.
+        check: Finds what cannot work, in a filled message.
+        warn: Finds what works otherwise than its writer may think, in a message before it is filled.
+        without_effect: Its fields that change nothing.
+    """
+
+    name: str
+    readers: str
+    new: Callable[[], SpecMessage]
+    fill: Callable[[SpecMessage], None]
+    check: Callable[[SpecMessage], Iterator[Fault]]
+    warn: Callable[[SpecMessage], Iterator[Fault]]
+    without_effect: Sequence[WithoutEffect]
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields of its outermost block."""
+        return {field.name for field in self.new().DESCRIPTOR.fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """All there is to say of a spec, whether it can be used or not. Each list is in the order of the lines.
+
+    Attributes:
+        path: The file.
+        kind: What it was read as.
+        message: As read so far, with defaults where there are no problems.
+        text: The file's content with `${NAME}` filled in.
+        problems: What is wrong; a spec with any cannot be used.
+        is_complete: Whether values were checked too; they are not while the text itself has problems.
+        warnings: What works otherwise than its writer may think.
+        without_effect: Fields that are set and change nothing.
+        refused_by_tao5: What TAO 3.x and 4.0 accept and TAO 5 refuses.
+        differs_in_tao5: What TAO 5 does otherwise, and `--compat tao5` with it.
+    """
+
+    path: Path
+    kind: Kind[Any]
+    message: Any
+    text: str
+    problems: tuple[Problem, ...]
+    is_complete: bool = False
+    warnings: tuple[Problem, ...] = ()
+    without_effect: tuple[Problem, ...] = ()
+    refused_by_tao5: tuple[Problem, ...] = ()
+    differs_in_tao5: tuple[Problem, ...] = ()
+
+
 def load_experiment(path: Path) -> Spec[spec_pb2.Experiment]:
     """Loads the spec of train, evaluate, prune and export.
 
@@ -40,7 +98,7 @@ def load_experiment(path: Path) -> Spec[spec_pb2.Experiment]:
         UserError: The file cannot be read or parsed, or a value is missing, out of range or not honoured. The message
             names the file and the line of the first problem and counts the others.
     """
-    return _load(path, spec_pb2.Experiment(), _fill_experiment, spec_rules.check_experiment, spec_rules.warn_experiment)
+    return _load(path, EXPERIMENT)
 
 
 def load_inference(path: Path) -> Spec[spec_pb2.Inference]:
@@ -49,7 +107,7 @@ def load_inference(path: Path) -> Spec[spec_pb2.Inference]:
     Raises:
         UserError: As `load_experiment`.
     """
-    return _load(path, spec_pb2.Inference(), _fill_inference, spec_rules.check_inference, spec_rules.warn_inference)
+    return _load(path, INFERENCE)
 
 
 def load_dataset_export(path: Path) -> Spec[spec_pb2.DatasetExportConfig]:
@@ -58,35 +116,61 @@ def load_dataset_export(path: Path) -> Spec[spec_pb2.DatasetExportConfig]:
     Raises:
         UserError: As `load_experiment`.
     """
-    return _load(path, spec_pb2.DatasetExportConfig(), _fill_export, spec_rules.check_export, spec_rules.warn_export)
+    return _load(path, DATASET_EXPORT)
+
+
+def review(path: Path) -> Review:
+    """Reads a spec of any kind and collects all there is to say of it.
+
+    Raises:
+        UserError: The file cannot be read, is no protobuf text, or no field tells which kind of spec it is.
+    """
+    return _review(path, None)
 
 
 # ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def _load(
-    path: Path,
-    message: SpecMessage,
-    fill: Callable[[SpecMessage], None],
-    validate: Callable[[SpecMessage], Iterator[Fault]],
-    warn: Callable[[SpecMessage], Iterator[Fault]],
-) -> Spec[SpecMessage]:
-    text = _read_text(path)
+def _load(path: Path, kind: Kind[SpecMessage]) -> Spec[SpecMessage]:
+    found = _review(path, kind)
+    if found.problems:
+        first = found.problems[0]
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise UserError(f"{path}:{first.line}: {first.message}{more}")
+    warnings = tuple(f"{path}:{line}: {warning}" for line, warning in found.warnings)
+    return Spec(found.message, path, found.text, warnings)
+
+
+def _review(path: Path, kind: Kind[Any] | None) -> Review:
+    text, unfilled = prototext.fill_variables(_read_text(path), os.environ)
     try:
         tree = prototext.read(text)
     except prototext.TextSyntaxError as error:
-        raise UserError(f"{path}:{error.problem.line}: {error.problem.message}") from error
+        first = min([*unfilled, error.problem], key=lambda problem: problem.line)
+        raise UserError(f"{path}:{first.line}: {first.message}") from error
+    kind = kind or _kind_of(path, tree)
+    message = kind.new()
     descriptor = cast(Descriptor, message.DESCRIPTOR)  # the stubs have two classes for it, which share an interface
-    _refuse(path, list(prototext.unfilled_variables(tree)))
-    _refuse(path, list(prototext.check(tree, descriptor)))
+    # A value that is a variable yet is no mistake of another sort as well.
+    lines = {problem.line for problem in unfilled}
+    misread = [problem for problem in prototext.check(tree, descriptor) if problem.line not in lines]
+    if unfilled or misread:
+        return Review(path, kind, message, text, _in_order(unfilled + misread))
     try:
         text_format.Parse(text, message)
     except text_format.ParseError as error:
         raise UserError(f"{path}:{error.GetLine()}: {error}") from error
-    fill(message)
-    _refuse(path, [_place(tree, fault) for fault in (*spec_rules.not_finite(message), *validate(message))])
-    warnings = sorted(_place(tree, fault) for fault in warn(message))
-    return Spec(message, path, text, tuple(f"{path}:{line}: {warning}" for line, warning in warnings))
+
+    def placed(faults: Iterable[Fault]) -> tuple[Problem, ...]:
+        return _in_order(_place(tree, fault) for fault in faults)
+
+    warnings = placed(kind.warn(message))
+    refused = placed(spec_warnings.refused_by_tao5(message, lambda field: prototext.locate(tree, field)[1]))
+    without_effect = placed(spec_fields.effectless(message, kind.without_effect))
+    kind.fill(message)
+    problems = placed([*spec_rules.not_finite(message), *kind.check(message)])
+    differs = placed(spec_warnings.differs_in_tao5(message)) if kind is EXPERIMENT else ()
+    return Review(path, kind, message, text, problems, True, warnings, without_effect, refused, differs)
 
 
 def _read_text(path: Path) -> str:
@@ -98,11 +182,21 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: the spec is no UTF-8 text (byte {error.start} is wrong)") from error
 
 
-def _refuse(path: Path, problems: Sequence[Problem]) -> None:
-    if problems:
-        first = min(problems, key=lambda problem: problem.line)  # the first written wins among equals
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{path}:{first.line}: {first.message}{more}")
+def _kind_of(path: Path, tree: Node) -> Kind[Any]:
+    names = {node.name for node in tree.children}
+    best = max(KINDS, key=lambda kind: len(names & kind.fields))
+    if not names & best.fields:
+        outermost = "; ".join(f"{kind.name}: {', '.join(_telling_fields(kind))}" for kind in KINDS)
+        raise UserError(f"{path}: no field tells what kind of spec this is ({outermost})")
+    return best
+
+
+def _telling_fields(kind: Kind[Any]) -> list[str]:
+    return [field.name for field in kind.new().DESCRIPTOR.fields if field.name.endswith("_config")][:3]
+
+
+def _in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda problem: problem.line))  # stable: the first found wins among equals
 
 
 def _place(tree: Node, fault: Fault) -> Problem:
@@ -115,18 +209,22 @@ def _place(tree: Node, fault: Fault) -> Problem:
 
 
 def _fill_experiment(spec: spec_pb2.Experiment) -> None:
-    """Fills in what TAO's builders use for an unset field, so that no consumer repeats it."""
+    """Fills in what TAO's builders use for an unset field, so that no consumer repeats it.
+
+    `visualizer.scalar_logging_frequency` is left alone: what its default means depends on the number of steps, see
+    `spec_rules.scalar_logs_per_epoch`.
+    """
     model, training, augmentation = spec.model_config, spec.training_config, spec.augmentation_config
     if spec.HasField("model_config"):
         model.num_layers = model.num_layers or 18
     if spec.HasField("training_config"):
         training.checkpoint_interval = training.checkpoint_interval or 10
-        if training.HasField("visualizer"):
-            training.visualizer.scalar_logging_frequency = training.visualizer.scalar_logging_frequency or 10
-    for source in spec.dataset_config.data_sources:
-        source.source_weight = source.source_weight or 1.0
-    if spec.dataset_config.HasField("validation_data_source"):
-        source = spec.dataset_config.validation_data_source
+    if training.HasField("visualizer"):
+        visualizer = training.visualizer
+        visualizer.num_images = visualizer.num_images or 3
+        visualizer.infrequent_logging_frequency = visualizer.infrequent_logging_frequency or 1
+    data = spec.dataset_config
+    for source in [*data.data_sources, *([data.validation_data_source] if _has_validation_source(data) else [])]:
         source.source_weight = source.source_weight or 1.0
     if augmentation.HasField("spatial_augmentation"):
         spatial = augmentation.spatial_augmentation
@@ -137,12 +235,22 @@ def _fill_experiment(spec: spec_pb2.Experiment) -> None:
     if augmentation.HasField("preprocessing"):
         preprocessing = augmentation.preprocessing
         preprocessing.output_image_channel = preprocessing.output_image_channel or 3
+    for target in spec.postprocessing_config.target_class_config.values():
+        if target.HasField("clustering_config"):
+            target.clustering_config.nms_iou_threshold = target.clustering_config.nms_iou_threshold or 0.3
+
+
+def _has_validation_source(data: spec_pb2.DatasetConfig) -> bool:
+    return bool(data.HasField("validation_data_source"))
 
 
 def _fill_inference(spec: spec_pb2.Inference) -> None:
     """Fills in what TAO's inference uses for an unset field."""
     if spec.HasField("inferencer_config"):
-        spec.inferencer_config.stride = spec.inferencer_config.stride or spec_rules.STRIDE
+        config = spec.inferencer_config
+        config.stride = config.stride or spec_fields.STRIDE
+        for name, value in spec_warnings.INFERENCE_DEFAULTS.items():
+            setattr(config, name, getattr(config, name) or value)
     for handler in spec.bbox_handler_config.classwise_bbox_handler_config.values():
         if handler.HasField("clustering_config"):
             clustering = handler.clustering_config
@@ -154,3 +262,33 @@ def _fill_export(spec: spec_pb2.DatasetExportConfig) -> None:
     """Fills in what TAO's converter uses for an unset field."""
     if spec.HasField("kitti_config"):
         spec.kitti_config.image_extension = spec.kitti_config.image_extension or ".png"
+
+
+EXPERIMENT = Kind(
+    "experiment",
+    "train, evaluate, prune and export",
+    spec_pb2.Experiment,
+    _fill_experiment,
+    spec_rules.check_experiment,
+    spec_warnings.warn_experiment,
+    spec_fields.WITHOUT_EFFECT_IN_EXPERIMENT,
+)
+INFERENCE = Kind(
+    "inference",
+    "inference",
+    spec_pb2.Inference,
+    _fill_inference,
+    spec_rules.check_inference,
+    spec_warnings.warn_inference,
+    spec_fields.WITHOUT_EFFECT_IN_INFERENCE,
+)
+DATASET_EXPORT = Kind(
+    "dataset conversion",
+    "dataset_convert",
+    spec_pb2.DatasetExportConfig,
+    _fill_export,
+    spec_rules.check_export,
+    spec_warnings.warn_export,
+    spec_fields.WITHOUT_EFFECT_IN_EXPORT,
+)
+KINDS: tuple[Kind[Any], ...] = (EXPERIMENT, INFERENCE, DATASET_EXPORT)

@@ -1,21 +1,20 @@
-"""What a spec may say: the rules of NVIDIA TAO 5, and what this engine does not honour of the schema.
+"""What a spec may say: the rules of NVIDIA TAO 5.
 
-Source of the ranges and required fields: TAO 5.0, `cv/detectnet_v2/spec_handler/constants.py`. Where this engine
-honours less than the schema can say, `_NOT_HONOURED_…` names the field and what to do instead.
+Source of the ranges and required fields: TAO 5.0, `cv/detectnet_v2/spec_handler/constants.py`. What of the schema this
+engine does not follow is in `spec_fields.py`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import Message
 
-from components.detectnet_v2 import prototext, spec_pb2
-from components.detectnet_v2.prototext import FieldPath, MapKey
+from components.detectnet_v2 import prototext, spec_fields, spec_pb2
+from components.detectnet_v2.prototext import FieldPath
+from components.detectnet_v2.spec_fields import CLUSTERING, EARLY_STOPPING, HANDLERS, SOFT_START, STRIDE, Fault
 
-STRIDE = 16
-"""Pixels of network input per cell of the output grid, in both directions."""
 TAO_ARCHITECTURES = (
     "resnet",
     "vgg",
@@ -26,15 +25,7 @@ TAO_ARCHITECTURES = (
     "googlenet",
     "efficientnet_b0",
 )
-RESNET_DEPTHS = (10, 18)
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A field and what is wrong with it. In `text`, `{is}` becomes "is <the value as written>" or "is not set"."""
-
-    path: FieldPath
-    text: str
+RESNET_DEPTHS = (10, 18, 34, 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +63,16 @@ _Ranges = tuple[tuple[str, str, _Range], ...]
 def _clustering_ranges(block: str) -> _Ranges:
     shares = "coverage_threshold dbscan_eps dbscan_min_samples dbscan_confidence_threshold"
     return (
-        (block, f"{shares} nms_iou_threshold nms_confidence_threshold neighborhood_size", _SHARE),
+        (block, f"{shares} nms_iou_threshold nms_confidence_threshold", _SHARE),
         (block, "minimum_bounding_box_height", _NOT_NEGATIVE),
     )
 
 
-_SCHEDULES = (
-    "training_config.learning_rate.soft_start_annealing_schedule",
-    "training_config.learning_rate.early_stopping_annealing_schedule",
-)
 _EXPERIMENT_RANGES: _Ranges = (
     ("dataset_config.data_sources", "source_weight", _POSITIVE),
+    ("dataset_config.validation_data_source", "source_weight", _POSITIVE),
     ("augmentation_config.preprocessing", "output_image_width output_image_height", _AT_LEAST_ONE),
-    ("augmentation_config.preprocessing", "min_bbox_width min_bbox_height", _NOT_NEGATIVE),
+    ("augmentation_config.preprocessing", "min_bbox_width min_bbox_height scale_width scale_height", _NOT_NEGATIVE),
     (
         "augmentation_config.spatial_augmentation",
         "hflip_probability vflip_probability rotate_probability",
@@ -102,7 +90,7 @@ _EXPERIMENT_RANGES: _Ranges = (
         _SHARE,
     ),
     ("augmentation_config.color_augmentation", "hue_rotation_max", _Range(0, 360)),
-    *_clustering_ranges("postprocessing_config.target_class_config.clustering_config"),
+    *_clustering_ranges(CLUSTERING),
     ("postprocessing_config.target_class_config.confidence_config", "confidence_threshold", _SHARE),
     ("model_config", "dropout_rate", _BELOW_ONE),
     ("model_config", "freeze_blocks", _Range(0, 4)),
@@ -117,10 +105,10 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("cost_function_config.target_classes", "coverage_foreground_weight", _Range(0, 1, above=True, below=True)),
     ("cost_function_config.target_classes.objectives", "initial_weight weight_target", _NOT_NEGATIVE),
     ("training_config", "batch_size_per_gpu num_epochs", _AT_LEAST_ONE),
-    (_SCHEDULES[0], "min_learning_rate max_learning_rate", _POSITIVE),
-    (_SCHEDULES[0], "soft_start annealing", _BELOW_ONE),
-    (_SCHEDULES[1], "min_learning_rate max_learning_rate", _POSITIVE),
-    (_SCHEDULES[1], "patience_steps", _AT_LEAST_ONE),
+    (SOFT_START, "min_learning_rate max_learning_rate", _POSITIVE),
+    (SOFT_START, "soft_start annealing", _BELOW_ONE),
+    (EARLY_STOPPING, "min_learning_rate max_learning_rate", _POSITIVE),
+    (EARLY_STOPPING, "patience_steps", _AT_LEAST_ONE),
     ("training_config.regularizer", "weight", _NOT_NEGATIVE),
     ("training_config.optimizer.adam", "epsilon", _POSITIVE),
     ("training_config.optimizer.adam", "beta1 beta2", _Range(0, 1, above=True, below=True)),
@@ -134,13 +122,16 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
 )
 _INFERENCE_RANGES: _Ranges = (
-    ("inferencer_config", "batch_size image_width image_height", _AT_LEAST_ONE),
-    ("inferencer_config", "gpu_index", _NOT_NEGATIVE),
+    ("inferencer_config", "batch_size", _AT_LEAST_ONE),
+    ("inferencer_config", "image_width image_height gpu_index", _NOT_NEGATIVE),
     ("bbox_handler_config", "overlay_linewidth", _NOT_NEGATIVE),
-    *_clustering_ranges("bbox_handler_config.classwise_bbox_handler_config.clustering_config"),
-    ("bbox_handler_config.classwise_bbox_handler_config.bbox_color", "R G B", _Range(0, 255)),
+    *_clustering_ranges(f"{HANDLERS}.clustering_config"),
+    (f"{HANDLERS}.bbox_color", "R G B", _Range(0, 255)),
 )
-_EXPORT_RANGES: _Ranges = (("kitti_config", "val_split", _Range(0, 100, below=True)),)
+_EXPORT_RANGES: _Ranges = (
+    ("kitti_config", "val_split", _Range(0, 100, below=True)),
+    ("sample_modifier_config", "minimum_target_class_imbalance", _NOT_NEGATIVE),
+)
 
 _EXPERIMENT_REQUIRED = (
     "model_config.objective_set.bbox",
@@ -166,10 +157,10 @@ _INFERENCE_REQUIRED = (
     "inferencer_config.model_config_type",
     "inferencer_config.tlt_config?.model",
     "inferencer_config.target_classes",
-    "bbox_handler_config.classwise_bbox_handler_config.clustering_config",
-    "bbox_handler_config.classwise_bbox_handler_config.confidence_model",
-    "bbox_handler_config.classwise_bbox_handler_config.output_map",
-    "bbox_handler_config.classwise_bbox_handler_config.bbox_color",
+    f"{HANDLERS}.clustering_config",
+    f"{HANDLERS}.confidence_model",
+    f"{HANDLERS}.output_map",
+    f"{HANDLERS}.bbox_color",
 )
 _EXPORT_REQUIRED = (
     "convert_config_type",
@@ -182,121 +173,10 @@ _EXPORT_REQUIRED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _NotHonoured:
-    """A field that the schema knows and this engine does not follow, unless it has one of the `harmless` values."""
-
-    path: str
-    advice: str
-    harmless: tuple[object, ...] = (0, "", False)
-
-
-_WANDB = "the engine writes status.json only; set it false"
-_PIXELS = "resize the images beforehand, or set enable_auto_resize"
-_MASK = "a mask covers all classes and both objectives, by source_class_label_filter; remove it"
-_MASKS = "loss_mask_label_filter.objective_label_filter_configs"
-_NOT_HONOURED_EXPERIMENT = (
-    _NotHonoured("model_config.use_pooling", "the net would have no stride of 16, which the grid needs; set it false"),
-    _NotHonoured("model_config.activation.activation_type", "the nets use relu", ("", "relu")),
-    _NotHonoured("model_config.objective_set.bbox.input", "the heads read the backbone's last layer; leave it empty"),
-    _NotHonoured("model_config.objective_set.cov.input", "the heads read the backbone's last layer; leave it empty"),
-    _NotHonoured("model_config.training_precision.backend_floatx", "weights are kept in FLOAT32; set FLOAT32"),
-    _NotHonoured("model_config.dropout_rate", "the nets have no dropout; remove it"),
-    _NotHonoured("model_config.freeze_pretrained_layers", "name the blocks in freeze_blocks"),
-    _NotHonoured("training_config.cost_scaling.enabled", "losses are computed in FLOAT32; set it false"),
-    _NotHonoured("training_config.enable_qat", "train without it, export, then quantise the ONNX file to INT8"),
-    _NotHonoured(_SCHEDULES[1], "use soft_start_annealing_schedule"),
-    _NotHonoured("training_config.visualizer.enabled", "loss and learning rate are in status.json; set it false"),
-    _NotHonoured("training_config.visualizer.wandb_config.enabled", _WANDB),
-    _NotHonoured("training_config.visualizer.clearml_config", "the engine writes status.json only; remove it"),
-    _NotHonoured("evaluation_config.early_stopping_patience_steps", "set num_epochs to the epochs you want"),
-    _NotHonoured("dataset_config.dataloader_mode", "the data are loaded as MULTISOURCE does; remove it"),
-    _NotHonoured("dataset_config.data_sources.source_weight", "all sources weigh the same; remove it", (1.0,)),
-    _NotHonoured("dataset_config.validation_data_source.source_weight", "it has no effect; remove it", (1.0,)),
-    _NotHonoured("dataset_config.sampling_mode", "every frame is taken once an epoch; use USER_DEFINED"),
-    _NotHonoured("augmentation_config.preprocessing.output_image_channel", "the nets read colour; set 3", (3,)),
-    _NotHonoured("augmentation_config.preprocessing.output_image_min", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.output_image_max", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.crop_left", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.crop_top", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.crop_right", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.crop_bottom", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.scale_width", _PIXELS),
-    _NotHonoured("augmentation_config.preprocessing.scale_height", _PIXELS),
-    _NotHonoured(
-        "postprocessing_config.target_class_config.clustering_config.clustering_algorithm",
-        "as in TAO, training and evaluation know DBSCAN and NMS only",
-        (spec_pb2.ClusteringConfig.DBSCAN, spec_pb2.ClusteringConfig.NMS),
-    ),
-    _NotHonoured(
-        "postprocessing_config.target_class_config.confidence_config.confidence_model_filename",
-        "confidence comes from the coverage; remove it",
-    ),
-    _NotHonoured(f"{_MASKS}.target_class_names", _MASK),
-    _NotHonoured(f"{_MASKS}.objective_names", _MASK),
-    _NotHonoured(f"{_MASKS}.label_filter.bbox_dimensions_label_filter", _MASK),
-    _NotHonoured(f"{_MASKS}.label_filter.bbox_crop_label_filter", _MASK),
-    _NotHonoured("dataset_export_config", "convert first, with `detectnet_v2 dataset_convert`; remove the block"),
-)
-_NOT_HONOURED_INFERENCE = (
-    _NotHonoured("inferencer_config.tensorrt_config", "give the exported ONNX model in tlt_config {{ model: … }}"),
-    _NotHonoured("inferencer_config.image_channels", "the nets read colour; set 3", (3,)),
-    _NotHonoured("inferencer_config.stride", f"the nets have a stride of {STRIDE}", (STRIDE,)),
-    _NotHonoured("bbox_handler_config.wandb_config.enabled", _WANDB),
-    _NotHonoured(
-        "bbox_handler_config.classwise_bbox_handler_config.confidence_model",
-        "use aggregate_cov or mean_cov",
-        ("aggregate_cov", "mean_cov"),
-    ),
-)
-_NOT_HONOURED_EXPORT = (
-    _NotHonoured("kitti_config.point_clouds_dir", "the detector reads images only; remove it"),
-    _NotHonoured("kitti_config.calibrations_dir", "the detector reads images only; remove it"),
-    *(
-        _NotHonoured(f"sample_modifier_config.{name}", "all samples are written as they are; remove it")
-        for name in (
-            "filter_samples_containing_only",
-            "dominant_target_classes",
-            "minimum_target_class_imbalance",
-            "num_duplicates",
-            "max_training_samples",
-            "source_to_target_class_mapping",
-        )
-    ),
-)
-
-
-def _expand(message: Message, names: Sequence[str], path: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
-    """Yields path and value of a field in every instance of its block; unset blocks have no instance."""
-    if not names:
-        yield path, message
-        return
-    name, rest = names[0], names[1:]
-    field = message.DESCRIPTOR.fields_by_name[name]
-    value = getattr(message, name)
-    instances: list[tuple[FieldPath, Any]]
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        instances = [((*path, name, MapKey(key)), value[key]) for key in sorted(value)]
-    elif field.is_repeated:
-        instances = [((*path, name, index), element) for index, element in enumerate(value)]
-    else:
-        present = field.message_type is None or message.HasField(name)
-        instances = [((*path, name), value)] if present else []
-    for instance_path, instance in instances:
-        if isinstance(instance, Message):
-            yield from _expand(instance, rest, instance_path)
-        else:
-            yield instance_path, instance
-
-
-def _values(message: Message, path: str) -> Iterator[tuple[FieldPath, Any]]:
-    return _expand(message, path.split("."))
-
-
 def _out_of_range(message: Message, ranges: _Ranges) -> Iterator[Fault]:
     for block, names, allowed in ranges:
         for name in names.split():
-            for path, value in _values(message, f"{block}.{name}"):
+            for path, value in spec_fields.values(message, f"{block}.{name}"):
                 if value not in allowed:
                     yield Fault(path, f"{{is}}; it must be {allowed}")
 
@@ -313,26 +193,21 @@ def _missing(message: Message, path: str) -> Iterator[Fault]:
                     members = " or ".join(f.name for f in block.DESCRIPTOR.oneofs_by_name[name].fields)
                     yield Fault(above, f"needs {members}")
                 continue
-            found = [(p, v) for p, v in _expand(block, [name], above) if isinstance(v, Message) or v not in ("", 0)]
+            found = [
+                (p, v)
+                for p, v in spec_fields.expand(block, [name], above)
+                if isinstance(v, Message) or v not in ("", 0)
+            ]
             if not found and not step.endswith("?"):
                 yield Fault((*above, name), "is missing; it is required")
             following += found
         instances = following
 
 
-def _not_honoured(message: Message, fields: Sequence[_NotHonoured]) -> Iterator[Fault]:
-    for field in fields:
-        for path, value in _values(message, field.path):
-            if isinstance(value, Message):
-                yield Fault(path, f"is not honoured by this engine: {field.advice}")
-            elif value not in field.harmless:
-                yield Fault(path, f"{{is}}, which this engine does not honour: {field.advice}")
-
-
 def not_finite(message: Message, path: FieldPath = ()) -> Iterator[Fault]:
     """Finds numbers that are infinite or not a number; 1e99 is infinite in a 32-bit field."""
     for field, _ in message.ListFields():
-        for below, value in _expand(message, [field.name], path):
+        for below, value in spec_fields.expand(message, [field.name], path):
             if isinstance(value, Message):
                 yield from not_finite(value, below)
             elif isinstance(value, float) and not math.isfinite(value):
@@ -341,7 +216,7 @@ def not_finite(message: Message, path: FieldPath = ()) -> Iterator[Fault]:
 
 def _divisible(message: Message, *paths: str) -> Iterator[Fault]:
     for name in paths:
-        for path, value in _values(message, name):
+        for path, value in spec_fields.values(message, name):
             if value % STRIDE:
                 nearest = max(STRIDE, round(value / STRIDE) * STRIDE)
                 yield Fault(path, f"{{is}}; it must be divisible by {STRIDE}, for example {nearest}")
@@ -357,16 +232,37 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     yield from _out_of_range(spec, _EXPERIMENT_RANGES)
     size = "augmentation_config.preprocessing.output_image"
     yield from _divisible(spec, f"{size}_width", f"{size}_height")
-    yield from _not_honoured(spec, _NOT_HONOURED_EXPERIMENT)
+    yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_EXPERIMENT)
+    yield from _check_preprocessing(spec)
     yield from _check_model(spec.model_config)
     yield from _check_order(spec)
+    yield from _check_epochs(spec)
     yield from _check_classes(spec)
     yield from _check_sources(spec.dataset_config)
 
 
+def _check_preprocessing(spec: spec_pb2.Experiment) -> Iterator[Fault]:
+    size = spec.augmentation_config.preprocessing
+    block: FieldPath = ("augmentation_config", "preprocessing")
+    if size.output_image_max and not size.output_image_min:
+        yield Fault((*block, "output_image_max"), "{is}, which limits what output_image_min asks for; set that too")
+    if not any((size.crop_left, size.crop_top, size.crop_right, size.crop_bottom)):
+        return
+    for low, high, wanted in (
+        ("crop_left", "crop_right", size.output_image_width),
+        ("crop_top", "crop_bottom", size.output_image_height),
+    ):
+        length = getattr(size, high) - getattr(size, low)
+        if length <= 0:
+            yield Fault((*block, high), f"{{is}}; it must be more than {low} ({getattr(size, low)})")
+        elif length != wanted and spec.dataset_config.dataloader_mode == spec_pb2.DatasetConfig.MULTISOURCE:
+            text = f"{{is}}, {length} pixels from {low}; the crop must be of the output's size, {wanted}"
+            yield Fault((*block, high), text)
+
+
 def _check_model(model: spec_pb2.ModelConfig) -> Iterator[Fault]:
     arch: FieldPath = ("model_config", "arch")
-    depths = " or ".join(str(depth) for depth in RESNET_DEPTHS)
+    depths = f"{', '.join(str(depth) for depth in RESNET_DEPTHS[:-1])} or {RESNET_DEPTHS[-1]}"
     if model.arch and model.arch not in TAO_ARCHITECTURES:
         yield Fault(arch, f"{{is}}; {prototext.nearest(model.arch, TAO_ARCHITECTURES)}")
     elif model.arch and model.arch != "resnet":
@@ -375,7 +271,7 @@ def _check_model(model: spec_pb2.ModelConfig) -> Iterator[Fault]:
     elif model.arch and model.num_layers not in RESNET_DEPTHS:
         yield Fault(("model_config", "num_layers"), f"{{is}}; this engine trains {depths}")
     for index, block in enumerate(model.freeze_blocks):
-        if block != int(block):
+        if block % 1:
             yield Fault(("model_config", "freeze_blocks", index), "{is}; blocks have whole numbers")
 
 
@@ -383,26 +279,38 @@ def _check_order(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     """Checks pairs of fields of which one bounds the other."""
     spatial = "augmentation_config.spatial_augmentation"
     boxes = "evaluation_config.evaluation_box_config"
-    soft = _SCHEDULES[0]
     for block, low, high in (
         (spatial, "zoom_min", "zoom_max"),
         (boxes, "minimum_height", "maximum_height"),
         (boxes, "minimum_width", "maximum_width"),
         ("cost_function_config", "min_objective_weight", "max_objective_weight"),
-        (soft, "min_learning_rate", "max_learning_rate"),
-        (soft, "soft_start", "annealing"),
-        (_SCHEDULES[1], "min_learning_rate", "max_learning_rate"),
+        (SOFT_START, "min_learning_rate", "max_learning_rate"),
+        (SOFT_START, "soft_start", "annealing"),
+        (EARLY_STOPPING, "min_learning_rate", "max_learning_rate"),
     ):
-        for path, message in _values(spec, block):
+        for path, message in spec_fields.values(spec, block):
             bound = getattr(message, high)
             if getattr(message, low) > bound:
                 yield Fault((*path, low), f"{{is}}, more than {high} ({bound:g})")
-    stopping = _values(spec, _SCHEDULES[1])
-    period, epochs = spec.evaluation_config.validation_period_during_training, spec.training_config.num_epochs
-    for path, schedule in stopping:
-        if not period <= schedule.patience_steps <= epochs:
+
+
+def _check_epochs(spec: spec_pb2.Experiment) -> Iterator[Fault]:
+    """Checks what counts in epochs against the length of the training, and what needs validation data for them."""
+    evaluation, training = spec.evaluation_config, spec.training_config
+    period, epochs = evaluation.validation_period_during_training, training.num_epochs
+    patience = [(path, schedule.patience_steps) for path, schedule in spec_fields.values(spec, EARLY_STOPPING)]
+    for path, steps in patience:
+        if not period <= steps <= epochs:
             text = f"{{is}}; it must be from validation_period_during_training ({period}) to num_epochs ({epochs})"
             yield Fault((*path, "patience_steps"), text)
+    if spec.dataset_config.WhichOneof("dataset_split_type") is None:
+        for path, _ in patience:
+            text = "stops by the validation cost: dataset_config needs validation_data_source or validation_fold"
+            yield Fault(path, text)
+    visualizer = training.visualizer
+    if visualizer.enabled and visualizer.infrequent_logging_frequency > epochs:
+        path = ("training_config", "visualizer", "infrequent_logging_frequency")
+        yield Fault(path, f"{{is}}, in epochs, more than num_epochs ({epochs})")
 
 
 def _check_classes(spec: spec_pb2.Experiment) -> Iterator[Fault]:
@@ -452,27 +360,6 @@ def _check_sources(data: spec_pb2.DatasetConfig) -> Iterator[Fault]:
                 yield Fault(("dataset_config", "validation_data_source", name), "is missing; it is required")
 
 
-_SMALL_MIN_SAMPLES = "{is}, as in specs of TAO 4.0; it is taken as 1, as TAO 5 does"
-
-
-def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Finds what works otherwise than its writer may think."""
-    block = "postprocessing_config.target_class_config.clustering_config.dbscan_min_samples"
-    for path, value in _values(spec, block):
-        if 0 < value < 1:
-            yield Fault(path, _SMALL_MIN_SAMPLES)
-    data = spec.dataset_config
-    for source in data.target_class_mapping:
-        if source != source.lower():
-            text = f'is read as "{source.lower()}", as records hold it; TAO would match no label, so write it so'
-            yield Fault(("dataset_config", "target_class_mapping", MapKey(source)), text)
-    if data.WhichOneof("dataset_split_type") is None:
-        yield Fault(("dataset_config",), "has neither validation_fold nor validation_data_source: nothing to validate")
-    for path, value in _values(spec, "augmentation_config.spatial_augmentation.vflip_probability"):
-        if value > 0:
-            yield Fault(path, "{is}; it is ignored, as TAO does")
-
-
 # ---- Inference -------------------------------------------------------------------------------------------------------
 
 
@@ -482,20 +369,18 @@ def check_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
         yield from _missing(spec, required)
     yield from _out_of_range(spec, _INFERENCE_RANGES)
     yield from _divisible(spec, "inferencer_config.image_width", "inferencer_config.image_height")
-    yield from _not_honoured(spec, _NOT_HONOURED_INFERENCE)
+    yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_INFERENCE)
     handlers = spec.bbox_handler_config.classwise_bbox_handler_config
-    for name in spec.inferencer_config.target_classes:
+    path: FieldPath
+    targets, shown = spec.inferencer_config.target_classes, spec.bbox_handler_config.postproc_classes
+    for index, name in enumerate(shown):
+        if targets and name not in targets:
+            path = ("bbox_handler_config", "postproc_classes", index)
+            yield Fault(path, f"{{is}}; the target_classes are {', '.join(targets)}")
+    for name in shown or targets:
         if handlers and name not in handlers and "default" not in handlers:
-            path: FieldPath = ("bbox_handler_config", "classwise_bbox_handler_config")
+            path = ("bbox_handler_config", "classwise_bbox_handler_config")
             yield Fault(path, f"has neither an entry for the target class '{name}' nor one for 'default'")
-
-
-def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
-    """Finds what works otherwise than its writer may think."""
-    block = "bbox_handler_config.classwise_bbox_handler_config.clustering_config.dbscan_min_samples"
-    for path, value in _values(spec, block):
-        if 0 < value < 1:
-            yield Fault(path, _SMALL_MIN_SAMPLES)
 
 
 # ---- Dataset conversion ----------------------------------------------------------------------------------------------
@@ -506,7 +391,7 @@ def check_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
     for required in _EXPORT_REQUIRED:
         yield from _missing(spec, required)
     yield from _out_of_range(spec, _EXPORT_RANGES)
-    yield from _not_honoured(spec, _NOT_HONOURED_EXPORT)
+    yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_EXPORT)
     if spec.HasField("kitti_config"):
         yield from _check_kitti(spec.kitti_config)
     if spec.HasField("coco_config"):
@@ -538,10 +423,3 @@ def _check_coco(coco: spec_pb2.COCOConfig) -> Iterator[Fault]:
     if len(coco.num_shards) not in (1, coco.num_partitions):
         text = f"has {len(coco.num_shards)} values; give one for all partitions or one for each"
         yield Fault((*block, "num_shards"), text)
-
-
-def warn_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
-    """Finds what works otherwise than its writer may think."""
-    if any(source != target for source, target in spec.target_class_mapping.items()):
-        text = "does not change the records; it takes effect in the dataset_config of the experiment spec"
-        yield Fault(("target_class_mapping",), text)

@@ -1,0 +1,130 @@
+"""What works otherwise than the writer of a spec may think: warnings, and where TAO 5 reads the same spec differently.
+
+Facts about TAO: release 5.0, and of 3.x and 4.0 their published specs.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from components.detectnet_v2 import spec_fields, spec_pb2
+from components.detectnet_v2.prototext import FieldPath, MapKey
+from components.detectnet_v2.spec_fields import CLUSTERING, HANDLERS, Fault
+
+Written = Callable[[FieldPath], str | None]
+"""Returns how a field's value stands in the file; None where it does not."""
+
+_MULTISOURCE = spec_pb2.DatasetConfig.MULTISOURCE
+_DBSCAN, _NMS = spec_pb2.ClusteringConfig.DBSCAN, spec_pb2.ClusteringConfig.NMS
+
+
+# ---- Said before a spec is used --------------------------------------------------------------------------------------
+
+
+def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
+    """Finds what works otherwise than its writer may think, in a spec before defaults are filled in."""
+    for path, config in spec_fields.values(spec, CLUSTERING):
+        if 0 < config.dbscan_min_samples < 1 and config.clustering_algorithm != _NMS:
+            text = "{is}, taken as written; TAO 5 evaluates with at least 1, and so does --compat tao5"
+            yield Fault((*path, "dbscan_min_samples"), text)
+    data, model = spec.dataset_config, spec.model_config
+    for source in data.target_class_mapping:
+        if source != source.lower():
+            text = f'is read as "{source.lower()}", as records hold it; TAO would match no label, so write it so'
+            yield Fault(("dataset_config", "target_class_mapping", MapKey(source)), text)
+    if data.WhichOneof("dataset_split_type") is None:
+        yield Fault(("dataset_config",), "has neither validation_fold nor validation_data_source: nothing to validate")
+    for path, spatial in spec_fields.values(spec, "augmentation_config.spatial_augmentation"):
+        if spatial.vflip_probability > 0:
+            yield Fault((*path, "vflip_probability"), "{is}; TAO 5 ignores it, and so does --compat tao5")
+        if spatial.rotate_rad_max > 0 and data.dataloader_mode == _MULTISOURCE:
+            text = "{is}, in radians as its name says; TAO 5 reads it as degrees, and so does --compat tao5"
+            yield Fault((*path, "rotate_rad_max"), text)
+    if model.use_pooling:
+        text = (
+            "{is}: a 3x3 max-pool follows the stem and the blocks have strides 1, 2, 2, 1, which keeps the grid's 16 "
+            "pixels a cell; TAO's variant ends at 32 and a 7x7 average pool, which no detection head can use"
+        )
+        yield Fault(("model_config", "use_pooling"), text)
+    if model.freeze_pretrained_layers and not model.pretrained_model_file:
+        yield Fault(
+            ("model_config", "freeze_pretrained_layers"), "{is}, but pretrained_model_file is not set: no layer"
+        )
+    yield from _secrets(spec.training_config.visualizer.wandb_config, ("training_config", "visualizer"))
+
+
+def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
+    """As `warn_experiment`, for inference."""
+    for path, config in spec_fields.values(spec, "inferencer_config"):
+        for name, default in INFERENCE_DEFAULTS.items():
+            if not getattr(config, name):
+                yield Fault((*path, name), f"is not set: {default or 'the model has its own'}; TAO 5 requires it")
+    yield from _secrets(spec.bbox_handler_config.wandb_config, ("bbox_handler_config",))
+
+
+def warn_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
+    """As `warn_experiment`, for dataset conversion."""
+    if any(source != target for source, target in spec.target_class_mapping.items()):
+        text = "does not change the records; it takes effect in the dataset_config of the experiment spec"
+        yield Fault(("target_class_mapping",), text)
+
+
+INFERENCE_DEFAULTS = {"image_width": 0, "image_height": 0, "image_channels": 3, "batch_size": 1}
+"""What is taken where `inferencer_config` says nothing, as in TAO's builder; 0 is the model's own size, where TAO has
+960x544 for every model."""
+
+
+def _secrets(config: spec_pb2.WandBConfig, path: FieldPath) -> Iterator[Fault]:
+    if config.key:
+        text = "holds a secret, which the results directory's copy of the spec would hold too; remove it"
+        yield Fault((*path, "wandb_config", "key"), text)
+
+
+# ---- TAO 5 -----------------------------------------------------------------------------------------------------------
+
+
+def refused_by_tao5(
+    spec: spec_pb2.Experiment | spec_pb2.Inference | spec_pb2.DatasetExportConfig, written: Written
+) -> Iterator[Fault]:
+    """Finds what this engine and TAO 3.x and 4.0 accept and TAO 5 refuses.
+
+    Args:
+        spec: The spec before defaults are filled in.
+        written: The values as the file spells them.
+    """
+    if isinstance(spec, spec_pb2.DatasetExportConfig):
+        return
+    is_experiment = isinstance(spec, spec_pb2.Experiment)
+    for path, config in spec_fields.values(spec, CLUSTERING if is_experiment else f"{HANDLERS}.clustering_config"):
+        value = written((*path, "dbscan_min_samples"))
+        if value is not None and not re.fullmatch(r"[-+]?\d+", value):
+            yield Fault(
+                (*path, "dbscan_min_samples"), "{is}: TAO 3.x and 4.0 read a float, TAO 5 whole numbers only; write 1"
+            )
+        if is_experiment and config.clustering_algorithm not in (_DBSCAN, _NMS):
+            yield Fault((*path, "clustering_algorithm"), "{is}, which TAO has in inference only")
+    if isinstance(spec, spec_pb2.Inference):
+        for name in INFERENCE_DEFAULTS:
+            if not getattr(spec.inferencer_config, name):
+                yield Fault(("inferencer_config", name), "{is}: TAO 3.x and 4.0 have a default, TAO 5 requires it")
+
+
+def differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
+    """Finds what TAO 5 does otherwise with an experiment, beyond what a warning says; `--compat tao5` follows it."""
+    for path, config in spec_fields.values(spec, CLUSTERING):
+        used, swapped = "dbscan_confidence_threshold", "nms_confidence_threshold"
+        if config.clustering_algorithm == _NMS:
+            used, swapped = swapped, used
+        if config.clustering_algorithm in (_DBSCAN, _NMS) and getattr(config, used) != getattr(config, swapped):
+            value = f"{getattr(config, swapped):g}"
+            yield Fault((*path, used), f"{{is}}; TAO 5 evaluates with the value of {swapped} in its place ({value})")
+    for path, size in spec_fields.values(spec, "augmentation_config.preprocessing"):
+        for name in ("min_bbox_width", "min_bbox_height"):
+            if getattr(size, name) not in (0, 1) and spec.dataset_config.dataloader_mode == _MULTISOURCE:
+                yield Fault((*path, name), "{is}; TAO 5 drops boxes below 1 pixel, whatever it says")
+    if spec.dataset_config.WhichOneof("dataset_split_type"):
+        text = "is used whole; TAO 5 leaves out the images of its last incomplete batch"
+        yield Fault(("dataset_config", str(spec.dataset_config.WhichOneof("dataset_split_type"))), text)
+    text = "is computed from exact boxes; TAO 5 rounds them to whole pixels"
+    if spec.evaluation_config.average_precision_mode == spec_pb2.EvaluationConfig.INTEGRATE:
+        text += ", and gives a perfect detector of n objects (n-1)/n"
+    yield Fault(("evaluation_config", "average_precision_mode"), text)
