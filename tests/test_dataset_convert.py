@@ -8,12 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
+from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.dataset_convert import convert, cut_into_shards
 from components.detectnet_v2.kitti_source import image_size
 from components.detectnet_v2.records import Frame, frame_from_example, frame_to_example, load_frames
+from components.detectnet_v2.sample_modifiers import build_modifier
 from components.formats.tfrecord import decode_example, encode_example, read_records, write_records
 from components.step import UserError
 
@@ -508,3 +511,150 @@ def test_any_frame_survives_a_round_trip(objects: list[tuple[str, float, int]]):
     for name in ("boxes", "truncation", "occlusion", "observation_angle", "world_boxes"):
         np.testing.assert_array_equal(getattr(back, name), getattr(frame, name))
         assert getattr(back, name).dtype == getattr(frame, name).dtype
+
+
+# ---- Sample modifiers ------------------------------------------------------------------------------------------------
+
+CLASSES = "car person bicycle tree"
+
+
+def slow_copies(frames, settings, limit):
+    """How often each frame of one training fold is written: straight from TAO's rules."""
+    written, result = 0, []
+    for names in frames:
+        targets = [settings["mapping"][name] for name in names if name in settings["mapping"]]
+        copies = 1
+        if len(set(targets)) == 1 and targets[0] in settings["only"]:
+            copies = 0
+        else:
+            rare = False
+            for target in targets:
+                for dominant in settings["dominant"]:
+                    bound = targets.count(dominant) * settings["imbalance"].get(target, 1.0)
+                    if target not in settings["dominant"] and targets.count(target) > bound:
+                        rare = True
+            if rare:
+                copies += settings["duplicates"]
+        if limit:
+            copies = min(copies, limit - written)
+        written += copies
+        result.append(copies)
+    return result
+
+
+def modifier_config(settings, limit):
+    config = spec_pb2.DatasetExportConfig.SampleModifierConfig(
+        filter_samples_containing_only=settings["only"],
+        dominant_target_classes=settings["dominant"],
+        minimum_target_class_imbalance=settings["imbalance"],
+        num_duplicates=settings["duplicates"],
+        max_training_samples=limit,
+    )
+    for source, target in settings["mapping"].items():
+        config.source_to_target_class_mapping[source] = target
+    return config
+
+
+targets = st.sampled_from(["vehicle", "human"])
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(CLASSES.split()), max_size=6), max_size=12),
+    st.lists(targets, unique=True),
+    st.lists(targets, unique=True),
+    st.dictionaries(targets, st.sampled_from([0.5, 1.0, 2.0])),
+    st.integers(0, 3),
+    st.integers(0, 9),
+)
+def test_modifier_writes_each_frame_as_often_as_the_slow_version(frames, only, dominant, imbalance, duplicates, limit):
+    mapping = {"car": "vehicle", "bicycle": "vehicle", "person": "human"}
+    names = ("mapping", "only", "dominant", "imbalance", "duplicates")
+    settings = dict(zip(names, (mapping, only, dominant, imbalance, duplicates), strict=True))
+    modifier = build_modifier(modifier_config(settings, limit), 1, None)
+    expected = slow_copies(frames, settings, limit)
+    if modifier is None:
+        assert expected == [1] * len(frames)
+        return
+    assert [modifier.copies(names, 0) for names in frames] == expected
+    unlimited = slow_copies(frames, settings, 0)
+    assert modifier.modified.filtered == unlimited.count(0)
+    assert modifier.modified.duplicates == sum(max(copies - 1, 0) for copies in expected)
+    assert modifier.modified.beyond_limit == sum(unlimited) - sum(expected)
+
+
+MODIFIERS = """
+sample_modifier_config {
+  filter_samples_containing_only: "vehicle" dominant_target_classes: "vehicle" num_duplicates: 2
+  source_to_target_class_mapping { key: "Car" value: "vehicle" }
+  source_to_target_class_mapping { key: "person" value: "human" }
+}
+"""
+
+
+def modified(folder: KittiFolder, fold: int | None, modifiers: str = MODIFIERS, val_split: int = 50):
+    for index, names in enumerate((["car"], ["person"], ["car"], ["car", "person", "person"], ["tree"], ["person"])):
+        folder.add(f"{index}", *(f"{name} 0 0 0 1 1 20 20 0 0 0 0 0 0 0" for name in names))
+    folders = f'root_directory_path: "{folder.root}" image_dir_name: "images" label_dir_name: "labels"'
+    settings = f'partition_mode: "random" num_partitions: 2 val_split: {val_split} num_shards: 1'
+    spec = folder.root.parent / "convert.txt"
+    spec.write_text(f"kitti_config {{ {folders} {settings} }} {modifiers}")
+    converted = convert(spec, folder.out, fold)
+    ids = [folder.ids(shard.name) for shard in converted.shards]
+    return converted, [sorted(names) for names in ids]
+
+
+def test_modifiers_alter_the_training_fold_alone_and_say_what_they_did(folder: KittiFolder, capsys):
+    converted, (validation, training) = modified(folder, fold=0)
+    assert validation == ["images/0", "images/1", "images/2"]
+    assert training == ["images/3"] * 3 + ["images/4"] + ["images/5"] * 3
+    assert converted.frames == [3, 7]
+    assert converted.objects == {"car": 2 + 3, "person": 1 + 6 + 3, "tree": 1}
+    printed = capsys.readouterr().out
+    assert "0 frames left out by filter_samples_containing_only" in printed
+    assert "4 copies added by num_duplicates" in printed
+    _, (training, validation) = modified(folder, fold=1)
+    assert training == ["images/1"] * 3
+    assert len(validation) == 3
+    assert "2 frames left out by filter_samples_containing_only" in capsys.readouterr().out
+
+
+def test_training_samples_are_capped_per_fold_in_the_order_of_writing(folder: KittiFolder, capsys):
+    everything, _ = modified(folder, 0, "")
+    order = folder.ids(everything.shards[1].name)
+    limit = "sample_modifier_config { max_training_samples: 2 }"
+    converted, _ = modified(folder, 0, limit)
+    assert converted.frames == [3, 2]
+    assert folder.ids(converted.shards[1].name) == order[:2]
+    assert "1 frames left out by max_training_samples" in capsys.readouterr().out
+
+
+def test_modifiers_of_several_folds_ask_for_the_validation_fold(folder: KittiFolder):
+    with pytest.raises(UserError, match="say with -f which of the 2 folds"):
+        modified(folder, None)
+    _, (training,) = modified(folder, None, val_split=0)  # a single fold is for training
+    assert training.count("images/1") == 3
+    with pytest.raises(UserError, match="there is no other fold"):
+        modified(folder, 0, val_split=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ('dominant_target_classes: "plane" num_duplicates: 1', "dominant_target_classes names plane"),
+        ('filter_samples_containing_only: "plane"', "target classes are: human, vehicle"),
+        ("max_training_samples: 1", "fewer than the 2 training folds"),
+    ],
+)
+def test_modifiers_that_cannot_be_meant_are_refused(config: str, expected: str):
+    mapping = "".join(
+        f'source_to_target_class_mapping {{ key: "{key}" value: "{value}" }}'
+        for key, value in (("car", "vehicle"), ("person", "human"))
+    )
+    message = text_format.Parse(f"{config} {mapping}", spec_pb2.DatasetExportConfig.SampleModifierConfig())
+    with pytest.raises(UserError, match=expected):
+        build_modifier(message, 3, 2)
+
+
+def test_modifiers_that_change_nothing_need_no_validation_fold():
+    config = spec_pb2.DatasetExportConfig.SampleModifierConfig(num_duplicates=3)  # no dominant class
+    assert build_modifier(config, 2, None) is None

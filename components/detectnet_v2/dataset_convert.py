@@ -19,6 +19,7 @@ from components.detectnet_v2.coco_source import CocoSource
 from components.detectnet_v2.kitti_source import KittiSource
 from components.detectnet_v2.partition import Partition, Skipped
 from components.detectnet_v2.records import Frame, frame_to_example
+from components.detectnet_v2.sample_modifiers import Modified, SampleModifier, build_modifier
 from components.detectnet_v2.spec import load_dataset_export
 from components.formats.tfrecord import write_records
 from components.step import UserError
@@ -35,6 +36,7 @@ class Conversion:
         objects: Number of objects of each class.
         skipped: Objects left out because they have no area.
         unlisted: Images left out because no sequence names them (partition_mode sequence).
+        modified: What the sample modifiers did; None if there are none.
     """
 
     shards: list[Path] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Conversion:
     objects: Counter[str] = field(default_factory=Counter)
     skipped: Skipped = field(default_factory=dict)
     unlisted: int = 0
+    modified: Modified | None = None
 
 
 def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = None) -> Conversion:
@@ -53,7 +56,8 @@ def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = 
     Args:
         spec_path: A `DatasetExportConfig`.
         output_prefix: `-fold-…-of-…-shard-…-of-…` is appended to it.
-        validation_fold: The fold that sample modifiers leave alone (TAO's -f). Without modifiers it changes nothing.
+        validation_fold: The fold that sample modifiers leave alone (TAO's -f); needed where they alter one of several
+            folds. Without modifiers it changes nothing.
 
     Raises:
         UserError: The spec is wrong, or an image, a label or an annotation is missing or cannot be read.
@@ -71,7 +75,11 @@ def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = 
     with tempfile.TemporaryDirectory(
         dir=output_prefix.parent, prefix=f".{output_prefix.name}.", suffix=".partial"
     ) as scratch:
-        conversion = _write(source.partitions, config.num_partitions, Path(scratch), output_prefix)
+        # TAO counts folds after it has passed over empty partitions: without a validation split, training is fold 0.
+        partitions = [partition for partition in source.partitions if partition.keys]
+        modifier = build_modifier(spec.message.sample_modifier_config, len(partitions), validation_fold)
+        folds = _Folds(partitions, config.num_partitions, modifier, validation_fold)
+        conversion = _write(folds, Path(scratch), output_prefix)
     conversion.unlisted = source.unlisted
     _report(conversion, output_prefix)
     return conversion
@@ -95,26 +103,52 @@ def shard_suffix(fold: int, folds: int, shard: int, shards: int) -> str:
     return fold_part + (f"-shard-{shard:05d}-of-{shards:05d}" if shards else "")
 
 
-def _write(partitions: Sequence[Partition], folds: int, scratch: Path, prefix: Path) -> Conversion:
-    conversion = Conversion()
-    # TAO counts folds after it has passed over empty partitions: without a validation split, training is fold 0.
-    filled = [partition for partition in partitions if partition.keys]
+@dataclass(frozen=True, slots=True)
+class _Folds:
+    """What is written.
+
+    Attributes:
+        partitions: The folds that hold frames.
+        count: Number of folds as the files' names give it.
+        modifier: Alters the training folds.
+        validation: The fold it leaves alone.
+    """
+
+    partitions: Sequence[Partition]
+    count: int
+    modifier: SampleModifier | None
+    validation: int | None
+
+    def copies(self, frame: Frame, fold: int) -> int:
+        if self.modifier is None or fold == self.validation:
+            return 1
+        return self.modifier.copies(frame.class_names, fold)
+
+
+def _write(folds: _Folds, scratch: Path, prefix: Path) -> Conversion:
+    conversion = Conversion(modified=folds.modifier.modified if folds.modifier else None)
     with ThreadPoolExecutor(available_cores()) as pool:
-        for fold, partition in enumerate(filled):
+        for fold, partition in enumerate(folds.partitions):
+            conversion.frames.append(0)
             for index, shard in enumerate(cut_into_shards(partition.keys, partition.shards)):
-                name = prefix.name + shard_suffix(fold, folds, index, partition.shards)
-                write_records(scratch / name, _examples(pool.map(partition.read, shard), conversion))
+                name = prefix.name + shard_suffix(fold, folds.count, index, partition.shards)
+                frames = pool.map(partition.read, shard)
+                write_records(scratch / name, _examples(frames, fold, folds, conversion))
                 conversion.shards.append(prefix.with_name(name))
-            conversion.frames.append(len(partition.keys))
     _publish(scratch, prefix, conversion)
     return conversion
 
 
-def _examples(frames: Iterator[tuple[Frame, Skipped]], conversion: Conversion) -> Iterator[bytes]:
+def _examples(
+    frames: Iterator[tuple[Frame, Skipped]], fold: int, folds: _Folds, conversion: Conversion
+) -> Iterator[bytes]:
     for frame, skipped in frames:
-        conversion.objects.update(frame.class_names)
         conversion.skipped.update(skipped)
-        yield frame_to_example(frame)
+        example = frame_to_example(frame)
+        for _ in range(folds.copies(frame, fold)):
+            conversion.frames[fold] += 1
+            conversion.objects.update(frame.class_names)
+            yield example
 
 
 def _publish(scratch: Path, prefix: Path, conversion: Conversion) -> None:
@@ -145,5 +179,10 @@ def _report(conversion: Conversion, prefix: Path) -> None:
         print("  no object is labelled in any of them")
     if conversion.skipped:
         print(f"  {len(conversion.skipped)} objects without area left out, listed in {_warning_file(prefix)}")
+    if conversion.modified:
+        done = conversion.modified
+        print(f"  sample_modifier_config: {done.filtered} frames left out by filter_samples_containing_only")
+        print(f"  sample_modifier_config: {done.duplicates} copies added by num_duplicates")
+        print(f"  sample_modifier_config: {done.beyond_limit} frames left out by max_training_samples")
     if conversion.unlisted:
         print(f"  {conversion.unlisted} images left out: kitti_sequence_to_frames_file does not name them")

@@ -1,0 +1,441 @@
+"""From records to batches: framing, sources, sampling, ranks, masks and weights."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.detectnet_v2 import augment, dataset, sources, spec_pb2
+from components.detectnet_v2.augment import AugmentSettings
+from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping, covered_cells
+from components.detectnet_v2.records import Frame, frame_to_example
+from components.formats.tfrecord import write_records
+from components.grid.encode import CoverageShape
+from components.grid.geometry import GridGeometry
+from components.step import UserError
+
+WIDTH, HEIGHT = 96, 64
+GEOMETRY = GridGeometry(WIDTH, HEIGHT)
+FULL = AugmentSettings(0.5, 0.7, 1.8, 12, 12, 0.1, 1.0, 0.1, 25, 0.2, 0.1, 0.5)
+MAPPING = LabelMapping({"face": 0}, frozenset({"dontcare"}))
+
+
+def picture(width, height, seed=0):
+    """A smooth image, [height, width, 3] RGB."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def labelled_images(folder, sizes=((WIDTH, HEIGHT),), boxes=((8, 8, 40, 40),), framing=None, names=None, **others):
+    frames, files = [], []
+    for index, (width, height) in enumerate(sizes):
+        file = folder / f"{index}.png"
+        cv2.imwrite(str(file), picture(width, height, index)[..., ::-1])
+        labels = np.array(boxes, np.float32).reshape(-1, 4)
+        frames.append(Frame(str(index), width, height, list(names or ["face"] * len(boxes)), labels))
+        files.append(file)
+    return LabelledImages(frames, files, others.pop("mapping", MAPPING), GEOMETRY, framing, **others)
+
+
+def batch_maker(data, **changes):
+    values = {
+        "data": data, "geometry": GEOMETRY, "shapes": (CoverageShape(),), "deadzone_radius": 0.67,
+        "augmentation": FULL, "mask_multiplier": 0.0, "mask_spares_objects": True, "batch_size": 3, "seed": 7,
+    }  # fmt: skip
+    return BatchMaker(**{**values, **changes})
+
+
+def assert_same(one, other):
+    for name in ("images", "coverage", "coverage_norm", "bbox", "mask"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+# ---- How an image becomes the network's input ------------------------------------------------------------------------
+
+
+def test_images_of_another_size_are_padded_or_stretched(tmp_path):
+    small = [(WIDTH // 2, HEIGHT // 2)]
+    padded = labelled_images(tmp_path, small)
+    np.testing.assert_array_equal(padded.pixels[0, : HEIGHT // 2, : WIDTH // 2], picture(*small[0]))
+    assert not padded.pixels[0, HEIGHT // 2 :].any()
+    assert not padded.pixels[0, :, WIDTH // 2 :].any()
+    assert padded.objects[0].boxes.tolist() == [[8, 8, 40, 40]]
+    stretched = labelled_images(tmp_path, small, framing=Framing(stretch=True))
+    expected = cv2.resize(picture(*small[0]), (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(stretched.pixels[0], expected)
+    assert stretched.objects[0].boxes.tolist() == [[16, 16, 80, 80]]
+
+
+def test_a_larger_image_shows_its_top_left_and_augmentation_can_reach_the_rest(tmp_path):
+    data = labelled_images(tmp_path, [(WIDTH * 2, HEIGHT * 2)])
+    large = picture(WIDTH * 2, HEIGHT * 2)
+    np.testing.assert_array_equal(data.pixels[0], large[:HEIGHT, :WIDTH])
+    out = AugmentSettings(zoom_min=2.0, zoom_max=2.0)
+    batch = next(batch_maker(data, augmentation=out, batch_size=1).epoch(0))
+    matrix = augment.draw_spatial(out, WIDTH, HEIGHT, np.random.default_rng((7, 0, 0, 0)))
+    x, y = WIDTH - 1, HEIGHT - 1
+    source = (np.array([x + 0.5, y + 0.5, 1]) @ matrix)[:2]
+    assert source.max() > WIDTH  # a pixel beyond what is shown without augmentation
+    np.testing.assert_allclose(batch.images[0, y, x], large[int(source[1]), int(source[0])], atol=12)
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "longer", "expected"),
+    [
+        ((200, 100), 64, 96, (96, 48)),  # the longer side limits: 0.48
+        ((120, 100), 64, 96, (76, 64)),
+        ((100, 120), 32, 96, (32, 38)),
+        ((200, 100), 32, 0, (64, 32)),
+    ],
+)
+def test_resizing_to_a_shorter_side_keeps_the_aspect_ratio(size, shorter, longer, expected, tmp_path):
+    framing = Framing(shorter_side=shorter, longer_side=longer)
+    resized, (scale_x, scale_y) = framing.resized(*size, GEOMETRY)
+    assert resized == expected
+    scale = shorter / min(size)
+    if longer:
+        scale = min(scale, longer / max(size))
+    assert scale_x == scale_y == pytest.approx(scale)
+    data = labelled_images(tmp_path, [size], framing=framing)
+    np.testing.assert_allclose(data.objects[0].boxes[0], np.array([8, 8, 40, 40]) * scale, rtol=1e-6)
+    assert data.pixels.shape == (1, HEIGHT, WIDTH, 3)
+    assert not data.pixels[0, expected[1] :].any()
+    assert not data.pixels[0, :, expected[0] :].any()
+
+
+def test_scale_and_crop_take_a_window_of_the_canvas(tmp_path):
+    framing = Framing(scale=(0.5, 0.5), corner=(20, 10), clip=True)
+    data = labelled_images(tmp_path, [(300, 200)], [(30, 30, 60, 60), (50, 40, 90, 80), (0, 0, 20, 20)], framing)
+    half = cv2.resize(picture(300, 200), (150, 100), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(data.pixels[0].astype(int), half[10 : 10 + HEIGHT, 20 : 20 + WIDTH], atol=6)
+    # x / 2 - 20, y / 2 - 10, cut at zero; the last box lies outside.
+    np.testing.assert_allclose(data.objects[0].boxes, [[0, 5, 10, 20], [5, 10, 25, 30]], atol=1e-4)
+
+
+def slow_cut(box, smallest):
+    x1, y1, x2, y2 = box
+    if x1 >= WIDTH or x2 <= 0 or y1 >= HEIGHT or y2 <= 0:
+        return None
+    cut = [max(x1, 0), max(y1, 0), min(x2, WIDTH), min(y2, HEIGHT)]
+    if cut[2] - cut[0] < smallest[0] or cut[3] - cut[1] < smallest[1]:
+        return None
+    return cut
+
+
+edges = st.floats(-40, 140, width=32)
+
+
+@given(st.lists(st.tuples(edges, edges, edges, edges), max_size=6), st.sampled_from([(0.0, 0.0), (3.0, 5.0)]))
+def test_boxes_are_cut_to_the_input_and_dropped_outside(corners, smallest):
+    boxes = [[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners]
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    objects = dataset.Objects(array, np.arange(len(boxes)), array)
+    result = Framing(clip=True, smallest=smallest).cut(objects, GEOMETRY)
+    expected = [(index, cut) for index, box in enumerate(boxes) if (cut := slow_cut(box, smallest))]
+    assert result.class_ids.tolist() == [index for index, _ in expected]
+    assert result.boxes.tolist() == result.masked.tolist() == [cut for _, cut in expected]
+    assert Framing(smallest=smallest).cut(objects, GEOMETRY) is objects
+
+
+def test_a_missing_or_broken_image_is_named(tmp_path):
+    frame = Frame("gone", 8, 8, [], np.zeros((0, 4), np.float32))
+    with pytest.raises(UserError, match=r"gone\.png"):
+        LabelledImages([frame], [tmp_path / "gone.png"], MAPPING, GEOMETRY)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"cut\.png"):
+        LabelledImages([frame], [tmp_path / "cut.png"], MAPPING, GEOMETRY)
+
+
+def test_an_image_larger_than_its_record_says_is_refused_and_not_cut(tmp_path):
+    file = tmp_path / "large.png"
+    cv2.imwrite(str(file), picture(WIDTH * 2, HEIGHT))
+    frame = Frame("large", WIDTH, HEIGHT, [], np.zeros((0, 4), np.float32))
+    with pytest.raises(UserError, match=r"large\.png: 192x64, larger than its record says"):
+        LabelledImages([frame], [file], MAPPING, GEOMETRY)
+
+
+def test_what_is_neither_trained_nor_masked_is_counted_by_reason(tmp_path):
+    boxes = [(0, 0, 20, 20), (0, 0, 20, 20), (0, 0, 20, 20), (0, 0, 1, 20), (0, 0, 20, 20), (4, 4, 4.5, 30)]
+    names = ["face", "car", "car", "face", "dontcare", "car"]
+    mapping = LabelMapping({"face": 0}, frozenset({"dontcare"}), 2.0, 3.0)
+    data = labelled_images(tmp_path, boxes=boxes, names=names, mapping=mapping)
+    assert len(data.objects[0].boxes) == len(data.objects[0].masked) == 1
+    assert dict(data.left_out) == {
+        'of class "car", which target_class_mapping does not name': 3,
+        "smaller than 2 x 3 pixels": 1,
+    }
+
+
+# ---- Batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_batches_depend_on_seed_and_epoch_alone(tmp_path, on_device):
+    maker = batch_maker(labelled_images(tmp_path, [(WIDTH, HEIGHT)] * 4), on_device=on_device)
+    assert maker.steps == 2
+    list(maker.epoch(0))
+    once, again, later = (list(maker.epoch(epoch)) for epoch in (5, 5, 6))
+    for one, other in zip(once, again, strict=True):
+        assert_same(one, other)
+        if one.resampling:
+            np.testing.assert_array_equal(one.resampling.matrices, other.resampling.matrices)
+            np.testing.assert_array_equal(one.resampling.colours, other.resampling.colours)
+    assert any((one.bbox != other.bbox).any() for one, other in zip(once, later, strict=True))
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_an_epoch_begun_late_is_the_tail_of_the_epoch(tmp_path, uniform):
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT)] * 5, source_ids=[0, 0, 0, 1, 1])
+    maker = batch_maker(data, batch_size=2, uniform_sources=uniform)
+    whole = list(maker.epoch(3))
+    for first in range(maker.steps + 1):
+        tail = list(maker.epoch(3, first_step=first))
+        assert len(tail) == len(whole) - first
+        for one, other in zip(tail, whole[first:], strict=True):
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize("images", [4, 5])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_two_ranks_together_see_the_joined_batches_of_one_process(tmp_path, images, uniform):
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT)] * images, source_ids=[0] + [1] * (images - 1))
+    alone = batch_maker(data, batch_size=4, uniform_sources=uniform)
+    ranks = [batch_maker(data, batch_size=2, rank=r, world_size=2, uniform_sources=uniform) for r in (0, 1)]
+    assert ranks[0].steps == alone.steps == math.ceil(images / 4)
+    for joined, *parts in zip(alone.epoch(1), *(maker.epoch(1) for maker in ranks), strict=True):
+        for name in ("images", "coverage", "coverage_norm", "bbox", "mask"):
+            together = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(together, getattr(joined, name))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+def test_every_image_is_taken_once_before_any_is_repeated(images, batch_size, world_size, epoch):
+    data = object.__new__(LabelledImages)
+    data.labels, data.source_ids = [None] * images, np.zeros(images, np.int64)
+    maker = batch_maker(data, batch_size=batch_size, world_size=world_size)
+    order = maker._order(epoch)
+    assert len(order) == maker.steps * batch_size * world_size
+    assert sorted(order[:images]) == list(range(images))
+    assert maker.steps == math.ceil(math.ceil(images / batch_size) / world_size)  # as TAO counts
+
+
+def test_uniform_sampling_draws_the_sources_alike_and_each_ones_images_in_turn():
+    data = object.__new__(LabelledImages)
+    data.source_ids = np.array([0] * 3 + [2] * 97)  # the middle source has no frame
+    data.labels = [None] * 100
+    maker = batch_maker(data, batch_size=10, uniform_sources=True)
+    orders = np.stack([maker._order(epoch) for epoch in range(40)])
+    assert np.mean(orders < 3) == pytest.approx(0.5, abs=0.03)
+    for order in orders[:5]:
+        small = order[order < 3]
+        for begin in range(0, len(small) - 2, 3):
+            assert sorted(small[begin : begin + 3]) == [0, 1, 2]
+        large = order[order >= 3]
+        assert len(set(large)) == len(large)
+
+
+def test_a_loader_left_early_ends_its_threads(tmp_path):
+    maker = batch_maker(labelled_images(tmp_path, [(WIDTH, HEIGHT)] * 4), batch_size=1)
+    batches = maker.epoch(0)
+    next(batches)
+    batches.close()
+    assert len(list(maker.epoch(0))) == 4
+
+
+def test_an_error_in_a_worker_reaches_the_training(tmp_path):
+    data = labelled_images(tmp_path)
+    data.labels[0] = None  # anything a worker stumbles over
+    with pytest.raises(AttributeError):
+        next(batch_maker(data).epoch(0))
+
+
+# ---- On the device ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augmentation", [FULL, AugmentSettings(0.5, 0.7, 1.4, 5, 5, forward=True)])
+@pytest.mark.parametrize(
+    "framing",
+    [Framing(), Framing(scale=(0.8, 0.9), corner=(7, 3), clip=True), Framing(clip=True, border=0.0)],
+    ids=["plain", "cropped", "black"],
+)
+def test_the_device_path_gives_the_batches_of_the_opencv_path(tmp_path, augmentation, framing):
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT), (130, 90)] * 2, framing=framing)
+    here = batch_maker(data, augmentation=augmentation)
+    there = batch_maker(data, augmentation=augmentation, on_device=True)
+    assert there.workers >= 1
+    for one, other in zip(here.epoch(0), there.epoch(0), strict=True):
+        assert other.resampling is not None
+        ours, theirs = one.to_tensors(torch.device("cpu")), other.to_tensors(torch.device("cpu"))
+        assert theirs.images.shape == (3, 3, HEIGHT, WIDTH)
+        assert theirs.images.is_contiguous(memory_format=torch.channels_last)
+        difference = (ours.images - theirs.images).abs()
+        assert difference.mean() < 0.006
+        assert difference.flatten().quantile(0.98) < 0.04
+        for name in ("coverage", "coverage_norm", "bbox", "mask"):
+            torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=0)
+
+
+def test_without_augmentation_there_is_nothing_to_resample(tmp_path):
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT)] * 3)
+    batch = next(batch_maker(data, augmentation=None, on_device=True).epoch(0))
+    assert batch.resampling is None
+    images = batch.to_tensors(torch.device("cpu")).images
+    torch.testing.assert_close(images, torch.from_numpy(batch.images).permute(0, 3, 1, 2) / 255)
+
+
+# ---- Masks and weights -----------------------------------------------------------------------------------------------
+
+
+def slow_covered(boxes):
+    covered = np.zeros((GEOMETRY.rows, GEOMETRY.columns), bool)
+    for row in range(GEOMETRY.rows):
+        for column in range(GEOMETRY.columns):
+            for j in range(5):
+                for i in range(5):
+                    x, y = (column + (i + 0.5) / 5) * 16, (row + (j + 0.5) / 5) * 16
+                    covered[row, column] |= any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in boxes)
+    return covered
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(edges, edges, edges, edges), max_size=3))
+def test_a_masked_region_is_the_cells_that_its_box_touches(boxes):
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    np.testing.assert_array_equal(covered_cells(array, GEOMETRY), slow_covered(boxes))
+
+
+def test_regions_that_nobody_cares_for_are_masked_but_objects_are_not(tmp_path):
+    data = labelled_images(tmp_path, boxes=[(8, 8, 40, 40), (0, 0, 90, 60)], names=["face", "dontcare"])
+    batch = next(batch_maker(data, augmentation=None, batch_size=1).epoch(0))
+    assert (batch.mask[0, 0][batch.coverage[0, 0] > 0] == 1).all()
+    assert (batch.mask[0, 0][batch.coverage[0, 0] == 0] == 0).all()
+    spared = next(batch_maker(data, augmentation=None, batch_size=1, mask_spares_objects=False).epoch(0))
+    assert not spared.mask.any()
+
+
+def test_a_sources_weight_multiplies_the_loss_of_its_frames_masked_or_not(tmp_path):
+    data = labelled_images(
+        tmp_path, [(WIDTH, HEIGHT)] * 2, [(8, 8, 40, 40), (50, 0, 96, 64)], names=["face", "dontcare"], weights=[1, 2.5]
+    )
+    maker = batch_maker(data, augmentation=None, batch_size=2, mask_multiplier=0.5)
+    batch = next(maker.epoch(0))
+    found = {tuple(np.unique(batch.mask[position])) for position in (0, 1)}
+    assert found == {(0.5, 1.0), (1.25, 2.5)}
+
+
+# ---- From the spec ---------------------------------------------------------------------------------------------------
+
+SPEC = """
+random_seed: 3
+dataset_config { image_extension: "png" target_class_mapping { key: "Face" value: "face" } %s }
+augmentation_config {
+  preprocessing { output_image_width: 96 output_image_height: 64 output_image_channel: 3 %s }
+  spatial_augmentation { hflip_probability: 0.5 vflip_probability: 0.25 rotate_rad_max: 0.2 %s }
+}
+cost_function_config { target_classes { name: "face" } }
+model_config { objective_set { bbox { scale: 35 offset: 0.5 } } }
+training_config { batch_size_per_gpu: 2 }
+bbox_rasterizer_config { deadzone_radius: 0.67 target_class_config {
+  key: "face" value { cov_center_x: 0.5 cov_center_y: 0.5 cov_radius_x: 1 cov_radius_y: 1 bbox_min_radius: 1 } } }
+"""
+
+
+def experiment(data="", preprocessing="", spatial=""):
+    return text_format.Parse(SPEC % (data, preprocessing, spatial), spec_pb2.Experiment())
+
+
+def source(folder, name, count, labels=("face",), fold=None):
+    """Writes records and images; returns the two fields of a data source."""
+    images = folder / name
+    images.mkdir()
+    frames = []
+    for index in range(count):
+        cv2.imwrite(str(images / f"{index}.png"), picture(WIDTH, HEIGHT, index)[..., ::-1])
+        boxes = np.array([[4, 4, 40, 40]] * len(labels), np.float32)
+        frames.append(frame_to_example(Frame(str(index), WIDTH, HEIGHT, list(labels), boxes)))
+    write_records(folder / f"{name}-fold-000-of-002", frames[: fold or 0])
+    write_records(folder / f"{name}-fold-001-of-002", frames[fold or 0 :])
+    return f'tfrecords_path: "{folder}/{name}-fold*" image_directory_path: "{images}"'
+
+
+def test_sources_are_joined_with_their_weights(tmp_path):
+    fields = (
+        f"data_sources {{ {source(tmp_path, 'a', 2)} }} data_sources {{ {source(tmp_path, 'b', 3)} source_weight: 4 }}"
+    )
+    spec = experiment(fields)
+    images = sources.training_images(spec)
+    assert images.weights.tolist() == [1, 1, 4, 4, 4]
+    assert images.source_ids.tolist() == [0, 0, 1, 1, 1]
+    maker = sources.batch_maker(spec, images, rank=1, world_size=2)
+    assert (maker.rank, maker.world_size, maker.steps, maker.uniform_sources) == (1, 2, 2, False)
+    uniform = experiment(fields + " sampling_mode: UNIFORM")
+    assert sources.batch_maker(uniform, images).uniform_sources
+
+
+def test_the_validation_fold_is_left_out_of_training(tmp_path):
+    spec = experiment(f"data_sources {{ {source(tmp_path, 'a', 5, fold=2)} }} validation_fold: 0")
+    assert len(sources.training_images(spec)) == 3
+    assert len(sources.validation_images(spec)) == 2
+    with pytest.raises(UserError, match="names no validation data"):
+        sources.validation_images(experiment())
+
+
+def test_unmapped_objects_are_named_with_their_number(tmp_path, capsys):
+    data = source(tmp_path, "a", 3, labels=("face", "car"))
+    images = sources.training_images(experiment(f"data_sources {{ {data} }}"))
+    assert [len(objects.boxes) for objects in images.objects] == [1, 1, 1]
+    assert 'Training data: 3 objects left out: of class "car"' in capsys.readouterr().out
+
+
+def test_records_without_a_frame_are_refused(tmp_path):
+    with pytest.raises(UserError, match="hold no frame"):
+        sources.training_images(experiment(f"data_sources {{ {source(tmp_path, 'a', 0)} }}"))
+
+
+def test_a_mapping_that_trains_nothing_is_refused():
+    spec = spec_pb2.Experiment()
+    spec.cost_function_config.target_classes.add(name="face")
+    spec.dataset_config.target_class_mapping["Person"] = "person"
+    with pytest.raises(UserError, match="learn nothing"):
+        sources.label_mapping(spec)
+
+
+def test_tao5_ignores_vertical_flips_and_reads_rotations_as_degrees():
+    ours, theirs = (sources.augmentation(experiment(), tao5=tao5) for tao5 in (False, True))
+    assert (ours.vflip_probability, theirs.vflip_probability) == (0.25, 0.0)
+    assert ours.rotate_max == pytest.approx(0.2)
+    assert theirs.rotate_max == pytest.approx(0.2 * math.pi / 180)
+    forward = sources.augmentation(experiment("dataloader_mode: DEFAULT"), tao5=True)
+    assert forward.rotate_max == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("mode", ["LEGACY", "DEFAULT"])
+def test_the_default_loader_composes_forward_on_black_and_cuts_boxes(mode):
+    spec = experiment(f"dataloader_mode: {mode}", "min_bbox_width: 5 min_bbox_height: 6")
+    assert sources.augmentation(spec).forward
+    framing = sources.framing(spec)
+    assert (framing.border, framing.clip, framing.smallest) == (0.0, True, (5.0, 6.0))
+    mapping = sources.label_mapping(spec)
+    assert (mapping.min_width, mapping.min_height) == (0.0, 0.0)
+
+
+def test_multisource_drops_small_boxes_by_the_spec_and_with_tao5_by_one_pixel():
+    spec = experiment(preprocessing="min_bbox_width: 5")
+    framing = sources.framing(spec)
+    assert (framing.border, framing.clip, framing.smallest) == (0.5, False, (0.0, 0.0))
+    for tao5, expected in ((False, (5.0, 1.0)), (True, (1.0, 1.0))):
+        mapping = sources.label_mapping(spec, tao5=tao5)
+        assert (mapping.min_width, mapping.min_height) == expected
+
+
+def test_a_crop_cuts_boxes_in_either_loader():
+    crop = "crop_left: 10 crop_top: 20 crop_right: 106 crop_bottom: 84 scale_width: 0.5"
+    for mode in ("MULTISOURCE", "DEFAULT"):
+        framing = sources.framing(experiment(f"dataloader_mode: {mode}", crop))
+        assert (framing.corner, framing.scale, framing.clip) == ((10, 20), (0.5, 1.0), True)
