@@ -23,9 +23,9 @@ import torch
 
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors, LabelledImages, LabelMapping
-from components.detectnet_v2.losses import ClassCost, ObjectiveWeights
+from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, WeightPenalty
 from components.detectnet_v2.records import Frame
-from components.detectnet_v2.train import training_step
+from components.detectnet_v2.trainer import Precision, Trainer
 from components.grid.encode import CoverageShape
 from components.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNet, GridNetConfig
@@ -34,6 +34,7 @@ from components.vision.resnet import ResNetConfig
 from components.vision.threads import available_cores
 
 IMAGES, BATCH, STEPS, FACES = 64, 8, 8, 6
+CPU = torch.device("cpu")
 AUGMENTATION = AugmentSettings(0.5, 0.7, 1.3, 12, 12, 0.0, 1.0, 0.1, 25, 0.2, 0.3, 0.5)
 
 
@@ -49,33 +50,48 @@ def labelled_images(folder: Path, geometry: GridGeometry) -> LabelledImages:
         boxes = np.hstack([corner, corner + random.uniform(8, geometry.height * 0.5, (FACES, 1))]).astype(np.float32)
         frames.append(Frame(str(index), geometry.width, geometry.height, ["face"] * FACES, boxes))
         files.append(file)
-    return LabelledImages(frames, files, LabelMapping({"face": 0}, frozenset()), geometry, stretch=False)
+    return LabelledImages(frames, files, LabelMapping({"face": 0}, frozenset()), geometry)
 
 
-class Trainer:
-    """A network with everything that a step needs."""
+class Rates:
+    """A network with everything that a step needs, and how fast it trains."""
 
-    def __init__(self, geometry: GridGeometry, width: float) -> None:
+    def __init__(
+        self,
+        geometry: GridGeometry,
+        depth: int = 10,
+        width: float = 1.0,
+        batch_size: int = BATCH,
+        device: torch.device = CPU,
+        precision: Precision = "float32",
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(0)
-        config = GridNetConfig(ResNetConfig.of_width(10, width), ("face",), geometry, {})
-        self.network = GridNet(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.optimizer = Adam(list(self.network.parameters()), 0.9, 0.999, 1e-8)
-        self.weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999)
+        config = GridNetConfig(ResNetConfig.of_width(depth, width), ("face",), geometry, {})
+        network = GridNet(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
+        optimizer = Adam(list(network.parameters()), 0.9, 0.999, 1e-8)
+        penalty = WeightPenalty("none", 0.0, [])
+        self.trainer = Trainer(network.train(), weights, optimizer, penalty, None, precision, compiled=compiled)
+        self.device, self.images = device, STEPS * batch_size
 
-    def images_per_second(self, batches: Iterator[Batch]) -> float:
-        """Trains `STEPS` batches; returns the rate."""
+    def with_data(self, batches: Iterator[Batch]) -> float:
+        """Trains `STEPS` batches; returns images per second."""
         begin = time.perf_counter()
         for batch in islice(batches, STEPS):
-            training_step(self.network, self.weights, self.optimizer, batch.to_tensors(torch.device("cpu")), 1e-4)
-        return STEPS * BATCH / (time.perf_counter() - begin)
+            loss = self.trainer.step(batch.to_tensors(self.device), 1e-4)
+        float(loss)  # a GPU has finished only when its result is there
+        return self.images / (time.perf_counter() - begin)
 
-    def bare_images_per_second(self, tensors: BatchTensors, threads: int) -> float:
-        """Repeats one step on resident tensors; returns the rate."""
-        torch.set_num_threads(threads)
+    def bare(self, tensors: BatchTensors, threads: int = 0) -> float:
+        """Repeats one step on resident tensors; returns images per second."""
+        if threads:
+            torch.set_num_threads(threads)
         begin = time.perf_counter()
         for _ in range(STEPS):
-            training_step(self.network, self.weights, self.optimizer, tensors, 1e-4)
-        return STEPS * BATCH / (time.perf_counter() - begin)
+            loss = self.trainer.step(tensors, 1e-4)
+        float(loss)
+        return self.images / (time.perf_counter() - begin)
 
 
 def main() -> None:
@@ -91,14 +107,14 @@ def main() -> None:
         data = labelled_images(Path(folder), geometry)
     maker = BatchMaker(data, geometry, (CoverageShape(),), 0.67, AUGMENTATION, 0.0, True, BATCH, 0)
     batches = chain.from_iterable(maker.epoch(epoch) for epoch in count())
-    trainer = Trainer(geometry, options.width)
-    resident = next(batches).to_tensors(torch.device("cpu"))
-    best = max(range(1, cores + 1), key=lambda threads: trainer.bare_images_per_second(resident, threads))
+    rates = Rates(geometry, width=options.width)
+    resident = next(batches).to_tensors(CPU)
+    best = max(range(1, cores + 1), key=lambda threads: rates.bare(resident, threads))
     bare, full = [], []
     for _ in range(options.rounds):
-        bare.append(trainer.bare_images_per_second(resident, best))
+        bare.append(rates.bare(resident, best))
         torch.set_num_threads(cores)
-        full.append(trainer.images_per_second(batches))
+        full.append(rates.with_data(batches))
     ratio = statistics.median(one / other for one, other in zip(full, bare, strict=True))
     print(f"ResNet-10 of width {options.width} at {options.size}, batch {BATCH}, {cores} cores")
     print(f"bare steps, {best} threads: {statistics.median(bare):.1f} images/s")

@@ -1,6 +1,6 @@
 """Runs a typer application as a program: one line and the right exit code for every mistake."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import typer
 from typer.main import get_command
@@ -8,13 +8,16 @@ from typer.main import get_command
 from components import step
 
 
-def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
+def run(
+    app: typer.Typer, argv: Sequence[str], name: str, prepare: Callable[[Sequence[str]], list[str]] = list
+) -> int:
     """Runs `app` for a person or, with `--executor-input`, for Kubeflow.
 
     Args:
         app: The application.
         argv: The command line without the program's name.
         name: The program's name.
+        prepare: Carries out options that all commands share and returns the other words.
 
     Returns:
         The exit code of `components.step.run`; wrong usage is 2.
@@ -22,7 +25,8 @@ def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
 
     def program(arguments: list[str]) -> int:
         try:
-            return int(get_command(app).main(arguments, prog_name=name, standalone_mode=False) or 0)
+            words = prepare(arguments) or ["--help"]
+            return int(get_command(app).main(words, prog_name=name, standalone_mode=False) or 0)
         except typer.TyperException as error:
             context = getattr(error, "ctx", None)
             command = context.command_path if context else name

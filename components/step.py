@@ -332,7 +332,7 @@ STAGE_DIR = "GRIDBOX_STAGE_DIR"
 TAO_KEY = "TAO_KEY"
 TAIL_LINES = 40
 GRACE_SECONDS = 20.0
-WEIGHTS = (".safetensors", ".hdf5", ".tlt")
+WEIGHTS = (".safetensors", ".hdf5", ".h5", ".pth", ".pt", ".tlt")
 
 # What may stand as ${…} in each kind of spec.
 CONVERT_VALUES = ("root",)

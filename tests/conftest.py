@@ -22,3 +22,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder} (set GRIDBOX_DATA to a folder that holds them)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kitti(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set of discs; see `tests/discs.py`."""
+    import discs
+
+    return discs.write_kitti(tmp_path_factory.mktemp("kitti"))
+
+
+@pytest.fixture(scope="session")
+def records(kitti: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records of the discs."""
+    import discs
+
+    return discs.write_records(tmp_path_factory.mktemp("records"), kitti)

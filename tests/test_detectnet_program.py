@@ -2,73 +2,17 @@
 
 import json
 import re
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from discs import HEIGHT, WIDTH, detectnet_v2, experiment_spec, write_spec
 
-from components import program
-from components.detectnet_v2.commands import app
-from components.formats.kitti import Label, format_label, parse_labels
-from components.step import placeholders, render
+from components.formats.kitti import parse_labels
 from components.vision.checkpoint import load_network, load_tensors
 from components.vision.predictor import load_predictor
 from components.vision.training import TrainingState
-from pipeline.profiles import spec_text
-
-WIDTH, HEIGHT = 96, 64
-
-
-def detectnet_v2(*arguments):
-    return program.run(app, [str(argument) for argument in arguments], "detectnet_v2")
-
-
-@pytest.fixture(scope="module")
-def kitti(tmp_path_factory):
-    """Bright discs on a dark ground, in TAO's folders."""
-    root = tmp_path_factory.mktemp("kitti")
-    random = np.random.default_rng(0)
-    for split, amount in (("training", 8), ("validation", 4)):
-        for folder in ("images", "labels"):
-            (root / split / folder).mkdir(parents=True)
-        for index in range(amount):
-            image = random.integers(0, 60, (HEIGHT, WIDTH, 3), np.uint8)
-            x, y, radius = int(random.integers(24, 72)), int(random.integers(22, 42)), int(random.integers(12, 20))
-            cv2.circle(image, (x, y), radius, (120, 180, 230), -1)
-            label = Label("face", 0.0, 0, (x - radius, y - radius, x + radius, y + radius))
-            cv2.imwrite(str(root / split / "images" / f"{index:03d}.png"), image)
-            (root / split / "labels" / f"{index:03d}.txt").write_text(format_label(label) + "\n")
-    return root
-
-
-def write_spec(folder: Path, name: str, **values) -> Path:
-    template = spec_text(f"facedetect-cpu/{name}")
-    defaults = dict.fromkeys(placeholders(template), "unused")
-    file = folder / f"{name}.txt"
-    file.write_text(render(template, {**defaults, **values}))
-    return file
-
-
-def experiment_spec(folder, kitti, records, name="train", pretrained="", epochs=12):
-    file = write_spec(
-        folder, name, training_records=records / "training", validation_records=records / "validation",
-        images_training=kitti / "training", images_validation=kitti / "validation",
-        pretrained_model=pretrained, image_width=WIDTH, image_height=HEIGHT, epochs=epochs, batch_size=4,
-        learning_rate=0.01, minimum_learning_rate=0.0001, seed=1, minimum_height=4,
-    )  # fmt: skip
-    file.write_text(re.sub(r'pretrained_model_file: ""\n', "", file.read_text()))
-    return file
-
-
-@pytest.fixture(scope="module")
-def records(kitti, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("records")
-    for split in ("training", "validation"):
-        spec = write_spec(folder, "convert", root=kitti / split)
-        assert detectnet_v2("dataset_convert", "-d", spec, "-o", folder / split / "kitti", "-r", folder / "r") == 0
-    return folder
 
 
 @pytest.fixture(scope="module")

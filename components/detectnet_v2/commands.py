@@ -4,7 +4,6 @@ Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +12,12 @@ import typer
 from typer.core import TyperCommand
 
 from components import program
-from components.step import UserError, publish, weights_file, write_json
+from components.step import UserError, publish, weights_file
 
 app = typer.Typer(
     name="detectnet_v2",
-    help="Train, prune, evaluate and export grid-box detectors, with the command line of NVIDIA TAO.",
+    help="Train, prune, evaluate and export grid-box detectors, with the command line of NVIDIA TAO. Every task takes "
+    "TAO's --gpus, --gpu_index, --num_processes, --use_amp and --log_file, too.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -48,9 +48,27 @@ class Equalization(StrEnum):
     geometric_mean = "geometric_mean"
 
 
+def _several(*names: str) -> type[TyperCommand]:
+    """Returns a command class in which, as in TAO, several values may follow one option."""
+
+    class Several(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own copy of click
+            spread: list[str] = []
+            follows = False
+            for word in args:
+                is_value = follows and not word.startswith("-")
+                spread += [names[0], word] if is_value and spread[-1] not in names else [word]
+                follows = is_value or word in names
+            return super().parse_args(ctx, spread)
+
+    return Several
+
+
 def main() -> None:
     """Entry point of the program."""
-    sys.exit(program.run(app, sys.argv[1:], "detectnet_v2"))
+    from components.detectnet_v2.launch import run_common_options
+
+    sys.exit(program.run(app, sys.argv[1:], "detectnet_v2", run_common_options))
 
 
 @app.command("dataset_convert")
@@ -63,7 +81,7 @@ def dataset_convert(
     results: Annotated[Path | None, typer.Option("-r", "--results_dir", help="Where status.json is written.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Convert KITTI labels to TFRecord files."""
+    """Convert KITTI or COCO labels to TFRecord files."""
     from components.detectnet_v2.dataset_convert import convert
     from components.vision.status import StatusLog
 
@@ -74,7 +92,20 @@ def dataset_convert(
     status.write("SUCCESS", "Conversion finished successfully", categorical=categorical)
 
 
-@app.command("train")
+class Compatibility(StrEnum):
+    """Whose behaviour to reproduce where TAO has a defect."""
+
+    none = "none"
+    tao5 = "tao5"
+
+
+Compat = Annotated[
+    Compatibility,
+    typer.Option("--compat", help="Not in TAO: tao5 reproduces the defects of TAO 5, listed in docs/compatibility.md."),
+]
+
+
+@app.command("train", cls=_several("--gpu_index"))
 def train(
     spec_file: SpecFile,
     results: Annotated[
@@ -85,7 +116,21 @@ def train(
     enable_determinism: Annotated[
         bool, typer.Option("--enable_determinism", help="Deterministic kernels on a GPU; on a CPU training always is.")
     ] = False,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs; this release trains on one.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", "-np", "--num_processes", min=1, help="GPUs of this machine.")] = 1,
+    gpu_index: Annotated[
+        list[int] | None, typer.Option("--gpu_index", min=0, help="Which GPUs; several may follow.")
+    ] = None,
+    use_amp: Annotated[
+        bool, typer.Option("--use_amp", help="Mixed precision: bfloat16 where the GPU has it, otherwise float16.")
+    ] = False,
+    log_file: Annotated[str, typer.Option("--log_file", help="File for what is otherwise printed.")] = "",
+    multi_node: Annotated[
+        bool, typer.Option("--multi-node", help="Refused: start the command by torchrun on every machine instead.")
+    ] = False,
+    compat: Compat = Compatibility.none,
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Not in TAO: torch.compile; pays on GPUs, after a minute or two.")
+    ] = False,
     width: Annotated[
         float,
         typer.Option(
@@ -97,81 +142,99 @@ def train(
     ] = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Train a detector; a training that was interrupted goes on where its last epoch ended."""
+    """Train a detector; a training that was interrupted goes on at the step where it was left.
+
+    On several machines: torchrun --nnodes N … --no-python detectnet_v2 train …, with one results directory for all.
+    """
+    from components.detectnet_v2 import launch
     from components.detectnet_v2.spec import load_experiment
+
+    if multi_node:
+        raise UserError("--multi-node: use torchrun --nnodes N … --no-python detectnet_v2 train … on each machine")
+    if log_file:
+        launch.log_to(log_file)
+    spec = load_experiment(spec_file)
+    if not launch.is_launched():
+        _warn(spec.warnings)
+        launch.choose_gpus(gpus, gpu_index or ())
+        if gpus > 1:
+            launch.relaunch(gpus, sys.argv[1:])
+    if launch.is_first():
+        results.mkdir(parents=True, exist_ok=True)
+        with publish(results / "experiment_spec.txt") as scratch:
+            scratch.write_text(spec.text, encoding="utf-8")
     from components.detectnet_v2.train import TrainOptions
     from components.detectnet_v2.train import train as run
 
-    if gpus != 1:
-        raise UserError(f"--gpus {gpus}: this release trains on one device; leave the option out")
-    spec = load_experiment(spec_file)
-    _warn(spec.warnings)
-    results.mkdir(parents=True, exist_ok=True)
-    with publish(results / "experiment_spec.txt") as scratch:
-        scratch.write_text(spec.text, encoding="utf-8")
-    run(spec.message, TrainOptions(results, name, width, threads, enable_determinism))
+    options = TrainOptions(
+        results,
+        name,
+        width,
+        threads,
+        deterministic=enable_determinism,
+        mixed_precision=use_amp,
+        compiled=compile_network,
+        tao5=compat is Compatibility.tao5,
+    )
+    run(spec.message, options)
+
+
+class Framework(StrEnum):
+    """What runs the model, in TAO's words."""
+
+    tlt = "tlt"
+    tensorrt = "tensorrt"
 
 
 @app.command("evaluate")
 def evaluate(
-    spec_file: SpecFile,
-    model: ModelFile,
+    spec_file: Annotated[
+        Path, typer.Option("-e", "--experiment_spec", "--experiment_spec_file", help="Spec file, protobuf text.")
+    ],
+    model: Annotated[
+        Path, typer.Option("-m", "--model_path", "--model", help="Model file, ONNX file, or a model's folder.")
+    ],
     key: Key = "",
+    framework: Annotated[
+        Framework,
+        typer.Option("-f", "--framework", help="tlt: a checkpoint or an ONNX file; tensorrt is refused, see ONNX."),
+    ] = Framework.tlt,
     use_training_set: Annotated[
         bool, typer.Option("--use_training_set", help="Score on the training images instead of the validation ones.")
     ] = False,
     results: Annotated[
         Path | None, typer.Option("-r", "--results_dir", help="Where status.json and metrics.json are written.")
     ] = None,
+    compat: Compat = Compatibility.none,
+    image_dir: Annotated[str | None, typer.Option("-i", "--image_dir", hidden=True)] = None,
+    label_dir: Annotated[str | None, typer.Option("-l", "--label_dir", hidden=True)] = None,
+    batch_size: Annotated[int | None, typer.Option("-b", "--batch_size", hidden=True)] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Score a model file or an exported ONNX model on the spec's validation images."""
-    from components.detectnet_v2 import evaluation, experiment
-    from components.detectnet_v2.spec import load_experiment
-    from components.vision.predictor import load_predictor
-    from components.vision.status import StatusLog
+    """Score a checkpoint or an exported ONNX model on the spec's validation images.
 
-    begin = time.monotonic()
+    -i, -l and -b are accepted as TAO does, without effect: images, labels and batch size come from the spec.
+    """
+    from components.detectnet_v2.evaluation import evaluate_model
+    from components.detectnet_v2.spec import load_experiment
+
+    if framework is Framework.tensorrt:
+        raise UserError("-f tensorrt: TensorRT engines are not run here; give the ONNX file the engine was built from")
+    given = {"-i": image_dir, "-l": label_dir, "-b": batch_size}
+    if idle := [name for name, value in given.items() if value is not None]:
+        _warn((f"without effect, the spec says what to score on: {', '.join(idle)}",))
     spec = load_experiment(spec_file)
     _warn(spec.warnings)
-    predictor = load_predictor(model)
-    if predictor.geometry != experiment.geometry(spec.message):
-        ours, theirs = predictor.geometry, experiment.geometry(spec.message)
-        raise UserError(
-            f"{model}: made for {ours.width}x{ours.height}, the spec says {theirs.width}x{theirs.height}; "
-            "use the spec it was trained with"
-        )
-    predictor.clustering = experiment.clustering(spec.message)
-    images = experiment.training_images if use_training_set else experiment.validation_images
-    figures = evaluation.evaluate(predictor, images(spec.message), spec.message.evaluation_config)
-    evaluation.print_evaluation(figures)
-    if results:
-        figures["parameters"], figures["file_bytes"] = predictor.parameters, predictor.file_bytes
-        figures["seconds"] = time.monotonic() - begin
-        write_json(results / "metrics.json", figures)
-        percent = {name: 100 * value for name, value in figures["average_precision"].items() if value is not None}
-        kpi = {"mean average precision": 100 * (figures["mean_average_precision"] or 0.0)}
-        categorical = {"average_precision": percent, "num_objects": figures["objects"]}
-        StatusLog(results).write("SUCCESS", "Evaluation metrics generated", kpi=kpi, categorical=categorical)
+    tao5 = compat is Compatibility.tao5
+    evaluate_model(spec.message, model, results, use_training_set=use_training_set, tao5=tao5)
 
 
-class _SeveralLayers(TyperCommand):
-    """TAO lets several names follow one `-el`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own copy of click
-        spread: list[str] = []
-        follows = False
-        for word in args:
-            is_layer = follows and not word.startswith("-")
-            spread += ["-el", word] if is_layer and spread[-1] not in ("-el", "--excluded_layers") else [word]
-            follows = is_layer or word in ("-el", "--excluded_layers")
-        return super().parse_args(ctx, spread)
-
-
-@app.command("prune", cls=_SeveralLayers)
+@app.command("prune", cls=_several("-el", "--excluded_layers"))
 def prune(
     model: ModelFile,
-    output: Annotated[Path, typer.Option("-o", "--output_file", help="The pruned model.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output_file", help="The pruned model: .safetensors (added if missing) or .hdf5.")
+    ],
     key: Key = "",
     normalizer: Annotated[Normalizer, typer.Option("-n", "--normalizer", help="Of the norms.")] = Normalizer.max,
     equalization: Annotated[
@@ -213,22 +276,53 @@ def prune(
 
 @app.command("inference")
 def inference(
-    spec_file: SpecFile,
-    source: Annotated[Path, typer.Option("-i", "--inference_input", help="An image, or a folder of images.")],
-    results: Annotated[Path, typer.Option("-r", "-o", "--results_dir", help="Where overlays and labels are written.")],
+    spec_file: Annotated[
+        Path, typer.Option("-e", "--experiment_spec", "--experiment_spec_file", help="Inference spec, protobuf text.")
+    ],
+    source: Annotated[
+        Path, typer.Option("-i", "--image_dir", "--inference_input", help="An image, a folder of images, or a video.")
+    ],
+    results: Annotated[
+        Path, typer.Option("-r", "--results_dir", "-o", "--inference_output", help="Where overlays and labels go.")
+    ],
     key: Key = "",
     batch_size: Annotated[int, typer.Option("-b", "--batch_size", min=0, help="0 takes the spec's.")] = 0,
-    model: Annotated[Path | None, typer.Option("-m", "--model", help="Replaces the spec's model.")] = None,
-    verbose: Verbose = False,
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model_path", "--model", help="Replaces the spec's model; may be ONNX.")
+    ] = None,
+    compat: Annotated[
+        Compatibility,
+        typer.Option("--compat", help="Not in TAO: accepted as evaluate does; inference has no defect to reproduce."),
+    ] = Compatibility.none,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbosity", "--verbose", help="Accepted as TAO does; the output is the same.")
+    ] = False,
 ) -> None:
-    """Draw detections on images and write them as KITTI labels of 16 columns."""
+    """Draw detections on images or a video and write them as KITTI labels of 16 columns.
+
+    Images that cannot be read are left out, counted and named; the exit code is then 1. A video becomes an MP4 file
+    and one label file a frame.
+    """
     from components.detectnet_v2.inference import infer
     from components.detectnet_v2.spec import load_inference
 
     spec = load_inference(spec_file)
     _warn(spec.warnings)
-    images, detections = infer(spec.message, source, results, model, batch_size)
-    print(f"{detections} detections in {images} images: {results}")
+    done = infer(spec.message, source, results, model, batch_size)
+    rate = done.images / done.seconds
+    print(f"{done.detections} detections in {done.images} images, {rate:.1f} images a second: {results}")
+
+
+class DataType(StrEnum):
+    """The precision of an engine."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def _without_effect(name: str) -> Any:  # noqa: ANN401 - an option of any type
+    return typer.Option(name, hidden=True)
 
 
 @app.command("export")
@@ -242,22 +336,84 @@ def export(
         Path | None, typer.Option("-e", "--experiment_spec", help="Its postprocessing settings go with the model.")
     ] = None,
     gen_ds_config: Annotated[
-        bool, typer.Option("--gen_ds_config", help="Accepted as TAO does; labels.txt is always written.")
+        bool, typer.Option("--gen_ds_config", help="Write nvinfer_config.txt for DeepStream; labels.txt always is.")
     ] = False,
-    target_opset: Annotated[int, typer.Option("--target_opset", min=13, help="ONNX operator set.")] = 18,
+    target_opset: Annotated[
+        int, typer.Option("--target_opset", help="ONNX operator set, 11 to 26; for gridbox convert int8 at least 13.")
+    ] = 13,
     static_batch_size: Annotated[
         int, typer.Option("--static_batch_size", help="A fixed batch size; -1 for a dynamic one.")
     ] = -1,
+    tensor_suffix: Annotated[
+        bool, typer.Option("--tensor-suffix", help="Not in TAO: tensor names end in :0, as in TAO 5's ONNX files.")
+    ] = False,
+    data_type: Annotated[
+        DataType,
+        typer.Option("--data_type", help="Of the engine that DeepStream builds; int8: use gridbox convert int8."),
+    ] = DataType.fp32,
+    cal_cache_file: Annotated[
+        Path | None,
+        typer.Option("--cal_cache_file", help="TensorRT's calibration cache, to go with the model; never written."),
+    ] = None,
+    engine_file: Annotated[
+        str, typer.Option("--engine_file", help="Refused: engines are built where they run, for example by trtexec.")
+    ] = "",
     results: Annotated[Path | None, typer.Option("--results_dir", "-r", help="Where status.json is written.")] = None,
+    cal_json_file: Annotated[str | None, _without_effect("--cal_json_file")] = None,
+    cal_data_file: Annotated[str | None, _without_effect("--cal_data_file")] = None,
+    cal_image_dir: Annotated[str | None, _without_effect("--cal_image_dir")] = None,
+    batches: Annotated[int | None, _without_effect("--batches")] = None,
+    batch_size: Annotated[int | None, _without_effect("--batch_size")] = None,
+    min_batch_size: Annotated[int | None, _without_effect("--min_batch_size")] = None,
+    opt_batch_size: Annotated[int | None, _without_effect("--opt_batch_size")] = None,
+    max_batch_size: Annotated[int | None, _without_effect("--max_batch_size")] = None,
+    max_workspace_size: Annotated[int | None, _without_effect("--max_workspace_size")] = None,
+    strict_type_constraints: Annotated[bool, typer.Option("-s", "--strict_type_constraints", hidden=True)] = False,
+    force_ptq: Annotated[bool, typer.Option("--force_ptq", hidden=True)] = False,
+    onnx_route: Annotated[str | None, _without_effect("--onnx_route")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Write a model as ONNX with TAO's tensor names, checked against PyTorch."""
-    from components.detectnet_v2.export import export_model
+    """Write a model as ONNX with TAO's tensor names, checked against PyTorch.
+
+    TAO's options for building engines are accepted without effect, and named when they are given: --cal_json_file,
+    --cal_data_file, --cal_image_dir, --batches, --batch_size, --min_batch_size, --opt_batch_size, --max_batch_size,
+    --max_workspace_size, -s, --force_ptq, --onnx_route.
+    """
+    from components.detectnet_v2.export import ExportOptions, export_model
     from components.detectnet_v2.spec import load_experiment
 
+    if data_type is DataType.int8:
+        raise UserError("--data_type int8: export in fp32, then quantise the ONNX file with 'gridbox convert int8'")
+    if engine_file:
+        raise UserError("--engine_file: engines are built where they run; give the ONNX file to trtexec or DeepStream")
+    given = {
+        "--cal_json_file": cal_json_file,
+        "--cal_data_file": cal_data_file,
+        "--cal_image_dir": cal_image_dir,
+        "--batches": batches,
+        "--batch_size": batch_size,
+        "--min_batch_size": min_batch_size,
+        "--opt_batch_size": opt_batch_size,
+        "--max_batch_size": max_batch_size,
+        "--max_workspace_size": max_workspace_size,
+        "-s": strict_type_constraints or None,
+        "--force_ptq": force_ptq or None,
+        "--onnx_route": onnx_route,
+    }
+    if idle := [name for name, value in given.items() if value is not None]:
+        _warn((f"without effect, no engine is built here: {', '.join(idle)}",))
     message = load_experiment(spec_file).message if spec_file else None
     target = output or weights_file(model).with_suffix(".onnx")
-    export_model(weights_file(model), target, message, target_opset, static_batch_size, results)
+    options = ExportOptions(
+        opset=target_opset,
+        static_batch=static_batch_size,
+        tensor_suffix=tensor_suffix,
+        deepstream=gen_ds_config,
+        precision="fp16" if data_type is DataType.fp16 else "fp32",
+        calibration_cache=cal_cache_file,
+        results=results,
+    )
+    export_model(weights_file(model), target, message, options)
 
 
 @app.command("pretrained")
@@ -274,11 +430,11 @@ def pretrained(
         weights.mkdir(parents=True)
         counts: dict[str, Any] = {"present": bool(uri)}
         if uri:
-            from components.vision.checkpoint import load_network
+            from components.vision.checkpoint import load_pretrained
 
             file = weights / uri.rsplit("/", 1)[-1]
             fetch(uri, file)
-            load_network(file)  # refuses what cannot be used, here rather than in the training
+            load_pretrained(file)  # refuses what cannot be used, here rather than in the training
             counts["file_bytes"] = file.stat().st_size
         else:
             print("No pretrained weights: training starts from random ones")
@@ -288,3 +444,25 @@ def pretrained(
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+spec_app = typer.Typer(name="spec", help="Not in TAO: what a spec file says.")
+app.add_typer(spec_app)
+
+
+@spec_app.command("check")
+def spec_check(
+    file: Annotated[Path, typer.Argument(help="An experiment, inference or conversion spec, protobuf text.")],
+) -> None:
+    """Explain a spec in words, or list all that is wrong with it (exit code 2); needs no data and no model."""
+    from components.detectnet_v2.spec import review
+    from components.detectnet_v2.spec_words import describe
+
+    found = review(file)
+    for line, problem in found.problems:
+        print(f"{file}:{line}: {problem}", file=sys.stderr)
+    if found.problems:
+        rest = "" if found.is_complete else "; values are checked once the text itself is right"
+        count = f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}"
+        raise UserError(f"{file}: {count} in this {found.kind.name} spec{rest}")
+    print(describe(found), end="")

@@ -1,50 +1,149 @@
 """Scoring a network on labelled images by the spec's evaluation settings."""
 
 import math
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from components.detectnet_v2 import spec_pb2
+from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
-from components.measure.matching import HeightBand, Matcher
+from components.detectnet_v2.validation import CostMeter
+from components.measure import tao
+from components.measure.curve import AveragePrecisionMode
+from components.measure.matching import BoxSizes
 from components.measure.summary import summarise
-from components.vision.predictor import Predictor
-from components.vision.scoring import LabelledImage, score
+from components.step import UserError, write_json
+from components.vision.predictor import Predictor, load_predictor
+from components.vision.scoring import LabelledImage, Scored, score
+from components.vision.status import StatusLog
+
+_MODES: Mapping[int, AveragePrecisionMode] = {
+    spec_pb2.EvaluationConfig.SAMPLE: "sample",
+    spec_pb2.EvaluationConfig.INTEGRATE: "integrate",
+}
 
 
-def evaluate(predictor: Predictor, data: LabelledImages, config: spec_pb2.EvaluationConfig) -> dict[str, Any]:
+def evaluate_model(
+    spec: spec_pb2.Experiment, model: Path, results: Path | None, *, use_training_set: bool = False, tao5: bool = False
+) -> None:
+    """Scores a model on the spec's validation images; prints the figures.
+
+    Args:
+        spec: The experiment spec.
+        model: A checkpoint or an ONNX file.
+        results: Where `metrics.json` and `status.json` are written; None for nowhere.
+        use_training_set: Score on the training images.
+        tao5: Reproduce TAO 5's defects.
+
+    Raises:
+        UserError: The model does not belong to the spec, or there is nothing to score.
+    """
+    begin = time.monotonic()
+    status = StatusLog(results) if results else None
+    if status:
+        status.write("STARTED", "Starting DetectNet_v2 Evaluation")
+    predictor = load_predictor(model, experiment.class_names(spec))
+    _refuse_stranger(model, predictor, spec)
+    predictor.clustering = experiment.clustering(spec, tao5=tao5)
+    load = sources.training_images if use_training_set else sources.validation_images
+    data = load(spec, tao5=tao5)
+    weights = experiment.objective_weights(spec)  # as a training starts with; TAO's evaluate has no others either
+    meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights)
+    batch_size = spec.training_config.batch_size_per_gpu
+    figures = evaluate(meter, data, spec.evaluation_config, batch_size=batch_size, tao5=tao5)
+    figures["validation_cost"] = meter.cost
+    print_evaluation(figures, meter.cost)
+    if results and status:
+        figures["parameters"], figures["file_bytes"] = predictor.parameters, predictor.file_bytes
+        figures["seconds"] = time.monotonic() - begin
+        write_json(results / "metrics.json", figures)
+        status.write("RUNNING", "Evaluation metrics generated.", **evaluation_status(figures, meter.cost))
+        status.write("SUCCESS", "Evaluation finished successfully.")
+
+
+def _refuse_stranger(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> None:
+    ours, theirs = predictor.geometry, experiment.geometry(spec)
+    mend = "use the spec it was trained with"
+    if (ours.width, ours.height) != (theirs.width, theirs.height):
+        size = f"made for {ours.width}x{ours.height}, the spec says {theirs.width}x{theirs.height}"
+        raise UserError(f"{model}: {size}; {mend}")
+    if ours != theirs:
+        scales = (
+            f"box scale {ours.scale:g} and offset {ours.offset:g}, the spec's {theirs.scale:g} and {theirs.offset:g}"
+        )
+        raise UserError(f"{model}: its boxes have {scales}; {mend}")
+    if predictor.class_names != (names := experiment.class_names(spec)):
+        classes = f"{', '.join(predictor.class_names)}, the spec's are {', '.join(names)}"
+        raise UserError(f"{model}: its classes are {classes}; {mend}")
+
+
+def evaluate(
+    predictor: Predictor,
+    data: LabelledImages,
+    config: spec_pb2.EvaluationConfig,
+    *,
+    batch_size: int = 16,
+    tao5: bool = False,
+) -> dict[str, Any]:
     """Detects in all images and matches detections to labels.
 
-    Objects outside the heights of the spec's `evaluation_box_config`, and regions that the spec masks, are neither
+    Objects outside the sizes of the spec's `evaluation_box_config`, and regions that the spec masks, are neither
     demanded nor punished.
 
     Args:
-        predictor: The network.
+        predictor: The network, with the clustering that is to be scored.
         data: Labelled images of the predictor's input size.
         config: The spec's `evaluation_config`.
+        batch_size: Images that the network sees at once.
+        tao5: Compute the average precisions as TAO 5 does (see `components.measure.tao`), without the images of a
+            last batch that is not full. The other figures stay the right ones.
 
     Returns:
-        The figures of `components.measure.summary.summarise`, and `milliseconds_per_image` of network and clustering.
+        The figures of `components.measure.summary.summarise`, and: `images`, `average_precision_mode`, `compat`,
+        `milliseconds_per_image` of network and clustering (mean), and `median_inference_seconds`, an image's share of
+        a batch's time in the network (median of the batches).
+
+    Raises:
+        UserError: There are no images, or not enough for one batch.
     """
-    scored = score(predictor, _labelled(data, predictor.class_names))
     overlaps = config.minimum_detection_ground_truth_overlap
-    matchers = {name: Matcher(boxes, overlaps[name]) for name, boxes in scored.boxes.items()}
-    figures = summarise(matchers, {name: _band(config.evaluation_box_config[name]) for name in matchers})
-    figures["milliseconds_per_image"] = 1000 * scored.seconds / len(scored.ids)
-    return figures
+    images = _labelled(data, predictor.class_names)
+    scored = score(predictor, images, overlaps, batch_size, whole_batches=tao5)
+    sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in predictor.class_names}
+    mode = _MODES[config.average_precision_mode]
+    figures = summarise(scored.matchers, sizes, mode=mode)
+    if tao5:
+        figures |= _tao5_figures(scored, sizes, overlaps, mode)
+    return figures | {
+        "images": len(scored.ids),
+        "average_precision_mode": mode,
+        "compat": "tao5" if tao5 else "none",
+        "milliseconds_per_image": 1000 * scored.seconds / len(scored.ids),
+        "median_inference_seconds": statistics.median(scored.network_seconds),
+    }
 
 
-def print_evaluation(figures: dict[str, Any]) -> None:
-    """Prints an evaluation in TAO's words; a class without objects shows `nan`."""
-    print(f"Mean average_precision (in %): {_percent(figures['mean_average_precision']):.4f}")
-    scores = figures["average_precision"]
-    width = max(len("class name"), *(len(name) for name in scores))
-    print(f"{'class name':<{width}}  average precision (in %)")
-    for name, value in scores.items():
-        print(f"{name:<{width}}  {_percent(value):.4f}")
-    print(f"Mean Inference Time: {figures['milliseconds_per_image'] / 1000:.6f}", flush=True)
+def box_sizes(config: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> BoxSizes:
+    """Returns the sizes that count; a maximum that is not set is none."""
+    return BoxSizes(
+        config.minimum_width,
+        config.maximum_width or math.inf,
+        config.minimum_height,
+        config.maximum_height or math.inf,
+    )
+
+
+def _tao5_figures(
+    scored: Scored, sizes: Mapping[str, BoxSizes], overlaps: Mapping[str, float], mode: AveragePrecisionMode
+) -> dict[str, Any]:
+    precisions = {
+        name: tao.average_precision(images, sizes[name], overlaps[name], mode) for name, images in scored.boxes.items()
+    }
+    return {"average_precision": precisions, "mean_average_precision": statistics.fmean(precisions.values())}
 
 
 def _labelled(data: LabelledImages, class_names: tuple[str, ...]) -> Iterator[LabelledImage]:
@@ -53,8 +152,41 @@ def _labelled(data: LabelledImages, class_names: tuple[str, ...]) -> Iterator[La
         yield LabelledImage(str(index), pixels, boxes, objects.masked.astype(np.float64))
 
 
-def _band(box: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> HeightBand:
-    return HeightBand(box.minimum_height, box.maximum_height or math.inf)
+def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None = None) -> None:
+    """Prints an evaluation in TAO's words; what could not be measured, for want of objects, shows as `nan`."""
+    scores = {name: _percent(value) for name, value in sorted(figures["average_precision"].items())}
+    print()
+    if validation_cost is not None:
+        print(f"Validation cost: {validation_cost:f}")
+    print(f"Mean average_precision (in %): {_percent(figures['mean_average_precision']):0.4f}\n")
+    rows = [(name, str(value)) for name, value in scores.items()]
+    print(_table(("class name", "average precision (in %)"), rows))
+    print(f"\nMedian Inference Time: {figures['median_inference_seconds']:f}", flush=True)
+
+
+def evaluation_status(figures: Mapping[str, Any], validation_cost: float | None = None) -> dict[str, Any]:
+    """Returns the fields of TAO's status record of an evaluation, for `StatusLog.write`; percent, like TAO's.
+
+    What could not be measured is left out; TAO's own records count it as 0, and so does `--compat tao5`.
+    """
+    mean = figures["mean_average_precision"]
+    cost = {} if validation_cost is None else {"validation cost": round(validation_cost, 8)}
+    precisions = {name: round(100 * x, 4) for name, x in figures["average_precision"].items() if x is not None}
+    return {
+        "kpi": {**cost, "mean average precision": round(100 * (mean or 0.0), 4)},
+        "categorical": {"average_precision": precisions},
+    }
+
+
+def _table(header: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    """Draws centred cells between rules, as the Python package `tabulate` does in its format `pretty`."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(2)]
+    rule = "+".join(["", *("-" * (width + 2) for width in widths), ""])
+
+    def line(row: tuple[str, str]) -> str:
+        return "|".join(["", *(f" {cell:^{width}} " for cell, width in zip(row, widths, strict=True)), ""])
+
+    return "\n".join([rule, line(header), rule, *(line(row) for row in rows), rule])
 
 
 def _percent(value: float | None) -> float:

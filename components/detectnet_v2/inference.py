@@ -1,151 +1,271 @@
-"""`detectnet_v2 inference`: overlays and KITTI labels for a folder of images."""
+"""`detectnet_v2 inference`: overlays and KITTI labels for an image, a folder of images, or a video."""
 
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from components.detectnet_v2 import experiment, spec_pb2
+from components.detectnet_v2.overlay import Drawing, Found, draw
+from components.detectnet_v2.progress import track
+from components.detectnet_v2.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
+from components.detectnet_v2.video import SUFFIXES as VIDEO_SUFFIXES
 from components.formats.images import Image, ImageError, decode
-from components.formats.kitti import Label, format_label
-from components.grid.clustering import Clustering
-from components.step import UserError, publish
+from components.formats.kitti import Label
+from components.grid.clustering import detect_for_inference
+from components.step import StageError, UserError, publish
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.status import StatusLog
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 OVERLAYS, LABELS = "images_annotated", "labels"
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
+_GREEN = (0, 255, 0)
+_NAMED = 3  # of the files with the same trouble
+
+Item = TypeVar("Item")
+Handler = spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How one class's detections are written.
+@dataclass
+class Inferred:
+    """What an inference did.
 
     Attributes:
-        output_name: Class name in the label files.
-        colour: BGR, 0..255.
+        images: Images or frames looked at.
+        detections: Found in them.
+        seconds: From the first image to the last, reading and writing included.
+        troubles: What could not be read, each in words.
     """
 
-    output_name: str
-    colour: tuple[int, int, int]
+    images: int = 0
+    detections: int = 0
+    seconds: float = 0.0
+    troubles: list[str] = field(default_factory=list)
 
 
 def infer(
     spec: spec_pb2.Inference, source: Path, results: Path, model: Path | None = None, batch_size: int = 0
-) -> tuple[int, int]:
-    """Detects in an image or in all images of a folder; returns the numbers of images and of detections.
+) -> Inferred:
+    """Detects in an image, in all images of a folder, or in a video.
+
+    `images_annotated/` and `labels/` appear in the results directory when all is done, in the place of former ones.
+    What cannot be read is left out and named at the end.
 
     Args:
         spec: The inference spec.
-        source: An image, or a folder of images.
-        results: Where `images_annotated/` and `labels/` are written.
+        source: An image, a folder of images (its folders are not looked into), or a video.
+        results: The results directory.
         model: Replaces the spec's model.
         batch_size: Replaces the spec's batch size where above 0.
 
     Raises:
-        UserError: There is no image, or an image cannot be read.
+        UserError: There is nothing to read, or the model does not belong to the spec.
+        StageError: Some of the images, or a part of the video, could not be read; the rest is done.
     """
+    status = StatusLog(results)
+    status.write("STARTED", "Starting DetectNet_v2 Inference")
     config = spec.bbox_handler_config
-    predictor = load_predictor(model or Path(spec.inferencer_config.tlt_config.model))
-    predictor.clustering = {name: _clustering(spec, name) for name in predictor.class_names}
-    drawings = {name: _drawing(spec, name) for name in predictor.class_names}
-    files = _image_files(source)
+    detector = ImageDetector(spec, model or Path(spec.inferencer_config.tlt_config.model))
     size = batch_size or spec.inferencer_config.batch_size or 1
-    found = 0
-    for folder in (OVERLAYS, LABELS):
-        shutil.rmtree(results / folder, ignore_errors=True)
-        (results / folder).mkdir(parents=True)
-    for batch in _batches(files, size):
-        images = [_read(file) for file in batch]
-        for file, image, labels in zip(batch, images, _detect(predictor, images, drawings), strict=True):
-            found += len(labels)
-            if config.kitti_dump:
-                text = "".join(format_label(label) + "\n" for label, _ in labels)
-                with publish(results / LABELS / f"{file.stem}.txt") as scratch:
-                    scratch.write_text(text, encoding="utf-8")
-            if not config.disable_overlay:
-                _draw(image, labels, max(config.overlay_linewidth, 1))
-                with publish(results / OVERLAYS / file.name) as scratch:
-                    scratch.write_bytes(_encode(image, file.suffix))
-    StatusLog(results).write("SUCCESS", "Inference finished successfully", kpi={"images": len(files)})
-    return len(files), found
+    begin = time.monotonic()
+    with publish(results / OVERLAYS) as overlays, publish(results / LABELS) as labels:
+        overlays.mkdir()
+        labels.mkdir()
+        output = _Output(
+            None if config.disable_overlay else overlays,
+            labels if config.kitti_dump else None,
+            max(config.overlay_linewidth, 1),
+        )
+        if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
+            done = _infer_video(detector, source, size, output)
+        else:
+            done = _infer_images(detector, _image_files(source), size, output)
+        if not done.images:
+            raise UserError(f"{source}: nothing here can be read: {_some(done.troubles)}")
+    done.seconds = time.monotonic() - begin
+    kpi = {"images": done.images, "detections": done.detections, "images_per_second": done.images / done.seconds}
+    if done.troubles:
+        message = f"{source}: {_some(done.troubles)}; the {done.images} others are in {results}"
+        status.write("FAILURE", message, kpi=kpi)
+        raise StageError(message)
+    status.write("SUCCESS", "Inference finished successfully.", kpi=kpi)
+    return done
 
 
-def _batches(files: list[Path], size: int) -> Iterator[list[Path]]:
-    for start in range(0, len(files), size):
-        yield files[start : start + size]
+class ImageDetector:
+    """A model and an inference spec: images in, boxes in the images' own pixels out."""
+
+    def __init__(self, spec: spec_pb2.Inference, model: Path) -> None:
+        """Loads the model.
+
+        Raises:
+            UserError: It cannot be loaded, or is not the one that the spec describes.
+        """
+        config = spec.inferencer_config
+        self._predictor = load_predictor(model, tuple(config.target_classes))
+        _refuse_stranger(model, self._predictor, config)
+        names = tuple(spec.bbox_handler_config.postproc_classes) or tuple(config.target_classes)
+        self._drawings = {name: _drawing(spec, name) for name in names}
+        # Classes without an entry are not looked for.
+        self._predictor.clustering = {name: experiment.inference_clustering(_handler(spec, name)[1]) for name in names}
+
+    def __call__(self, images: Sequence[Image]) -> list[list[Found]]:
+        """Detects in images [H, W, 3] BGR of any sizes: TAO stretches them to the network's input."""
+        width, height = self._predictor.geometry.width, self._predictor.geometry.height
+        stretched = [cv2.resize(image[..., ::-1], (width, height), interpolation=cv2.INTER_AREA) for image in images]
+        found = detect_images(self._predictor, np.stack(stretched).astype(np.uint8), detect_for_inference)
+        return [
+            [
+                Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)
+                for name, drawing in self._drawings.items()
+                for row in detections[name].tolist()
+            ]
+            for image, detections in zip(images, found, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where overlays and labels go, None for nowhere, and the width of the lines drawn."""
+
+    overlays: Path | None
+    labels: Path | None
+    line_width: int
+
+    def write_labels(self, name: str, found: Sequence[Found]) -> None:
+        if self.labels:
+            text = "".join(kitti_line(entry.label) + "\n" for entry in found)
+            (self.labels / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def _infer_images(detector: ImageDetector, files: Sequence[Path], size: int, output: _Output) -> Inferred:
+    done = Inferred()
+    names = _label_names(files)
+    for batch in _batches(track(files, len(files), "images"), size):
+        images: dict[Path, Image] = {}
+        for file in batch:
+            try:
+                images[file] = decode(file.read_bytes())
+            except (ImageError, OSError) as error:
+                done.troubles.append(f"{file.name}: {error}")
+        if not images:
+            continue
+        for (file, image), found in zip(images.items(), detector(list(images.values())), strict=True):
+            output.write_labels(names[file], found)
+            if output.overlays:
+                draw(image, found, output.line_width)
+                name = file.name if file.suffix.lower() in _SUFFIXES else f"{file.name}.png"
+                (output.overlays / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
+            done.images += 1
+            done.detections += len(found)
+    return done
+
+
+def _infer_video(detector: ImageDetector, file: Path, size: int, output: _Output) -> Inferred:
+    done = Inferred()
+    reader = VideoReader(file)
+    with ExitStack() as stack:
+        writer = None
+        if output.overlays:
+            writer = stack.enter_context(VideoWriter(output.overlays / f"{file.stem}{OUTPUT_SUFFIX}", reader.rate))
+        for batch in _batches(track(reader, reader.announced, "frames"), size):
+            for image, found in zip(batch, detector(batch), strict=True):
+                output.write_labels(f"{file.stem}_{done.images:06d}", found)
+                if writer:
+                    draw(image, found, output.line_width)
+                    writer.add(image)
+                done.images += 1
+                done.detections += len(found)
+    if reader.missing():
+        done.troubles.append(
+            f"{reader.missing()} of {reader.announced} frames could not be read, the video is damaged or cut off"
+        )
+    return done
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
 def _image_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UserError(f"{source}: no such image or folder")
-    files = sorted(file for file in source.iterdir() if file.suffix.lower() in _SUFFIXES)
+        raise UserError(f"{source}: no such image, folder or video")
+    there = sorted(file for file in source.iterdir() if file.is_file())
+    files = [file for file in there if file.suffix.lower() in _SUFFIXES]
     if not files:
         raise UserError(f"{source}: no images here ({', '.join(sorted(_SUFFIXES))})")
+    if others := [file.name for file in there if file not in files]:
+        print(f"Left out, not named like images: {_some(others)}", flush=True)
     return files
 
 
-def _read(file: Path) -> Image:
-    try:
-        return decode(file.read_bytes())
-    except ImageError as error:
-        raise UserError(f"{file}: {error}") from error
+def _label_names(files: Sequence[Path]) -> dict[Path, str]:
+    """Returns how the label file of each image is called: by its stem, or by its whole name where stems are equal."""
+    stems = Counter(file.stem for file in files)
+    names = {file: file.stem if stems[file.stem] == 1 else file.name for file in files}
+    if clashes := [file.name for file in files if stems[file.stem] > 1]:
+        print(f"Labels named after the whole file name, for equal stems: {_some(clashes)}", flush=True)
+    if clashes := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(
+            f"{files[0].parent}: the labels of several images would be {clashes[0]}.txt; rename one of them"
+        )
+    return names
 
 
-def _encode(image: Image, suffix: str) -> bytes:
-    done, buffer = cv2.imencode(suffix, image)
-    if not done:
-        raise RuntimeError(f"OpenCV cannot write {suffix} images")
-    return buffer.tobytes()
+def _some(words: Sequence[str]) -> str:
+    """Names the first ones and counts the others."""
+    rest = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return ", ".join(words[:_NAMED]) + rest
 
 
-def _detect(
-    predictor: Predictor, images: list[Image], drawings: dict[str, Drawing]
-) -> Iterator[list[tuple[Label, Drawing]]]:
-    """Yields each image's labels in the image's own pixels: TAO stretches images to the network's input."""
-    size = predictor.geometry.width, predictor.geometry.height
-    stretched = [cv2.resize(image[..., ::-1], size, interpolation=cv2.INTER_AREA) for image in images]
-    for image, detections in zip(images, detect_images(predictor, np.stack(stretched).astype(np.uint8)), strict=True):
-        scale = image.shape[1] / size[0], image.shape[0] / size[1]
-        yield [
-            (_label(row, scale, drawings[name].output_name), drawings[name])
-            for name, rows in detections.items()
-            for row in rows
-        ]
-
-
-def _label(row: NDArray[np.float32], scale: tuple[float, float], name: str) -> Label:
-    x1, y1, x2, y2, score = (float(value) for value in row)
+def _label(row: Sequence[float], scale: tuple[float, float], name: str) -> Label:
+    """Maps a detection (x1, y1, x2, y2, score), which lies inside the network's input, to the image's own pixels."""
+    x1, y1, x2, y2, score = row
     return Label(name, 0.0, 0, (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1]), score)
 
 
-def _draw(image: Image, labels: list[tuple[Label, Drawing]], line_width: int) -> None:
-    for label, drawing in labels:
-        x1, y1, x2, y2 = (round(edge) for edge in label.box)
-        cv2.rectangle(image, (x1, y1), (x2, y2), drawing.colour, line_width, cv2.LINE_AA)
-        text = f"{label.score:.2f}"
-        cv2.putText(image, text, (x1, max(y1 - 3, 9)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, drawing.colour, 1, cv2.LINE_AA)
+def kitti_line(label: Label) -> str:
+    """Returns TAO's line of 16 columns: what a detector does not know is zero, coordinates have three decimals."""
+    box = " ".join(f"{edge:.3f}" for edge in label.box)
+    return f"{label.class_name} 0.00 0 0.00 {box} {'0.00 ' * 7}{label.score:.3f}"
 
 
-def _class_config(spec: spec_pb2.Inference, name: str) -> spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig:
+def _refuse_stranger(model: Path, predictor: Predictor, config: spec_pb2.InferencerConfig) -> None:
+    for name in ("width", "height"):
+        wanted, is_ = getattr(config, f"image_{name}"), getattr(predictor.geometry, name)
+        if wanted not in (0, is_):
+            raise UserError(f"{model}: its input is {is_} pixels in {name}, inferencer_config.image_{name} is {wanted}")
+    for name in config.target_classes:
+        if name not in predictor.class_names:
+            known = ", ".join(predictor.class_names)
+            raise UserError(f"{model}: it knows {known}; inferencer_config.target_classes names {name!r}")
+
+
+def _handler(spec: spec_pb2.Inference, name: str) -> tuple[str, Handler]:
+    """Returns a class's entry of `classwise_bbox_handler_config`, and its key: the class itself or `default`."""
     configs = spec.bbox_handler_config.classwise_bbox_handler_config
     for key in (name, "default"):
         if key in configs:
-            return configs[key]
+            return key, configs[key]
     raise UserError(f"bbox_handler_config.classwise_bbox_handler_config has neither {name!r} nor 'default'; add one")
 
 
-def _clustering(spec: spec_pb2.Inference, name: str) -> Clustering:
-    return experiment.to_clustering(_class_config(spec, name).clustering_config)
-
-
 def _drawing(spec: spec_pb2.Inference, name: str) -> Drawing:
-    config = _class_config(spec, name)
-    colour = config.bbox_color
-    return Drawing(config.output_map or name, (colour.B, colour.G, colour.R))
+    key, handler = _handler(spec, name)
+    # A class that falls back to `default` keeps its own name, as in TAO.
+    output = handler.output_map if key == name and handler.output_map else name
+    if output.split() != [output]:
+        raise UserError(f"output_map {output!r}: a KITTI class name has no spaces; write {'_'.join(output.split())!r}")
+    colour = handler.bbox_color
+    return Drawing(output, (colour.B, colour.G, colour.R) if handler.HasField("bbox_color") else _GREEN)

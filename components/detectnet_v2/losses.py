@@ -1,6 +1,8 @@
 """DetectNet_v2's losses and the weighting of its objectives (TAO 5.0, `cost_function/*`, `objectives/*`)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,22 +63,34 @@ class ObjectiveWeights:
     again), so that a cheap objective gains what an expensive one loses.
     """
 
-    def __init__(self, classes: list[ClassCost], auto: bool, minimum: float, maximum: float) -> None:
-        initial = torch.tensor([cost.initial_weights for cost in classes], dtype=torch.float64)
-        class_weights = torch.tensor([cost.class_weight for cost in classes], dtype=torch.float64)
-        self._targets = torch.tensor([cost.weight_targets for cost in classes], dtype=torch.float64)
+    def __init__(
+        self,
+        classes: Sequence[ClassCost],
+        auto: bool,
+        minimum: float,
+        maximum: float,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        def rows(values: list[Any]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)
+
+        initial = rows([cost.initial_weights for cost in classes])
+        class_weights = rows([cost.class_weight for cost in classes])
+        self._targets = rows([cost.weight_targets for cost in classes])
         self._class_weights = class_weights / class_weights.sum()
         self._auto, self._minimum, self._maximum = auto, minimum, maximum
-        self.foreground = torch.tensor([cost.foreground_weight for cost in classes])
-        # [C, 2]: weight of each class's objectives. This is all that a checkpoint must hold (between epochs).
+        self.foreground = torch.tensor([cost.foreground_weight for cost in classes], device=device)
+        # [C, 2]: weight of each class's objectives.
         self.weights = initial / initial.sum(1, keepdim=True)
         self._sums = torch.zeros_like(self.weights)
 
-    def total(self, coverage: Tensor, bbox: Tensor) -> Tensor:
-        """Returns the weighted sum of the costs [C] of both objectives and takes note of them."""
-        costs = torch.stack([coverage, bbox], dim=1)
-        self._sums += costs.detach().cpu().double()
+    def total(self, costs: Tensor) -> Tensor:
+        """Returns the weighted sum of the costs [C, 2] of each class's objectives."""
         return (costs * (self._class_weights[:, None] * self.weights).to(costs)).sum()
+
+    def note(self, costs: Tensor) -> None:
+        """Adds a step's costs [C, 2], those of all processes averaged, to the epoch's."""
+        self._sums += costs
 
     def end_epoch(self) -> None:
         """Re-balances the weights from the epoch's summed costs."""
@@ -84,5 +98,41 @@ class ObjectiveWeights:
             raw = torch.where(self._sums > 0, self._targets / self._sums, 0.0)
             total = raw.sum(1, keepdim=True)
             balanced = (raw / total).clamp(min=self._minimum).clamp(max=self._maximum)
-            self.weights = torch.where(total > 0, balanced, self.weights)
+            self.weights.copy_(torch.where(total > 0, balanced, self.weights))
         self._sums.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint must hold."""
+        return {"weights": self.weights.tolist(), "sums": self._sums.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state` returned."""
+        for name, values in (("weights", self.weights), ("sums", self._sums)):
+            values.copy_(torch.tensor(state[name], dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class WeightPenalty:
+    """The regulariser: weight * sum |w| (L1) or weight * sum w^2 (L2) over kernels and biases, not batch norms.
+
+    Attributes:
+        kind: Which one, or `none`.
+        weight: At least 0.
+        parameters: The regularised ones.
+    """
+
+    kind: Literal["none", "L1", "L2"]
+    weight: float
+    parameters: list[Tensor]
+
+    @torch.no_grad()
+    def add_gradients(self) -> Tensor | float:
+        """Adds the penalty's gradients to those of the loss; returns the penalty."""
+        if self.kind == "none" or not self.weight or not self.parameters:
+            return 0.0
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.kind == "L1":
+            torch._foreach_add_(gradients, torch._foreach_sign(self.parameters), alpha=self.weight)
+            return self.weight * torch.stack(torch._foreach_norm(self.parameters, 1)).sum()
+        torch._foreach_add_(gradients, self.parameters, alpha=2 * self.weight)
+        return self.weight * torch.stack(torch._foreach_norm(self.parameters, 2)).square().sum()

@@ -4,10 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from components.step import UserError
-from components.vision.checkpoint import SUFFIX, load_network, save_network
+from components.vision.checkpoint import KERAS_SUFFIX, SUFFIX, load_network, save_network
 from components.vision.gridnet import count_parameters
 from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
 from components.vision.status import StatusLog
+
+# TAO 4 and earlier write encrypted models: scripts made for them name the output so.
+_ENCRYPTED_SUFFIX = ".tlt"
 
 
 def prune_model(
@@ -17,7 +20,8 @@ def prune_model(
 
     Args:
         model: The trained model.
-        output: The pruned model; the suffix is completed.
+        output: The pruned model. `.hdf5` is written in TAO's layout, `.safetensors` in ours; any other name gets our
+            suffix (in the place of `.tlt`, TAO's encrypted format).
         settings: How to prune.
         target_ratio: Share of parameters to keep at most; replaces the settings' threshold. TAO has no such option.
         results: Where `status.json` is written; beside the output when None.
@@ -25,7 +29,7 @@ def prune_model(
     Raises:
         UserError: The output exists, or the ratio cannot be reached.
     """
-    output = output.with_suffix(SUFFIX)
+    output = _completed(output)
     if output.exists():
         raise UserError(f"{output}: exists already; name another output file")
     status = StatusLog(results or output.parent)
@@ -33,7 +37,7 @@ def prune_model(
     network = load_network(model)
     if target_ratio is not None:
         settings = replace(settings, threshold=threshold_for_ratio(network, settings, target_ratio))
-        print(f"Threshold for a ratio of at most {target_ratio}: {settings.threshold:.6g}")
+        print(f"Threshold for a ratio of at most {target_ratio}: {settings.threshold}")
     pruned = prune(network, settings)
     save_network(output, pruned)
     ratio = count_parameters(pruned) / count_parameters(network)
@@ -42,6 +46,7 @@ def prune_model(
         after = pruned.config.backbone.channels[name]
         if after != before:
             print(f"  {name}: {before} -> {after} channels")
+    print(f"Pruned model: {output}")
     kpi = {
         "pruning_ratio": ratio,
         "size": output.stat().st_size / 2**20,
@@ -49,3 +54,10 @@ def prune_model(
     }
     status.write("SUCCESS", "Pruning finished successfully", kpi=kpi)
     return ratio
+
+
+def _completed(output: Path) -> Path:
+    if output.suffix in (SUFFIX, KERAS_SUFFIX):
+        return output
+    stem = output.with_suffix("") if output.suffix == _ENCRYPTED_SUFFIX else output
+    return stem.with_name(stem.name + SUFFIX)

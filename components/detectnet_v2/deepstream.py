@@ -1,0 +1,102 @@
+"""The settings with which NVIDIA DeepStream's `nvinfer` runs an exported model.
+
+DeepStream's own parser reads DetectNet_v2's outputs: it finds them by `bbox` and `cov` in their names, and decodes
+with a scale of 35 and an offset of 0.5. Keys: DeepStream's documentation of Gst-nvinfer.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from components.grid.clustering import Clustering
+from components.grid.geometry import GridGeometry
+from components.step import UserError
+from components.vision.gridnet import GridNetConfig
+from components.vision.onnx_export import TensorNames
+from components.vision.predictor import LABELS_FILE
+
+Precision = Literal["fp32", "fp16", "int8"]
+_NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
+_CLUSTER_MODES = {"dbscan": 1, "nms": 2, "hybrid": 3}
+# 1/255 in the digits that all of NVIDIA's own configurations have.
+_NET_SCALE_FACTOR = "0.0039215697906911373"
+
+
+def nvinfer_config(
+    config: GridNetConfig,
+    names: TensorNames,
+    onnx_file: str,
+    precision: Precision,
+    static_batch: int,
+    calibration_cache: Path | None,
+) -> str:
+    """Returns the text of `nvinfer_config.txt`, for a primary detector; files are looked for beside it.
+
+    Args:
+        config: The network.
+        names: What its tensors are called.
+        onnx_file: The model's file name.
+        precision: Of the engine that DeepStream builds.
+        static_batch: The model's batch size, or at most 0.
+        calibration_cache: For `int8`.
+
+    Raises:
+        UserError: DeepStream would read this model's outputs wrongly, or cannot cluster as it is set.
+    """
+    geometry, usual = config.geometry, GridGeometry(config.geometry.width, config.geometry.height)
+    if geometry != usual:
+        raise UserError(
+            f"DeepStream decodes boxes with scale {usual.scale:g} and offset {usual.offset:g}, this model has "
+            f"{geometry.scale:g} and {geometry.offset:g}; train with those of DeepStream"
+        )
+    algorithms = {config.clustering[name].algorithm for name in config.class_names}
+    if len(algorithms) > 1:
+        words = " and ".join(sorted(algorithms))
+        raise UserError(f"DeepStream clusters all classes alike, here are {words}; choose one of them")
+    lines = [
+        "[property]",
+        f"onnx-file={onnx_file}",
+        f"labelfile-path={LABELS_FILE}",
+        f"infer-dims=3;{geometry.height};{geometry.width}",
+        f"batch-size={max(static_batch, 1)}",
+        f"net-scale-factor={_NET_SCALE_FACTOR}",
+        "# RGB",
+        "model-color-format=0",
+        "# Images are stretched to the network's input, as in training with enable_auto_resize.",
+        "maintain-aspect-ratio=0",
+        "# A detector",
+        "network-type=0",
+        f"num-detected-classes={len(config.class_names)}",
+        f"output-blob-names={names.bbox};{names.coverage}",
+        "# 0: FP32, 1: INT8, 2: FP16",
+        f"network-mode={_NETWORK_MODES[precision]}",
+    ]
+    if calibration_cache:
+        lines.append(f"int8-calib-file={calibration_cache.name}")
+    lines += ["# 1: DBSCAN, 2: NMS, 3: both", f"cluster-mode={_CLUSTER_MODES[algorithms.pop()]}"]
+    for channel, name in enumerate(config.class_names):
+        lines += ["", f"# {name}", f"[class-attrs-{channel}]", *_class_attributes(config.clustering[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _class_attributes(clustering: Clustering) -> list[str]:
+    """Returns one class's thresholds.
+
+    DeepStream counts boxes where TAO sums up coverage (`minBoxes`), so its clusters are not quite TAO's. For NMS one
+    threshold before it does what TAO does with one before and one after: a box never suppresses a better one.
+    """
+    nms = clustering.algorithm == "nms"
+    least = max(clustering.coverage_threshold, clustering.nms_confidence_threshold if nms else 0.0)
+    lines = [f"pre-cluster-threshold={least:g}"]
+    if not nms:
+        lines += [
+            f"eps={clustering.dbscan_eps:g}",
+            f"minBoxes={max(1, math.ceil(clustering.dbscan_min_samples))}",
+            f"dbscan-min-score={clustering.dbscan_confidence_threshold:g}",
+        ]
+    if clustering.algorithm != "dbscan":
+        lines.append(f"nms-iou-threshold={clustering.nms_iou_threshold:g}")
+    if clustering.algorithm == "hybrid":
+        lines.append(f"post-cluster-threshold={clustering.nms_confidence_threshold:g}")
+    height = f"# TAO drops boxes up to {clustering.minimum_height} pixels high in the network's input; in your frames':"
+    return [*lines, height, "# detected-min-h="]

@@ -1,0 +1,207 @@
+"""`detectnet_v2 evaluate`: figures, TAO's printed lines and status records."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from discs import detectnet_v2, edit, experiment_spec
+from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detector
+
+from components.detectnet_v2 import spec_pb2
+from components.detectnet_v2.dataset import Objects
+from components.detectnet_v2.evaluation import box_sizes, evaluate, evaluation_status, print_evaluation
+from components.grid.clustering import Clustering
+from components.measure.matching import BoxSizes
+from components.step import UserError
+from components.vision.predictor import load_predictor
+
+NOTHING = np.zeros((0, 4), np.float32)
+CELLS = [(column, row) for row in range(0, HEIGHT // CELL, 2) for column in range(0, WIDTH // CELL, 2)]
+
+
+@pytest.fixture
+def predictor(tmp_path):
+    predictor = load_predictor(write_detector(tmp_path / "model"))
+    predictor.clustering = {"face": Clustering(algorithm="nms", coverage_threshold=0.5)}
+    return predictor
+
+
+def data_of(*images, masked=NOTHING):
+    """Labelled images as the loader makes them; each image is a list of cells that are red, and of labelled ones."""
+    pixels = np.stack([picture(red)[..., ::-1] for red, _ in images])
+    objects = [
+        Objects(
+            np.array([cell_box(*cell) for cell in cells], np.float32).reshape(-1, 4), np.zeros(len(cells), int), masked
+        )
+        for _, cells in images
+    ]
+    return SimpleNamespace(pixels=pixels, objects=objects)
+
+
+def config_of(mode="INTEGRATE", overlap=0.5, **sizes):
+    config = spec_pb2.EvaluationConfig(average_precision_mode=mode)
+    config.minimum_detection_ground_truth_overlap["face"] = overlap
+    limits = {"minimum_height": 1, "maximum_height": 9999, "minimum_width": 1, "maximum_width": 9999, **sizes}
+    config.evaluation_box_config["face"].CopyFrom(spec_pb2.EvaluationConfig.EvaluationBoxConfig(**limits))
+    return config
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["INTEGRATE", "SAMPLE"])
+def test_a_perfect_detector_scores_one_and_under_tao5_loses_its_last_object(mode, predictor):
+    data = data_of((CELLS, CELLS), (CELLS[:3], CELLS[:3]))
+    objects = len(CELLS) + 3
+    right = evaluate(predictor, data, config_of(mode))
+    assert (right["mean_average_precision"], right["objects"], right["compat"]) == (1.0, objects, "none")
+    taos = evaluate(predictor, data, config_of(mode), tao5=True, batch_size=2)
+    expected = (objects - 1) / objects if mode == "INTEGRATE" else 1.0
+    assert taos["mean_average_precision"] == pytest.approx(expected)
+    assert taos["average_precision"] == {"face": pytest.approx(expected)}
+    assert (taos["compat"], taos["average_precision_mode"]) == ("tao5", mode.lower())
+
+
+def test_the_mode_of_the_spec_counts(predictor):
+    data = data_of((CELLS[:3], CELLS[:5]))
+    figures = {mode: evaluate(predictor, data, config_of(mode))["mean_average_precision"] for mode in (0, 1)}
+    assert figures == {0: pytest.approx(7 / 11), 1: pytest.approx(3 / 5)}
+
+
+def test_tao5_leaves_out_a_last_batch_that_is_not_full(predictor):
+    data = data_of((CELLS[:2], CELLS[:2]), (CELLS[:2], CELLS[:2]), ([], CELLS[:4]))
+    assert evaluate(predictor, data, config_of(), batch_size=2)["images"] == 3
+    figures = evaluate(predictor, data, config_of(), batch_size=2, tao5=True)
+    assert (figures["images"], figures["average_precision"]["face"]) == (2, pytest.approx(3 / 4))
+    with pytest.raises(UserError, match="fewer than one batch of 4"):
+        evaluate(predictor, data, config_of(), batch_size=4, tao5=True)
+
+
+@pytest.mark.parametrize("limits", [{"minimum_width": 17}, {"maximum_width": 15}, {"minimum_height": 17}])
+def test_objects_of_other_widths_and_heights_are_not_demanded(limits, predictor):
+    data = data_of((CELLS, CELLS))
+    assert evaluate(predictor, data, config_of(**limits))["mean_average_precision"] is None
+    assert evaluate(predictor, data, config_of(**limits), tao5=True, batch_size=1)["mean_average_precision"] == 0.0
+
+
+def test_masked_regions_are_neutral_but_not_for_tao5(predictor):
+    masked = np.array([cell_box(*CELLS[2])], np.float32)
+    data = data_of((CELLS[:3], CELLS[:2]), masked=masked)
+    assert evaluate(predictor, data, config_of("SAMPLE"))["detections"] == 2
+    # All scores are equal, so the false detection (the last) does no harm to the best precision; it is there though.
+    below = evaluate(
+        predictor, data_of((CELLS[:3], CELLS[1:3]), masked=NOTHING), config_of("SAMPLE"), tao5=True, batch_size=1
+    )
+    assert below["mean_average_precision"] == pytest.approx(2 / 3)
+
+
+def test_the_overlap_of_the_spec_counts(predictor):
+    data = data_of(([(1, 1)], [(1, 1)]))
+    data.objects[0].boxes[0, 2] += 8  # IoU 2/3
+    assert evaluate(predictor, data, config_of(overlap=0.66))["mean_average_precision"] == 1.0
+    assert evaluate(predictor, data, config_of(overlap=0.67))["mean_average_precision"] == 0.0
+
+
+def test_an_unset_maximum_is_no_limit():
+    assert box_sizes(spec_pb2.EvaluationConfig.EvaluationBoxConfig(minimum_height=4)) == BoxSizes(minimum_height=4)
+
+
+# ---- What is printed and recorded ------------------------------------------------------------------------------------
+
+FIGURES = {
+    "mean_average_precision": 0.6172839506172839,
+    "average_precision": {"person": 0.25, "face": 0.9845679012345678},
+    "median_inference_seconds": 0.0123456789,
+}
+
+
+def test_an_evaluation_is_printed_as_tao_does(capsys):
+    print_evaluation(FIGURES, 0.0012345678)
+    assert capsys.readouterr().out == (
+        "\nValidation cost: 0.001235\nMean average_precision (in %): 61.7284\n\n"
+        "+------------+--------------------------+\n"
+        "| class name | average precision (in %) |\n"
+        "+------------+--------------------------+\n"
+        "|    face    |    98.45679012345678     |\n"
+        "|   person   |           25.0           |\n"
+        "+------------+--------------------------+\n"
+        "\nMedian Inference Time: 0.012346\n"
+    )
+
+
+@pytest.mark.parametrize("names", [("a", "bc"), ("a very long class name", "x")])
+def test_the_table_is_that_of_tabulate(names, capsys):
+    tabulate = pytest.importorskip("tabulate")
+    scores = dict(zip(names, (1 / 3, 0.987654321987), strict=True))
+    print_evaluation({**FIGURES, "average_precision": scores})
+    rows = sorted((name, 100 * score) for name, score in scores.items())
+    table = tabulate.tabulate(rows, headers=["class name", "average precision (in %)"], tablefmt="pretty")
+    printed = capsys.readouterr().out
+    assert table in printed
+    assert "Validation cost" not in printed
+
+
+def test_classes_without_objects_show_as_nan_and_are_left_out_of_the_records(capsys):
+    figures = {**FIGURES, "mean_average_precision": None, "average_precision": {"face": None}}
+    print_evaluation(figures)
+    assert "Mean average_precision (in %): nan" in capsys.readouterr().out
+    assert evaluation_status(figures) == {
+        "kpi": {"mean average precision": 0.0},
+        "categorical": {"average_precision": {}},
+    }
+
+
+def test_status_fields_are_taos():
+    assert evaluation_status(FIGURES, 0.00123456789123) == {
+        "kpi": {"validation cost": 0.00123457, "mean average precision": 61.7284},
+        "categorical": {"average_precision": {"person": 25.0, "face": 98.4568}},
+    }
+
+
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_and_records_an_evaluation(kitti, records, tmp_path, capsys):
+    model = write_detector(tmp_path / "model")
+    spec = experiment_spec(tmp_path, kitti, records, batch_size=3)
+    for compat, images in (("none", 4), ("tao5", 3)):
+        results = tmp_path / compat
+        options = ("-r", results, "--compat", compat, "-f", "tlt", "-k", "key", "-v")
+        assert detectnet_v2("evaluate", "-e", spec, "-m", model / "model.onnx", *options) == 0
+        lines = [json.loads(line) for line in (results / "status.json").read_text().splitlines()]
+        assert [line["status"] for line in lines] == ["STARTED", "RUNNING", "SUCCESS"]
+        metrics = json.loads((results / "metrics.json").read_text())
+        assert metrics["images"] == images
+        assert metrics["validation_cost"] > 0
+        assert lines[1]["kpi"]["validation cost"] == round(metrics["validation_cost"], 8)
+        assert math.isfinite(metrics["median_inference_seconds"])
+        out = capsys.readouterr().out
+        assert f"Validation cost: {metrics['validation_cost']:f}" in out
+        assert out.rstrip().splitlines()[-1].startswith("Median Inference Time: 0.0")
+
+
+@pytest.mark.parametrize(
+    ("options", "replacements", "words"),
+    [
+        (("-f", "tensorrt"), (), "-f tensorrt: TensorRT engines are not run here"),
+        ((), (("output_image_width: 96", "output_image_width: 192"),), "made for 96x64, the spec says 192x64"),
+        ((), (("scale: 35.0", "scale: 30.0"),), "box scale 35 and offset 0.5, the spec's 30 and 0.5"),
+        (("--compat", "tao4"), (), "tao4"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(options, replacements, words, kitti, records, tmp_path, capsys):
+    model = write_detector(tmp_path / "model")
+    spec = edit(experiment_spec(tmp_path, kitti, records), *replacements)
+    assert detectnet_v2("evaluate", "-e", spec, "-m", model / "model.onnx", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len([line for line in error.splitlines() if not line.startswith("warning")]) == 1
+
+
+def test_options_without_effect_are_named(kitti, records, tmp_path, capsys):
+    model = write_detector(tmp_path / "model")
+    spec = experiment_spec(tmp_path, kitti, records)
+    assert detectnet_v2("evaluate", "-e", spec, "-m", model, "-b", 8, "-l", "labels") == 0
+    assert "without effect, the spec says what to score on: -l, -b" in capsys.readouterr().err
