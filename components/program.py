@@ -8,9 +8,7 @@ from typer.main import get_command
 from components import step
 
 
-def run(
-    app: typer.Typer, argv: Sequence[str], name: str, prepare: Callable[[Sequence[str]], list[str]] = list
-) -> int:
+def run(app: typer.Typer, argv: Sequence[str], name: str, prepare: Callable[[Sequence[str]], list[str]] = list) -> int:
     """Runs `app` for a person or, with `--executor-input`, for Kubeflow.
 
     Args:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -43,6 +44,16 @@ def convert(exported, kitti, output, *more):
 
 def producers(graph):
     return {output: node for node in graph.node for output in node.output}
+
+
+def test_a_model_of_too_old_an_operator_set_is_refused_by_name(exported, kitti, tmp_path, capsys):
+    old = shutil.copytree(exported, tmp_path / "old")
+    model = onnx.load(old / "model.onnx")
+    model.opset_import[0].version = 12
+    onnx.save(model, old / "model.onnx")
+    assert convert(old, kitti, tmp_path / "quantized") == 2
+    assert "export again with --target_opset 13" in capsys.readouterr().err
+    assert not (tmp_path / "quantized").exists()
 
 
 def test_every_convolution_but_the_heads_is_quantised(quantized):

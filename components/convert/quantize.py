@@ -23,7 +23,11 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from components.step import UserError
+
 QUANTIZED_OPERATORS = ("Conv", "Add", "Relu")
+# The first one whose operators take a scale for each channel.
+SMALLEST_OPSET = 13
 # Of an activation's values, those beyond are clipped.
 PERCENTILE = 99.999
 
@@ -76,7 +80,15 @@ def quantize(model: Path, target: Path, images: Sequence[NDArray[np.uint8]], run
 
     Returns:
         The names of the convolutions that stay in floating point.
+
+    Raises:
+        UserError: The model's operator set is too old.
     """
+    opset = next(entry.version for entry in onnx.load(model).opset_import if not entry.domain)
+    if opset < SMALLEST_OPSET:
+        raise UserError(
+            f"{model}: operator set {opset} has no scales by channel; export again with --target_opset {SMALLEST_OPSET}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         # Folds batch norms into convolutions, so that they are quantised as one.

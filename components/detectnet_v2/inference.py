@@ -14,12 +14,12 @@ import numpy as np
 
 from components.detectnet_v2 import experiment, spec_pb2
 from components.detectnet_v2.overlay import Drawing, Found, draw
-from components.detectnet_v2.progress import track
 from components.detectnet_v2.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.detectnet_v2.video import SUFFIXES as VIDEO_SUFFIXES
 from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import Label
 from components.grid.clustering import detect_for_inference
+from components.progress import track
 from components.step import StageError, UserError, publish
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.status import StatusLog
@@ -148,7 +148,7 @@ class _Output:
 def _infer_images(detector: ImageDetector, files: Sequence[Path], size: int, output: _Output) -> Inferred:
     done = Inferred()
     names = _label_names(files)
-    for batch in _batches(track(files, len(files), "images"), size):
+    for batch in _batches(track(files, len(files), "detecting in images"), size):
         images: dict[Path, Image] = {}
         for file in batch:
             try:
@@ -175,7 +175,7 @@ def _infer_video(detector: ImageDetector, file: Path, size: int, output: _Output
         writer = None
         if output.overlays:
             writer = stack.enter_context(VideoWriter(output.overlays / f"{file.stem}{OUTPUT_SUFFIX}", reader.rate))
-        for batch in _batches(track(reader, reader.announced, "frames"), size):
+        for batch in _batches(track(reader, reader.announced, "detecting in frames"), size):
             for image, found in zip(batch, detector(batch), strict=True):
                 output.write_labels(f"{file.stem}_{done.images:06d}", found)
                 if writer:

@@ -1,20 +1,19 @@
 """Scores one or several models on one data set, and writes the evaluation artifact."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE, HeightBand, Matching
 from components.measure.summary import summarise
+from components.progress import track
 from components.step import publish, write_json, write_manifest
 from components.vision.predictor import Predictor
-from components.vision.scoring import ImageSource, LabelledImage, Scored, score
+from components.vision.scoring import ImageSource, Scored, score
 
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
 METRICS_FILE, DETECTIONS_FILE, REPORT_FILE = "metrics.json", "detections.jsonl", "report.html"
@@ -69,7 +68,8 @@ class Evaluated:
 
 def evaluate(name: str, predictor: Predictor, images: ImageSource, protocol: Protocol) -> Evaluated:
     """Runs `predictor` over `images` and measures it."""
-    scored = score(predictor, _with_progress(images, f"scoring {name}"), protocol.iou_threshold, protocol.batch_size)
+    shown = track(images, len(images), f"scoring {name}")
+    scored = score(predictor, shown, protocol.iou_threshold, protocol.batch_size)
     metrics = {
         **summarise(scored.matchers, protocol.headline, protocol.bands),
         "iou_threshold": protocol.iou_threshold,
@@ -82,11 +82,6 @@ def evaluate(name: str, predictor: Predictor, images: ImageSource, protocol: Pro
     }
     matchings = {name: matcher.match(protocol.headline) for name, matcher in scored.matchers.items()}
     return Evaluated(name, scored, matchings, metrics)
-
-
-def _with_progress(images: ImageSource, description: str) -> Iterable[LabelledImage]:
-    console = Console(stderr=True)
-    return track(images, description, total=len(images) or None, console=console, disable=not console.is_terminal)
 
 
 def write_evaluation(

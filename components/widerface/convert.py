@@ -24,8 +24,8 @@ import numpy as np
 from components.formats.images import Image, ImageError, Letterbox, decode
 from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, Sample, ShardWriter
 from components.formats.wider import Face, WiderImage, WiderSource
+from components.progress import track
 from components.step import MANIFEST, UserError, publish, read_manifest, write_manifest
-from components.widerface.progress import track
 from components.widerface.workers import ordered_map
 
 FACE_CLASS = "face"

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from components.formats.wider import ARCHIVES
+from components.progress import Download
 from components.step import UserError
 from components.store import Patience, join, shown
 from components.store import fetch as fetch_file
-from components.widerface.progress import Download
 
 
 def fetch_archives(

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from components.formats.wider import ANNOTATIONS, OFFICIAL_NAMES, Face, WiderImage, format_annotations
+from components.progress import track
 from components.step import UserError, publish
-from components.widerface.progress import track
 from components.widerface.scene import draw_scene
 from components.widerface.workers import ordered_map
 

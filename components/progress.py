@@ -26,7 +26,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
 
     Args:
         items: What is worked on, usually an iterator that does the work.
-        total: How many there will be.
+        total: How many there will be, or 0 where nobody knows.
         description: What is done, for example `converting training`.
     """
     console = Console(stderr=True)
@@ -35,7 +35,7 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(items, total=total, description=description)
+        yield from progress.track(items, total=total or None, description=description)
 
 
 def _plain_lines(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
@@ -46,8 +46,8 @@ def _plain_lines(items: Iterable[Item], total: int, description: str) -> Iterato
         if now - last >= SECONDS_BETWEEN_LINES or done == total:
             last = now
             rate = done / max(now - start, 1e-9)
-            left = max(total - done, 0) / rate
-            print(f"{description}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            end = f"/{total}, {rate:.0f}/s, {max(total - done, 0) / rate:.0f} s left" if total else f", {rate:.0f}/s"
+            print(f"{description}: {done}{end}", file=sys.stderr, flush=True)
 
 
 class Download:
