@@ -252,7 +252,7 @@ def test_what_is_no_video_costs_one_line_and_leaves_nothing(content, model, tmp_
 
 
 def test_a_video_with_odd_sides_loses_no_pixel(tmp_path):
-    from components.detectnet_v2.video import VideoReader, VideoWriter
+    from components.formats.video import VideoReader, VideoWriter
 
     with VideoWriter(tmp_path / "odd.mp4", 25.0) as writer:
         for shade in (0, 100, 200):

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 
 from components.detectnet_v2 import experiment, spec_pb2
-from components.detectnet_v2.overlay import Drawing, Found, draw
-from components.detectnet_v2.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
-from components.detectnet_v2.video import SUFFIXES as VIDEO_SUFFIXES
 from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import Label
+from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
+from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
 from components.grid.clustering import detect_for_inference
 from components.progress import track
 from components.step import StageError, UserError, publish
+from components.vision.overlay import Drawing, Found, draw
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.status import StatusLog
 
