@@ -30,10 +30,19 @@ class Found:
 
 
 def draw(image: Image, found: list[Found], line_width: int) -> None:
-    """Draws boxes and scores on an image [H, W, 3] BGR; lines are `line_width` pixels wide."""
+    """Draws boxes and scores on an image [H, W, 3] BGR; lines are `line_width` pixels wide, the text grows with H."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, image.shape[0] / 1200)
     for entry in found:
         x1, y1, x2, y2 = (round(edge) for edge in entry.label.box)
-        colour = entry.drawing.colour
+        colour, text = entry.drawing.colour, f"{entry.label.score:.2f}"
         cv2.rectangle(image, (x1, y1), (x2, y2), colour, line_width, cv2.LINE_AA)
-        text, place = f"{entry.label.score:.2f}", (x1, max(y1 - 3, 9))
-        cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, colour, 1, cv2.LINE_AA)
+        (width, height), below = cv2.getTextSize(text, font, scale, 1)
+        bottom = max(y1, height + below)
+        cv2.rectangle(image, (x1, bottom - height - below), (x1 + width, bottom), colour, cv2.FILLED)
+        cv2.putText(image, text, (x1, bottom - below // 2 - 1), font, scale, _readable_on(colour), 1, cv2.LINE_AA)
+
+
+def _readable_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Returns black or white, whichever stands out."""
+    blue, green, red = colour
+    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
