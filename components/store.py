@@ -1,13 +1,17 @@
 """Brings files from a folder, an http(s) server or any S3 store.
 
-Credentials and endpoint of S3 come from the environment only: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-`AWS_SESSION_TOKEN`, `AWS_ENDPOINT_URL`, `AWS_REGION`. Without a key the store is read anonymously.
+Where an S3 store is and who asks comes from the environment only, in AWS's own words: `AWS_ENDPOINT_URL`, `AWS_REGION`
+(or `AWS_DEFAULT_REGION`), and `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, or, where these are
+not set, the file that `AWS_SHARED_CREDENTIALS_FILE` names (as a mounted secret; its profile is `AWS_PROFILE` or
+`default`). Without keys the store is asked anonymously. A certificate authority of one's own is the file that
+`AWS_CA_BUNDLE` names, or `SSL_CERT_FILE`.
 
 A download grows in `<destination>.partial` and is renamed when it is whole. It resumes, in this run or a later one,
 where it broke off, provided the server vouches that the content is still the same (an ETag or a date, kept in
 `<destination>.partial.tag`).
 """
 
+import configparser
 import contextlib
 import hashlib
 import http.client
@@ -22,7 +26,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from components import step
 from components.step import UserError
@@ -31,16 +35,18 @@ BLOCK = 1 << 20
 SCHEMES = ("a path", "file://", "https://", "http://", "s3://")
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
+Result = TypeVar("Result")
+
 # Told the bytes that are here and how many there will be (None where the server does not say).
 Report = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a download is tried.
+    """How long a transfer is tried.
 
     Attributes:
-        attempts: Tries without a single new byte before the download fails.
+        attempts: Tries without a single new byte before the transfer fails.
         pause: Seconds before the second try; doubled after each.
         timeout: Seconds without an answer after which a connection is given up.
     """
@@ -76,11 +82,11 @@ def fetch(
     if scheme in ("http", "https"):
         remote = _HttpFile(uri, patience or Patience())
     elif scheme == "s3":
-        bucket, key = _bucket_and_key(uri)
-        remote = _S3Object(_s3_client(patience or Patience()), bucket, key)
+        bucket, key = bucket_and_key(uri)
+        remote = S3Object(s3_client(patience or Patience()), bucket, key)
     else:
         raise UserError(f"{shown(uri)}: cannot read {scheme}://; use {', '.join(SCHEMES)}")
-    _download(remote, shown(uri), destination, sha256.lower(), report or _silent, patience or Patience())
+    download(remote, shown(uri), destination, sha256.lower(), report or _silent, patience or Patience())
 
 
 def fetch_prefix(
@@ -94,21 +100,22 @@ def fetch_prefix(
     Raises:
         UserError: There is no such object, an object's name leaves the folder, or a download fails.
     """
-    bucket, prefix = _bucket_and_key(uri if uri.endswith("/") else uri + "/")
-    try:
-        with _s3_errors(shown(uri)):
-            listed = _s3_client(patience or Patience()).list_objects(bucket, prefix=prefix, recursive=True)
-            names = sorted(str(entry.object_name)[len(prefix) :] for entry in listed)
-    except _Interrupted as error:
-        raise UserError(f"{shown(uri)}: {error}; check AWS_ENDPOINT_URL and try again") from error
-    names = [name for name in names if name and not name.endswith("/")]
+    bucket, prefix = bucket_and_key(uri if uri.endswith("/") else uri + "/")
+    patience = patience or Patience()
+    client = s3_client(patience)
+
+    def list_names() -> list[str]:
+        with s3_errors(shown(uri)):
+            listed = client.list_objects(bucket, prefix=prefix, recursive=True)
+            return sorted(str(entry.object_name)[len(prefix) :] for entry in listed)
+
+    names = [name for name in retried(list_names, shown(uri), patience) if name and not name.endswith("/")]
     if not names:
         raise UserError(f"{shown(uri)}: no object lies below this prefix; check bucket, prefix and credentials")
     with step.publish(destination) as scratch:
         scratch.mkdir()
         for name in names:
-            if ".." in name.split("/") or name.startswith("/"):
-                raise UserError(f"{shown(uri)}: the object name {name!r} leaves the folder; rename the object")
+            check_inside(name, shown(uri))
             fetch(f"s3://{bucket}/{prefix}{name}", scratch / name, report=report, patience=patience)
     return names
 
@@ -155,8 +162,33 @@ def _check(file: Path, sha256: str, name: str) -> None:
         raise UserError(f"{name}: the SHA-256 is {found}, expected {sha256}; the file is damaged or another one")
 
 
-class _Interrupted(Exception):
+def check_inside(name: str, where: str) -> None:
+    """Checks that the name of an object is a path that stays inside the folder it is written to."""
+    if ".." in name.split("/") or name.startswith("/"):
+        raise UserError(f"{where}: the object name {name!r} leaves the folder; rename the object")
+
+
+class Interrupted(Exception):
     """A try failed in a way that another try may mend."""
+
+
+def retried(work: Callable[[], Result], name: str, patience: Patience) -> Result:
+    """Does some work again, with growing pauses, for as long as it is `Interrupted`.
+
+    Raises:
+        UserError: The last try was interrupted, too.
+    """
+    pause = patience.pause
+    for _ in range(patience.attempts - 1):
+        try:
+            return work()
+        except Interrupted:
+            time.sleep(pause)
+            pause *= 2
+    try:
+        return work()
+    except Interrupted as error:
+        raise UserError(f"{name}: {error}; gave up after {patience.attempts} tries") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +209,8 @@ class _Remote(Protocol):
         """Checks a whole file against what the remote says of it."""
 
 
-def _download(remote: _Remote, name: str, destination: Path, sha256: str, report: Report, patience: Patience) -> None:
+def download(remote: _Remote, name: str, destination: Path, sha256: str, report: Report, patience: Patience) -> None:
+    """Brings a remote file; see `fetch`. `name` is what messages call it."""
     partial = destination.with_name(destination.name + ".partial")
     tag_file = destination.with_name(destination.name + ".partial.tag")
     failures, pause = 0, patience.pause
@@ -186,7 +219,7 @@ def _download(remote: _Remote, name: str, destination: Path, sha256: str, report
         try:
             _append(remote, partial, tag_file, report)
             break
-        except _Interrupted as error:
+        except Interrupted as error:
             grown = partial.exists() and tag_file.exists() and partial.stat().st_size > size
             failures = 1 if grown else failures + 1
             pause = patience.pause if grown else pause
@@ -224,7 +257,7 @@ def _append(remote: _Remote, partial: Path, tag_file: Path, report: Report) -> N
             done += len(block)
             report(done, answer.total)
     if answer.total is not None and done != answer.total:
-        raise _Interrupted(f"the connection ended after {done} of {answer.total} bytes")
+        raise Interrupted(f"the connection ended after {done} of {answer.total} bytes")
 
 
 class _HttpFile:
@@ -247,10 +280,10 @@ class _HttpFile:
             if error.code == 416 and offset:  # the partial file is no part of what is there now
                 return self.open(0, "")
             if error.code in RETRIED_STATUS:
-                raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
+                raise Interrupted(f"the server answers {error.code} {error.reason}") from error
             raise UserError(f"{shown(self._url)}: the server answers {error.code} {error.reason}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(_reason(error)) from error
+            raise Interrupted(_reason(error)) from error
         start = self._start(response)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdecimal() else None
@@ -276,7 +309,7 @@ def _blocks(response: Any) -> Iterator[bytes]:  # noqa: ANN401 - urllib's or url
             while block := response.read(BLOCK):
                 yield block
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_reason(error)) from error
+        raise Interrupted(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -289,68 +322,126 @@ def _reason(error: BaseException) -> str:
     return str(cause) or type(cause).__name__
 
 
-def _bucket_and_key(uri: str) -> tuple[str, str]:
+def bucket_and_key(uri: str) -> tuple[str, str]:
+    """Splits `s3://bucket/key`.
+
+    Raises:
+        UserError: It is no such URI, or it holds a user or a password.
+    """
     parts = urllib.parse.urlsplit(uri, allow_fragments=False)
     key = parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")
     if parts.scheme != "s3" or not parts.netloc:
         raise UserError(f"{shown(uri)}: not an S3 location; write s3://bucket/key")
+    if "@" in parts.netloc:
+        raise UserError(f"{shown(uri)}: credentials do not belong into a URI; set AWS_ACCESS_KEY_ID and its secret")
     return parts.netloc, key
 
 
-def _s3_client(patience: Patience) -> Any:  # noqa: ANN401 - minio ships no types for what it returns
+def s3_client(patience: Patience) -> Any:  # noqa: ANN401 - minio ships no types for what it returns
+    """Returns a `minio.Minio` for the store that the environment names. It makes no tries of its own.
+
+    Raises:
+        UserError: The environment is incomplete or wrong.
+    """
     import urllib3
     from minio import Minio
 
     endpoint = urllib.parse.urlsplit(os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com")
-    if endpoint.scheme not in ("http", "https") or not endpoint.netloc:
+    if endpoint.scheme not in ("http", "https") or not endpoint.netloc or "@" in endpoint.netloc:
         raise UserError("AWS_ENDPOINT_URL: must be http://host:port or https://host")
+    # Without a file of one's own OpenSSL takes SSL_CERT_FILE or the system's authorities.
+    authorities = os.environ.get("AWS_CA_BUNDLE") or None
+    if authorities and not Path(authorities).is_file():
+        raise UserError(f"AWS_CA_BUNDLE: {authorities} is no file; name the PEM file of the certificate authority")
+    access_key, secret_key, session_token = _credentials()
     return Minio(
         endpoint=endpoint.netloc,
-        access_key=os.environ.get("AWS_ACCESS_KEY_ID"),
-        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        session_token=os.environ.get("AWS_SESSION_TOKEN"),
-        region=os.environ.get("AWS_REGION"),
+        access_key=access_key,
+        secret_key=secret_key,
+        session_token=session_token,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None,
         secure=endpoint.scheme == "https",
         # The tries are ours to count; the client's own would multiply them.
-        http_client=urllib3.PoolManager(timeout=urllib3.Timeout(patience.timeout), retries=False),
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(patience.timeout), retries=False, ca_certs=authorities, maxsize=10
+        ),
     )
 
 
+def _credentials() -> tuple[str | None, str | None, str | None]:
+    """Returns access key, secret key and session token, or three times None for anonymous access."""
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    found, where = {name: os.environ.get(name.upper()) for name in names}, "the environment"
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
+    if file and not (found[names[0]] or found[names[1]]):
+        profile = os.environ.get("AWS_PROFILE") or "default"
+        where = f"AWS_SHARED_CREDENTIALS_FILE ({file}, profile {profile})"
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read_string(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:
+            # The parser's own words quote the line, which may be the secret.
+            raise UserError(f"{where}: {type(error).__name__}; write an INI file as AWS's tools do") from None
+        found = {name: parser.get(profile, name, fallback=None) for name in names}
+        if not found[names[0]]:
+            raise UserError(f"{where}: aws_access_key_id is missing")
+    if bool(found[names[0]]) != bool(found[names[1]]):
+        raise UserError(f"{where}: only one of access key id and secret access key is set; give both or neither")
+    access_key, secret_key, session_token = (found[name] or None for name in names)
+    return access_key, secret_key, session_token
+
+
+# What S3 says where the next try may go better, beside the HTTP statuses of RETRIED_STATUS.
+_RETRIED_CODES = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "BadDigest", "IncompleteBody")
+
+
 @contextlib.contextmanager
-def _s3_errors(name: str) -> Iterator[None]:
+def s3_errors(name: str) -> Iterator[None]:
     """Turns the client's exceptions into one line, or into another try where that may help."""
+    from xml.etree.ElementTree import ParseError
+
     import urllib3
-    from minio.error import MinioException, S3Error, ServerError
+    from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
     try:
         yield
     except S3Error as error:
-        if error.code in ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"):
-            raise _Interrupted(f"the store answers {error.code}") from error
-        raise UserError(
-            f"{name}: the store answers {error.code} ({error.message}); check bucket, key and credentials"
-        ) from error
-    except ServerError as error:
-        raise _Interrupted(f"the store answers {error.status_code}") from error
+        if error.code in _RETRIED_CODES or error.response.status in RETRIED_STATUS:
+            raise Interrupted(f"the store answers {error.code}") from error
+        said = " ".join(f"{error.code} ({error.message})".split())
+        raise UserError(f"{name}: the store answers {said}; check bucket, key and credentials") from error
+    except (ServerError, InvalidResponseError) as error:
+        status = getattr(error, "_status_code", None) or getattr(error, "_code", None)
+        if status in RETRIED_STATUS:
+            raise Interrupted(f"the store answers {status}") from error
+        # What a server says that is none: a page of HTML, for example.
+        raise UserError(f"{name}: the answer ({status}) is not S3's; check AWS_ENDPOINT_URL") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise UserError(
+                f"{name}: the store's certificate is not trusted; name its authority's file in AWS_CA_BUNDLE"
+            ) from error
         late = isinstance(error, (urllib3.exceptions.ReadTimeoutError, TimeoutError))
         problem = "does not answer in time" if late else f"cannot be reached ({type(error).__name__})"
-        raise _Interrupted(f"the store {problem}") from error
+        raise Interrupted(f"the store {problem}") from error
+    except ParseError as error:
+        raise Interrupted("the store's answer is no XML") from error
     except (MinioException, ValueError) as error:
-        raise UserError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
 
-class _S3Object:
-    """An object in an S3 store."""
+class S3Object:
+    """An object in an S3 store, as `download` wants it."""
 
     def __init__(self, client: Any, bucket: str, key: str) -> None:  # noqa: ANN401 - minio.Minio
         self._client, self._bucket, self._key = client, bucket, key
         self._md5 = ""
 
     def open(self, offset: int, tag: str) -> _Answer:
+        """Asks for the object from `offset` on, if it is still the one of `tag`; otherwise from the start."""
         headers = {"If-Match": tag} if offset else {}
         try:
-            with _s3_errors(f"s3://{self._bucket}/{self._key}"):
+            with s3_errors(f"s3://{self._bucket}/{self._key}"):
                 response = self._client.get_object(self._bucket, self._key, offset, request_headers=headers)
         except UserError as error:
             if offset and getattr(error.__cause__, "code", "") in ("PreconditionFailed", "InvalidRange"):
@@ -367,13 +458,14 @@ class _S3Object:
 
     def _blocks(self, response: Any) -> Iterator[bytes]:  # noqa: ANN401 - urllib3.HTTPResponse
         try:
-            with _s3_errors(f"s3://{self._bucket}/{self._key}"):
+            with s3_errors(f"s3://{self._bucket}/{self._key}"):
                 yield from response.stream(BLOCK)
         finally:
             response.close()
             response.release_conn()
 
     def verify(self, file: Path) -> None:
+        """Checks the file against the object's MD5, where the store has one."""
         if not self._md5:
             return
         with file.open("rb") as stream:

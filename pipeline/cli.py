@@ -18,11 +18,13 @@ from components.step import StageError, UserError, publish, write_json
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
 
+# By the word after `gridbox`, the module whose typer application it calls.
 FAMILIES = {
-    "widerface": "WIDER FACE and synthetic faces: acquire, convert, …",
-    "detectnet_v2": "The open engine behind TAO's command line: train, prune, export, …",
-    "convert": "Exported models in other precisions.",
-    "evaluate": "Average precision and reports.",
+    "widerface": "components.widerface.commands",
+    "detectnet_v2": "components.detectnet_v2.commands",
+    "convert": "components.convert.commands",
+    "evaluate": "components.evaluate.commands",
+    "store": "components.publication_commands",
 }
 PIPELINES = ("facedetect",)
 
@@ -40,7 +42,7 @@ def main() -> None:
     """Entry point of the command."""
     argv = sys.argv[1:]
     if argv and argv[0] in FAMILIES:
-        commands = importlib.import_module(f"components.{argv[0]}.commands")
+        commands = importlib.import_module(FAMILIES[argv[0]])
         sys.exit(program.run(commands.app, argv[1:], f"gridbox {argv[0]}"))
     sys.exit(program.run(app, argv, "gridbox"))
 

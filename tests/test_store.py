@@ -1,8 +1,10 @@
 import hashlib
+import io
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import s3_server
 
 from components import store
 from components.step import UserError
@@ -194,35 +196,29 @@ def test_names_join_below_paths_and_uris():
 
 
 @pytest.fixture(scope="module")
-def s3_server():
-    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+def s3():
+    with s3_server.running() as values:
+        yield values
 
 
 @pytest.fixture
-def bucket(s3_server, monkeypatch):
+def bucket(s3, monkeypatch):
     """An empty bucket, and the environment that leads to it."""
-    from minio import Minio
+    s3_server.enter(monkeypatch, s3)
+    with s3_server.bucket(s3) as (client, name):
 
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
-    client = Minio(endpoint=s3_server.removeprefix("http://"), access_key="key", secret_key="very secret", secure=False)
-    name = "bucket-" + hashlib.sha256(str(id(client)).encode()).hexdigest()[:12]
-    client.make_bucket(bucket_name=name)
+        def put(key, content):
+            client.put_object(bucket_name=name, object_name=key, data=io.BytesIO(content), length=len(content))
 
-    def put(key, content):
-        import io
+        put.name = name
+        yield put
 
-        client.put_object(bucket_name=name, object_name=key, data=io.BytesIO(content), length=len(content))
 
-    put.name = name
-    return put
+@pytest.fixture
+def proxy(s3, bucket, monkeypatch):  # noqa: ARG001 - the bucket's environment comes first
+    with s3_server.proxy(s3["AWS_ENDPOINT_URL"]) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server
 
 
 def test_an_s3_object_is_fetched_and_checked(bucket, tmp_path):
@@ -263,12 +259,14 @@ def test_a_prefix_is_fetched_as_a_folder(bucket, tmp_path):
     assert (tmp_path / "out/deep/b.txt").read_text() == "set/deep/b.txt"
 
 
-def test_s3_mistakes_are_one_line_without_secrets(bucket, tmp_path, monkeypatch):
+def test_s3_mistakes_are_one_line_without_secrets(bucket, s3, tmp_path, monkeypatch):
+    secret = s3["AWS_SECRET_ACCESS_KEY"]
+
     def message(call, uri):
         with pytest.raises(UserError) as caught:
             call(uri, tmp_path / "out", patience=Patience(attempts=2, pause=0.01, timeout=1.0))
         assert "\n" not in str(caught.value)
-        assert "very secret" not in str(caught.value)
+        assert secret not in str(caught.value)
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
@@ -283,3 +281,91 @@ def test_s3_mistakes_are_one_line_without_secrets(bucket, tmp_path, monkeypatch)
     assert "cannot be reached" in message(fetch_prefix, f"s3://{bucket.name}/none/")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
     assert "AWS_ENDPOINT_URL" in message(fetch, f"s3://{bucket.name}/none.zip")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:password@host")
+    assert "password" not in message(fetch, f"s3://{bucket.name}/none.zip")
+    assert "credentials do not belong into a URI" in message(fetch, f"s3://user:{secret}@bucket/none.zip")
+
+
+def test_a_busy_s3_store_is_asked_again(bucket, proxy, tmp_path):
+    bucket("set/file.zip", CONTENT)
+    faults = ["error", (503, "SlowDown"), "drop", "lost"] * 2
+    proxy.arm(lambda request: faults[request.number // 2] if request.number % 2 == 0 else None)
+    for number in range(4):
+        fetch_prefix(f"s3://{bucket.name}/set", tmp_path / str(number), patience=QUICK)
+        assert (tmp_path / str(number) / "file.zip").read_bytes() == CONTENT
+    assert len(proxy.seen) == 16
+
+
+@pytest.fixture
+def asks(bucket, proxy, tmp_path):
+    """Asks the store for an object and returns the access key it was asked with, empty for none."""
+
+    def ask():
+        proxy.arm(lambda _request: (404, "NoSuchKey"))
+        with pytest.raises(UserError, match="NoSuchKey"):
+            fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+        return proxy.seen[0].headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+
+    return ask
+
+
+def test_credentials_come_from_the_environment_or_from_a_file_it_names(asks, tmp_path, monkeypatch):
+    file = tmp_path / "credentials"
+    file.write_text(
+        "[default]\naws_access_key_id = of-the-file\naws_secret_access_key = 50%/+x\n"
+        "[other]\naws_access_key_id=of-the-other\naws_secret_access_key=y\naws_session_token=z\n"
+    )
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-environment")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert asks() == "of-the-environment"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert asks() == "of-the-file"
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert asks() == "of-the-other"
+    monkeypatch.delenv("AWS_SHARED_CREDENTIALS_FILE")
+    assert asks() == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[default]\naws_access_key_id = a\n", "only one of access key id and secret access key is set"),
+        ("[other]\naws_access_key_id = a\n", "aws_access_key_id is missing"),
+        ("aws_secret_access_key = hush hush\n", "MissingSectionHeaderError; write an INI file"),
+        (None, "FileNotFoundError; write an INI file"),
+    ],
+)
+def test_a_wrong_credentials_file_is_named_but_not_quoted(bucket, tmp_path, monkeypatch, text, words):
+    if text:
+        (tmp_path / "credentials").write_text(text)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match=words) as caught:
+        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+    assert "AWS_SHARED_CREDENTIALS_FILE" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_pair_of_keys_is_refused(bucket, tmp_path, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match="the environment: only one of"):
+        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_an_authority_of_ones_own_is_trusted_when_it_is_named(bucket, proxy, tmp_path, monkeypatch, variable):
+    bucket("file.zip", CONTENT)
+    certificate, key = s3_server.write_certificate(tmp_path)
+    proxy.use_tls(certificate, key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(UserError, match="certificate is not trusted; name its authority's file in AWS_CA_BUNDLE"):
+        fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip")
+    monkeypatch.setenv(variable, str(certificate))
+    fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip", SHA256)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(UserError, match=r"AWS_CA_BUNDLE: .*none\.pem is no file"):
+        fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip")

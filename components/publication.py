@@ -1,0 +1,563 @@
+"""Publishes a folder as an immutable version below a base, in any S3 store or in a folder, and reads it back.
+
+    <base>/versions/<version>/…      the folder's files, never changed after
+    <base>/records/<version>.json    written when all of them are there and verified: names, sizes, SHA-256
+    <base>/current.json              the pointer to the version that is served, written last
+
+A reader resolves the pointer; a publish that ends before the pointer is written leaves the former version served, and
+what it has left behind (a version without a record) is recognised, counted and removed by `prune`.
+
+Every object is verified by reading it back and hashing it. That costs its size once more, and is the one check that
+holds on every store: S3's checksum headers are optional, differ between servers, and for an upload in parts are a
+checksum of checksums.
+
+Versions have unique names, so publishers never touch one another's objects. The last one to write the pointer wins,
+unless it was told what to expect there (`expected`). That comparison holds to the last request where the store enforces
+conditional writes (AWS, MinIO, SeaweedFS, folders); with others two publishers may both find what they expect within
+the moment between reading and writing the pointer, and again the last one wins.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from components import step, store
+from components.objects import Entry, Objects, open_objects
+from components.step import UserError
+from components.store import Interrupted, Patience, Report, retried
+
+LAYOUT_VERSION = 1
+POINTER = "current.json"
+VERSIONS, RECORDS = "versions/", "records/"
+_VERSION = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{8}")
+# The pointer stays small. Older versions than these are judged by their age, see `prune`.
+_FORMER_NAMED = 100
+YOUNG = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version.
+
+    Attributes:
+        version: Its unique name; names sort by the time (of the publisher's clock) at which publishing began.
+        uri: Where its files lie; ends with `/`. Neither they nor their number ever change.
+        digest: SHA-256 over the names, sizes and SHA-256 of its files: equal for equal content.
+        manifest: SHA-256 of its `manifest.json`, empty where it has none.
+        kind: What the manifest says it is, empty where it has none.
+        bytes: Size of its files.
+        objects: Number of its files.
+        time: When it was verified as a whole, UTC, ISO 8601.
+    """
+
+    version: str
+    uri: str
+    digest: str
+    manifest: str
+    kind: str
+    bytes: int
+    objects: int
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a publish or prune that broke off (or is still at work) has left.
+
+    Attributes:
+        name: `versions/<version>/`, or the unfinished file.
+        entries: The objects and unfinished uploads.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its objects; an S3 store does not say how large unfinished uploads are."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def modified(self) -> datetime:
+        """When something was last added to it."""
+        return max(entry.modified for entry in self.entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What lies below a base.
+
+    Attributes:
+        served: The version that the pointer names, or None.
+        complete: All whole versions, oldest first.
+        leftovers: The rest of what has our names.
+    """
+
+    served: Published | None
+    complete: tuple[Published, ...]
+    leftovers: tuple[Leftover, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `prune` did.
+
+    Attributes:
+        versions: Versions that are gone.
+        leftovers: Names of the left-overs that are gone.
+        bytes: Their size together.
+        spared: Versions and left-overs that would be gone too, were they not too young.
+    """
+
+    versions: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    bytes: int
+    spared: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointer:
+    published: Published
+    former: tuple[str, ...]
+    tag: str
+
+
+def publish(
+    source: Path,
+    base: str,
+    *,
+    expected: str | None = None,
+    report: Report | None = None,
+    patience: Patience | None = None,
+) -> Published:
+    """Publishes a folder and makes it the served version, all or nothing.
+
+    Args:
+        source: An artifact, a model repository, checkpoints: any folder of plain files.
+        base: A path, `file:///folder` or `s3://bucket/prefix`. The bucket must exist.
+        expected: The version that must be served now for this one to replace it; empty where none must be. None:
+            whatever is served is replaced.
+        report: Told the bytes that have been moved of all there are to move: each counts when sent and when read back.
+        patience: Tries, pauses and timeouts of a request.
+
+    Raises:
+        UserError: The folder cannot be published, another version is served than expected, or the store refuses or
+            cannot be reached. The former version is served still.
+    """
+    patience = patience or Patience()
+    files = _inventory(Path(source))
+    _check_apart(Path(source), base)
+    objects = open_objects(base, patience)
+    _check_expected(retried(lambda: _read_pointer(objects), objects.uri, patience), expected, objects)
+    version = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}"
+    _send(objects, Path(source), files, f"{VERSIONS}{version}/", report, patience)
+    published = _describe(Path(source), files, version, f"{objects.uri}{VERSIONS}{version}/")
+    record = _document(published) | {"files": {file.name: [file.size, file.sha256] for file in files}}
+    _write_verified(objects, f"{RECORDS}{version}.json", record, patience)
+    _point(objects, published, expected, patience)
+    return published
+
+
+def resolve(base: str, patience: Patience | None = None) -> Published:
+    """Returns the served version.
+
+    Raises:
+        UserError: Nothing is published there, or the store cannot be reached.
+    """
+    return _served(open_objects(base, patience or Patience()), patience or Patience())
+
+
+def fetch_published(
+    base: str,
+    destination: Path,
+    version: str = "",
+    *,
+    report: Report | None = None,
+    patience: Patience | None = None,
+) -> Published:
+    """Brings the served version, or the named one, into a new folder and verifies every file.
+
+    Raises:
+        UserError: There is no such version, the folder exists, or something is damaged. Nothing is left at
+            `destination`.
+    """
+    patience = patience or Patience()
+    objects = open_objects(base, patience)
+    if Path(destination).exists():
+        raise UserError(f"{destination}: exists already; name a new folder")
+    served = None if version else _served(objects, patience)
+    published, files = _read_record(objects, served.version if served else version, patience)
+    if served and served.digest != published.digest:
+        raise UserError(f"{objects.uri}{POINTER}: the digest is not that of its version; publish again")
+    tally = _Tally(published.bytes, report)
+    with step.publish(Path(destination)) as scratch:
+        scratch.mkdir()
+        for file in files:
+            objects.fetch(f"{VERSIONS}{published.version}/{file.name}", scratch / file.name, file.sha256, tally.add)
+    return published
+
+
+def versions(base: str, patience: Patience | None = None) -> Versions:
+    """Returns what lies below a base; nothing at all where nothing was ever published.
+
+    Raises:
+        UserError: A record is damaged, or the store cannot be reached.
+    """
+    patience = patience or Patience()
+    return _survey(open_objects(base, patience), patience)[0]
+
+
+def prune(base: str, keep: int, *, young: timedelta = YOUNG, patience: Patience | None = None) -> Pruned:
+    """Removes old versions and left-overs.
+
+    The served version and the newest `keep` stay. So does what may belong to a publish that is still at work, as long
+    as it is younger than `young`: versions without a record, and versions that have not been served yet.
+
+    Args:
+        base: As in `publish`.
+        keep: How many versions to keep, at least one.
+        young: Age from which on a publish counts as broken off; the clocks of the store, of the publishers and of this
+            machine must agree better than that.
+        patience: Tries, pauses and timeouts of a request.
+
+    Raises:
+        UserError: The store refuses or cannot be reached; what was removed until then is gone.
+    """
+    if keep < 1:
+        raise UserError(f"keep {keep}: at least one version must stay")
+    patience = patience or Patience()
+    objects = open_objects(base, patience)
+    found, pointer = _survey(objects, patience)
+    started = datetime.now(UTC) - young
+    served = found.served.version if found.served else ""
+    old = [each for each in found.complete[:-keep] if each.version != served]
+    settled = set(pointer.former if pointer else ())
+    gone = [each for each in old if each.version in settled or datetime.fromisoformat(each.time) < started]
+    stale = [each for each in found.leftovers if each.modified < started]
+    for published in gone:
+        _remove_version(objects, published.version, patience)
+    for leftover in stale:
+        _remove(objects, leftover.entries, patience)
+    return Pruned(
+        versions=tuple(each.version for each in gone),
+        leftovers=tuple(each.name for each in stale),
+        bytes=sum(each.bytes for each in gone) + sum(each.bytes for each in stale),
+        spared=(
+            *(each.version for each in old if each not in gone),
+            *(each.name for each in found.leftovers if each not in stale),
+        ),
+    )
+
+
+# --- What is published -----------------------------------------------------------------------------------------------
+
+
+def _inventory(source: Path) -> list[_File]:
+    """Returns the folder's files with their checksums, sorted by name."""
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; publish the folder of an artifact or a model repository")
+    paths = sorted(source.rglob("*"))
+    files = [_file(path, path.relative_to(source).as_posix()) for path in paths if not _is_folder(path)]
+    if not files:
+        raise UserError(f"{source}: the folder is empty; there is nothing to publish")
+    if any(Path(file.name).name == "config.pbtxt" for file in files):
+        for file in files:
+            if not file.size:
+                raise UserError(
+                    f"{source / file.name}: KServe skips empty files of a model repository; write some text into it"
+                )
+    _check_manifest(source, {file.name: file.sha256 for file in files})
+    return files
+
+
+def _check_apart(source: Path, base: str) -> None:
+    if urlsplit(base).scheme in ("", "file") and store.local_path(base).resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{base}: lies inside {source}, which is to be published there; name a folder beside it")
+
+
+def _is_folder(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
+    if not any(path.iterdir()):
+        raise UserError(
+            f"{path}: an object store keeps no empty folder; put a file with some text into it or remove it"
+        )
+    return True
+
+
+def _file(path: Path, name: str) -> _File:
+    if path.is_symlink() or not path.is_file():
+        raise UserError(f"{path}: only plain files are published; put a copy in the place of a link")
+    if not name.isprintable():
+        raise UserError(f"{str(path)!r}: unprintable characters in the name; rename the file")
+    return _File(name, path.stat().st_size, step.sha256(path))
+
+
+def _check_manifest(source: Path, found: Mapping[str, str]) -> None:
+    """Checks an artifact against its own manifest: it may be damaged, or unfinished."""
+    for name, wanted in (_manifest(source).get("files") or {}).items():
+        if name not in found:
+            raise UserError(f"{source / name}: missing, but the manifest names it; make the artifact again")
+        if wanted and found[name] != wanted:
+            raise UserError(f"{source / name}: differs from what the manifest says; make the artifact again")
+
+
+def _manifest(source: Path) -> dict[str, Any]:
+    """Returns the artifact's manifest, empty where the folder has none."""
+    file = source / step.MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        return step.read_manifest(source, manifest["kind"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a readable manifest: {error}") from error
+
+
+def _describe(source: Path, files: list[_File], version: str, uri: str) -> Published:
+    return Published(
+        version=version,
+        uri=uri,
+        digest=_digest(files),
+        manifest=next((file.sha256 for file in files if file.name == step.MANIFEST), ""),
+        kind=_manifest(source).get("kind", ""),
+        bytes=sum(file.size for file in files),
+        objects=len(files),
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
+    )
+
+
+def _digest(files: Iterable[_File]) -> str:
+    listed = sorted([file.name, file.size, file.sha256] for file in files)
+    return sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- Sending and verifying -------------------------------------------------------------------------------------------
+
+
+class _Tally:
+    """Counts moved bytes for a report."""
+
+    def __init__(self, total: int, report: Report | None) -> None:
+        self.done = 0
+        self._total, self._report = total, report
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self._report:
+            self._report(self.done, self._total)
+
+
+def _send(
+    objects: Objects, source: Path, files: list[_File], prefix: str, report: Report | None, patience: Patience
+) -> None:
+    tally = _Tally(2 * sum(file.size for file in files), report)
+    for file in files:
+        retried(_sending(objects, source, file, prefix + file.name, tally), objects.uri + prefix + file.name, patience)
+    sent = {prefix + file.name: file.size for file in files}
+    found = retried(lambda: objects.listed(prefix), objects.uri + prefix, patience)
+    if {entry.name: entry.size for entry in found} != sent:
+        raise UserError(
+            f"{objects.uri}{prefix}: the store lists {len(found)} objects other than the {len(sent)} it was sent;"
+            " is something else writing or removing there?"
+        )
+
+
+def _sending(objects: Objects, source: Path, file: _File, name: str, tally: _Tally) -> Callable[[], None]:
+    start = tally.done
+
+    def send() -> None:
+        tally.done = start
+        path = source / file.name
+        if path.stat().st_size != file.size:
+            raise UserError(f"{path}: changed while it was published; publish it when it is finished")
+        objects.upload(name, path, tally.add)
+        if objects.sha256(name, tally.add) == file.sha256:
+            return
+        if step.sha256(path) != file.sha256:
+            raise UserError(f"{path}: changed while it was published; publish it when it is finished")
+        raise Interrupted("what the store gives back is not what it was sent")
+
+    return send
+
+
+def _write_verified(objects: Objects, name: str, document: Mapping[str, Any], patience: Patience) -> None:
+    content = _json(document)
+
+    def write() -> None:
+        objects.write(name, content)
+        found = objects.read(name)
+        if found is None or found[0] != content:
+            raise Interrupted("what the store gives back is not what it was sent")
+
+    retried(write, objects.uri + name, patience)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _document(published: Published) -> dict[str, Any]:
+    # Without the URI: a base may be copied elsewhere, or be seen under another name.
+    names = ("version", "digest", "manifest", "kind", "bytes", "objects", "time")
+    return {"layout": LAYOUT_VERSION} | {name: getattr(published, name) for name in names}
+
+
+# --- The pointer -----------------------------------------------------------------------------------------------------
+
+
+def _point(objects: Objects, published: Published, expected: str | None, patience: Patience) -> None:
+    """Makes a version the served one and reads the pointer back."""
+
+    def write() -> bool:
+        """Makes one try; returns whether the version is served, or was until another publisher replaced it."""
+        current = _read_pointer(objects)
+        # The answer to an earlier try may have been lost, and others may have published since.
+        if current and published.version in (current.published.version, *current.former):
+            return True
+        _check_expected(current, expected, objects)
+        former = (*current.former, current.published.version)[-_FORMER_NAMED:] if current else ()
+        content = _json(_document(published) | {"former": former})
+        written = objects.replace(POINTER, content, current.tag if current else None)
+        now = _read_pointer(objects)
+        if (now.tag if now else None) == (current.tag if current else None):
+            raise Interrupted("the store has not taken the new pointer")
+        return written
+
+    while not retried(write, objects.uri + POINTER, patience):
+        pass  # another publisher was quicker: look again at what is served now
+
+
+def _check_expected(current: _Pointer | None, expected: str | None, objects: Objects) -> None:
+    served = current.published.version if current else ""
+    if expected is not None and served != expected:
+        raise UserError(
+            f"{objects.uri}: version {served or '(none)'} is served, expected {expected or '(none)'};"
+            " another publish came first, look at it and publish again"
+        )
+
+
+def _read_pointer(objects: Objects) -> _Pointer | None:
+    found = objects.read(POINTER)
+    if found is None:
+        return None
+    document = _parsed(found[0], objects.uri + POINTER)
+    try:
+        former = tuple(str(version) for version in document["former"])
+        return _Pointer(_published(document, objects), former, found[1])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{objects.uri}{POINTER}: not a pointer to a version ({error!r})") from error
+
+
+def _served(objects: Objects, patience: Patience) -> Published:
+    pointer = retried(lambda: _read_pointer(objects), objects.uri, patience)
+    if pointer is None:
+        raise UserError(f"{objects.uri}: nothing is published here ({POINTER} is missing); check the location")
+    return pointer.published
+
+
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+        layout = document["layout"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: not written by a publish of gridbox ({error!r})") from error
+    if layout != LAYOUT_VERSION:
+        raise UserError(f"{where}: layout {layout}, this release reads {LAYOUT_VERSION}")
+    return dict(document)
+
+
+def _published(document: Mapping[str, Any], objects: Objects) -> Published:
+    version = _checked(document["version"])
+    return Published(
+        version=version,
+        uri=f"{objects.uri}{VERSIONS}{version}/",
+        digest=str(document["digest"]),
+        manifest=str(document["manifest"]),
+        kind=str(document["kind"]),
+        bytes=int(document["bytes"]),
+        objects=int(document["objects"]),
+        time=str(document["time"]),
+    )
+
+
+def _checked(version: object) -> str:
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        raise UserError(f"{version}: not the name of a version; `gridbox store list` names them")
+    return version
+
+
+# --- What lies there -------------------------------------------------------------------------------------------------
+
+
+def _read_record(objects: Objects, version: str, patience: Patience) -> tuple[Published, list[_File]]:
+    name = f"{RECORDS}{_checked(version)}.json"
+    found = retried(lambda: objects.read(name), objects.uri + name, patience)
+    if found is None:
+        raise UserError(f"{objects.uri}: there is no version {version}; `gridbox store list` names those there are")
+    document = _parsed(found[0], objects.uri + name)
+    try:
+        published = _published(document, objects)
+        files = [_File(each, int(size), str(digest)) for each, (size, digest) in document["files"].items()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{objects.uri}{name}: not the record of a version ({error!r})") from error
+    if _digest(files) != published.digest or published.version != version:
+        raise UserError(f"{objects.uri}{name}: damaged, it contradicts itself; publish again")
+    for file in files:
+        store.check_inside(file.name, objects.uri + name)
+    return published, files
+
+
+def _survey(objects: Objects, patience: Patience) -> tuple[Versions, _Pointer | None]:
+    # The objects before the records, the records before the pointer: what is completed meanwhile counts as complete.
+    uri = objects.uri
+    entries = retried(lambda: [*objects.listed(VERSIONS), *objects.unfinished(VERSIONS)], uri, patience)
+    records = retried(lambda: objects.listed(RECORDS), uri, patience)
+    names = [entry.name.removeprefix(RECORDS).removesuffix(".json") for entry in records]
+    complete = [_read_record(objects, name, patience)[0] for name in names if _VERSION.fullmatch(name)]
+    pointer = retried(lambda: _read_pointer(objects), uri, patience)
+    found = Versions(pointer.published if pointer else None, tuple(complete), _leftovers(entries, names))
+    return found, pointer
+
+
+def _leftovers(entries: Iterable[Entry], complete: Iterable[str]) -> tuple[Leftover, ...]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        version = entry.name.removeprefix(VERSIONS).partition("/")[0]
+        if entry.name.startswith(VERSIONS):
+            if not _VERSION.fullmatch(version) or (version in complete and not entry.unfinished):
+                continue  # not ours, or part of a whole version
+            groups.setdefault(f"{VERSIONS}{version}/", []).append(entry)
+        else:
+            groups.setdefault(entry.name, []).append(entry)
+    return tuple(Leftover(name, tuple(group)) for name, group in sorted(groups.items()))
+
+
+def _remove_version(objects: Objects, version: str, patience: Patience) -> None:
+    # The record goes first: from then on the rest is a left-over, should this break off.
+    _remove(objects, [Entry(f"{RECORDS}{version}.json", 0, datetime.now(UTC))], patience)
+    files = retried(lambda: objects.listed(f"{VERSIONS}{version}/"), objects.uri, patience)
+    _remove(objects, files, patience)
+
+
+def _remove(objects: Objects, entries: Iterable[Entry], patience: Patience) -> None:
+    for entry in entries:
+
+        def remove(entry: Entry = entry) -> None:
+            objects.remove(entry)
+
+        retried(remove, objects.uri + entry.name, patience)
