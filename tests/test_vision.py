@@ -1,6 +1,7 @@
 """Backbones, checkpoints, status log and threads."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -246,3 +247,12 @@ def test_cpu_quotas_of_both_cgroup_versions_are_read(tmp_path):
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("200000")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
     assert _cgroup_quota(tmp_path) == 2.0
+
+
+def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(tmp_path):
+    former = os.umask(0o022)
+    try:
+        save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    finally:
+        os.umask(former)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from components.step import UserError, publish, weights_file
@@ -30,7 +30,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     text = json.dumps({"format": _FORMAT, **header}, sort_keys=True)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with publish(path) as scratch:
-        save_file(contiguous, scratch, {_HEADER: text})
+        # Not `save_file`: its files can be read by their owner alone, and containers have users of their own.
+        scratch.write_bytes(save(contiguous, {_HEADER: text}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
