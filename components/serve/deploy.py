@@ -1,0 +1,361 @@
+"""Deploys a published model repository: to KServe, as a file for kubectl, or to a Triton on this machine."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from components.serve.cluster import DEFINITION, INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
+from components.serve.gate import SCORE_FILE, Score, Verdict, judge, score_document, score_of_predictor
+from components.serve.kserve import (
+    Document,
+    Mode,
+    Protocol,
+    Service,
+    inference_service,
+    serving_runtime,
+)
+from components.serve.release import TRITON_RELEASE
+from components.serve.rollout import Live, challenge, promoted, rolled_back
+from components.serve.waiting import address, wait
+from components.step import StageError, UserError, publish, read_manifest, write_json, write_manifest
+
+KIND = "deployment"
+MANIFEST_FILE = "manifest.yaml"
+# What the deploying account may do in its namespace and in the cluster; `manifests/` grants it, and a test records it.
+DEPLOY_RULES: tuple[Mapping[str, list[str]], ...] = (
+    {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": ["create", "get", "patch"]},
+    {"apiGroups": ["serving.kserve.io"], "resources": ["servingruntimes"], "verbs": ["create", "patch"]},
+)
+_DEFINITION = "inferenceservices.serving.kserve.io"
+# Only for a canary in mode Standard: whether the cluster's KServe knows such a thing.
+DEPLOY_CLUSTER_RULES: tuple[Mapping[str, list[str]], ...] = (
+    {
+        "apiGroups": ["apiextensions.k8s.io"],
+        "resources": ["customresourcedefinitions"],
+        "resourceNames": [_DEFINITION],
+        "verbs": ["get"],
+    },
+)
+# How often a deployment is worked out anew because somebody changed the object meanwhile.
+_ATTEMPTS = 5
+
+
+class Target(StrEnum):
+    """Where to deploy."""
+
+    manifest = "manifest"
+    kserve = "kserve"
+    local = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the quality gate asks for.
+
+    Attributes:
+        points: Points (hundredths) of average precision that the served model may be better.
+        accept_incomparable: Lets a model pass that was not scored on the same images as the served one.
+        champion: The served model's score, where it is not to be read from the cluster.
+    """
+
+    points: float = 1.0
+    accept_incomparable: bool = False
+    champion: Score | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How to bring a model into the cluster.
+
+    Attributes:
+        percent: Traffic to the new model until it is promoted, 1 to 99; 0 for all at once.
+        force: Takes over fields that other field managers own.
+        timeout: Seconds until the service must be ready.
+        interval: Seconds between two looks at it.
+    """
+
+    percent: int = 0
+    force: bool = False
+    timeout: float = 900.0
+    interval: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percent <= 99:
+            raise UserError(f"canary percentage {self.percent}: must be from 1 to 99, or 0 for no canary")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What is served after a deployment.
+
+    Attributes:
+        url: The new model's address inside the cluster; empty where nothing serves yet.
+        external_url: The service's address from outside.
+        percent: Traffic to the new model.
+        verdict: Why it was let pass.
+    """
+
+    url: str
+    external_url: str
+    percent: int
+    verdict: str
+
+
+# --- Targets ---------------------------------------------------------------------------------------------------------
+
+
+def write_deployment(output: Path, service: Service, target: Target, deployed: Deployed, candidate: Score) -> None:
+    """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
+    with publish(output) as scratch:
+        scratch.mkdir()
+        text = manifest_text(service)
+        (scratch / MANIFEST_FILE).write_text(text, encoding="utf-8")
+        write_json(scratch / SCORE_FILE, score_document(candidate))
+        write_manifest(
+            scratch,
+            KIND,
+            {
+                "target": target.value,
+                "name": service.name,
+                "namespace": service.namespace,
+                "run_id": service.run_id,
+                "model_digest": service.model_digest,
+                "storage_uri": service.storage_uri,
+                "url": deployed.url,
+                "external_url": deployed.external_url,
+                "canary_percent": deployed.percent,
+                "gate": deployed.verdict,
+            },
+            {"triton_release": TRITON_RELEASE, "mode": service.mode.value},
+        )
+
+
+def manifest_text(service: Service) -> str:
+    """Returns the ServingRuntime and the InferenceService as YAML for `kubectl apply --server-side -f`."""
+    import yaml
+
+    text = yaml.safe_dump_all([serving_runtime(service), inference_service(service)], sort_keys=False, width=120)
+    if urlsplit(service.storage_uri).scheme == "file":
+        return (
+            "# The model lies in a folder of the machine that published it, which no cluster can read: publish it to\n"
+            f"# an object store instead (deploy_base), or bring it there and change storageUri.\n{text}"
+        )
+    return text
+
+
+def deploy_manifest(candidate: Score, gate: Gate) -> Deployed:
+    """Judges the model; whoever applies its manifest deploys.
+
+    Raises:
+        StageError: The gate refuses the model.
+    """
+    verdict = _passed(judge(candidate, gate.champion, gate.points, gate.accept_incomparable))
+    return Deployed("", "", 0, verdict.reason)
+
+
+def deploy_local(repository: Path, candidate: Score, gate: Gate, start_local: Callable[[Path], str]) -> Deployed:
+    """Judges the model and starts a Triton on this machine.
+
+    Args:
+        repository: The model-repository artifact.
+        candidate: Its score.
+        gate: See `Gate`.
+        start_local: Starts a server for a model-repository artifact and returns its URL.
+
+    Raises:
+        StageError: The gate refuses the model, or the server does not start.
+    """
+    verdict = _passed(judge(candidate, gate.champion, gate.points, gate.accept_incomparable))
+    url = start_local(repository)
+    return Deployed(url, url, 0, verdict.reason)
+
+
+def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Gate, rollout: Rollout) -> Deployed:
+    """Deploys to KServe and waits until the new model is ready; goes back to what was served when it does not get so.
+
+    Raises:
+        UserError: The cluster does not let us, or cannot do what is asked.
+        StageError: The gate refuses the model, or it does not become ready.
+    """
+    new = inference_service(service)
+    for attempt in range(1, _ATTEMPTS + 1):
+        live = _live(cluster, service.name, service.namespace)
+        verdict = _passed(judge(candidate, _champion(live, service, gate), gate.points, gate.accept_incomparable))
+        if live and rollout.percent and service.mode is Mode.standard:
+            _check_canaries(cluster)
+        document = challenge(new, live, service.run_id, rollout.percent)
+        if attempt == 1:
+            cluster.apply(SERVING_RUNTIME, serving_runtime(service), rollout.force)
+        try:
+            applied = cluster.apply(INFERENCE_SERVICE, document, rollout.force)
+            break
+        except Changed as error:
+            if attempt == _ATTEMPTS:
+                raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
+    try:
+        ready = wait(cluster, applied, rollout.timeout, rollout.interval)
+    except StageError as error:
+        raise StageError(f"{error}\n  {_went_back(cluster, service, rollout)}") from error
+    percent = rollout.percent if Live(ready).canary is not None else 0
+    if rollout.percent and not percent:
+        print(f"{service.name}: nothing was served before, so the new model gets all traffic at once")
+    return Deployed(address(ready), str(ready.get("status", {}).get("url", "")), percent, verdict.reason)
+
+
+def _champion(live: Live | None, service: Service, gate: Gate) -> Score | None:
+    """Returns the score of what is served now."""
+    kept = live.champion(service.run_id) if live else None
+    if kept and kept["predictor"].get("model", {}).get("storageUri") == service.storage_uri:
+        raise UserError(
+            f"{service.storage_uri} is served already, and KServe rolls nothing out for the same URI; publish the "
+            "model anew"
+        )
+    return gate.champion or (score_of_predictor(kept["predictor"]) if kept else None)
+
+
+def _passed(verdict: Verdict) -> Verdict:
+    if not verdict.accepted:
+        raise StageError(f"the quality gate refuses: {verdict.reason}")
+    return verdict
+
+
+def _check_canaries(cluster: Cluster) -> None:
+    """Refuses a Standard canary where KServe would drop the field without a word and give the canary all traffic."""
+    definition = cluster.get(DEFINITION, _DEFINITION)
+    if definition is None:
+        raise UserError(f"the cluster has no {_DEFINITION}; install KServe")
+    for version in definition["spec"]["versions"]:
+        properties = version.get("schema", {}).get("openAPIV3Schema", {}).get("properties", {})
+        if version["name"] == INFERENCE_SERVICE.version and "canary" in properties.get("spec", {}).get(
+            "properties", {}
+        ):
+            return
+    raise UserError(
+        "a canary in mode Standard needs spec.canary (KServe 0.20), which this cluster's InferenceService does not "
+        "have and would drop, giving all traffic to the canary; deploy without (deploy_canary_percent 0), or in mode "
+        "Knative"
+    )
+
+
+# --- After the endpoint has been scored ------------------------------------------------------------------------------
+
+
+def promote(
+    cluster: Cluster, name: str, namespace: str, run_id: str, measured: Score | None, gate: Gate, rollout: Rollout
+) -> Deployed:
+    """Gives the deployed model all traffic if its endpoint's score passes the gate; otherwise goes back.
+
+    Args:
+        cluster: Where it is deployed.
+        name: Of the InferenceService.
+        namespace: Of the InferenceService.
+        run_id: The run that deployed it; empty for whichever did.
+        measured: What its endpoint scored; None promotes without a judgement, as a person may.
+        gate: See `Gate`; the champion's score is read from the cluster where it is not given.
+        rollout: How to apply and how long to wait.
+
+    Raises:
+        UserError: Another run was deployed since, or the cluster does not let us.
+        StageError: The gate refuses and the former model is served again, or the model does not get ready.
+    """
+    verdict = Verdict(True, "promoted without a judgement")
+    live = _existing(cluster, name, namespace)
+    live.require(run_id)
+    if measured is not None:
+        former = live.former
+        champion = gate.champion or (score_of_predictor(former["predictor"]) if former else None)
+        verdict = judge(measured, champion, gate.points, gate.accept_incomparable)
+    if not verdict.accepted:
+        back = roll_back(cluster, name, namespace, run_id, rollout)
+        raise StageError(f"the quality gate refuses: {verdict.reason}\n  {back}")
+    ready = _change(cluster, name, namespace, lambda live: promoted(live, run_id), rollout)
+    document = ready or _existing(cluster, name, namespace).document
+    status = document.get("status", {})
+    address = status.get("address", {}).get("url", "")
+    return Deployed(str(address), str(status.get("url", "")), 0, verdict.reason)
+
+
+def roll_back(cluster: Cluster, name: str, namespace: str, run_id: str, rollout: Rollout) -> str:
+    """Goes back to what was served before a run, if that run is what was deployed last.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        UserError: Nothing is known of what was served before, or the cluster does not let us.
+        StageError: What was served before does not become ready.
+    """
+    done = _change(cluster, name, namespace, lambda live: rolled_back(live, run_id), rollout)
+    if done is None:
+        return f"inferenceservices/{name} in {namespace}: run {run_id} is not what is deployed; nothing to roll back"
+    restored = Live(done).run_id
+    _change(cluster, name, namespace, lambda live: promoted(live, restored), rollout)
+    return f"inferenceservices/{name} in {namespace}: rolled back to run {restored or '(unknown)'}"
+
+
+def _went_back(cluster: Cluster, service: Service, rollout: Rollout) -> str:
+    try:
+        return roll_back(cluster, service.name, service.namespace, service.run_id, rollout)
+    except (UserError, StageError) as error:
+        return f"not rolled back: {error}"
+
+
+def _change(
+    cluster: Cluster, name: str, namespace: str, work_out: Callable[[Live], Document | None], rollout: Rollout
+) -> Document | None:
+    """Applies what `work_out` makes of the live object and waits; None where there is nothing to apply."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        document = work_out(_existing(cluster, name, namespace))
+        if document is None:
+            return None
+        try:
+            applied = cluster.apply(INFERENCE_SERVICE, document, rollout.force)
+            return wait(cluster, applied, rollout.timeout, rollout.interval)
+        except Changed as error:
+            if attempt == _ATTEMPTS:
+                raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
+    raise AssertionError("unreachable")
+
+
+def _live(cluster: Cluster, name: str, namespace: str) -> Live | None:
+    found = cluster.get(INFERENCE_SERVICE, name, namespace)
+    return Live(found) if found else None
+
+
+def _existing(cluster: Cluster, name: str, namespace: str) -> Live:
+    live = _live(cluster, name, namespace)
+    if live is None:
+        raise UserError(f"inferenceservices/{name} in {namespace}: there is none; deploy it first")
+    return live
+
+
+def endpoint(url: str, protocol: Protocol, gateway: str = "") -> tuple[str, str]:
+    """Returns what a client connects to, and the host name it must ask for there (empty: that of the URL).
+
+    Args:
+        url: The service's address.
+        protocol: What it speaks.
+        gateway: Host and port of an ingress gateway, for clients that cannot resolve the service's name.
+    """
+    if not url:
+        return "", ""
+    parts = urlsplit(url)
+    scheme = parts.scheme
+    if protocol is Protocol.grpc:
+        scheme = "grpcs" if parts.scheme == "https" else "grpc"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if gateway:
+        return f"{scheme}://{gateway}", str(parts.hostname)
+    return f"{scheme}://{parts.hostname}:{port}", ""
+
+
+def read_deployment(path: Path) -> dict[str, Any]:
+    """Returns what a deployment artifact says of itself.
+
+    Raises:
+        UserError: It is none.
+    """
+    return dict(read_manifest(path, KIND)["counts"])

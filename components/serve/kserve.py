@@ -1,0 +1,375 @@
+"""What is handed to KServe, as plain documents, and the rules of its webhooks, checked before anything is sent.
+
+KServe's typed models accept wrong types and its custom resource definition drops unknown fields without a word, so
+documents are plain dictionaries here; tests hold them against the definition, closed to unknown fields.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from components.serve.release import TRITON_IMAGE
+from components.step import UserError
+
+Document = dict[str, Any]
+
+GROUP = "serving.kserve.io"
+SERVICE_VERSION, RUNTIME_VERSION = f"{GROUP}/v1beta1", f"{GROUP}/v1alpha1"
+MODE, AUTOSCALER = f"{GROUP}/deploymentMode", f"{GROUP}/autoscalerClass"
+# Gives the newest revision an address of its own in Knative, so that a canary can be scored.
+TAG_ROUTING = f"{GROUP}/enable-tag-routing"
+# Our annotations stand at the predictor: a canary and what it competes with are two predictors of one service, and a
+# change to the service's own annotations would restart the pods of both.
+RUN, DIGEST, SCORE, DATA = "gridbox/run-id", "gridbox/model-digest", "gridbox/score", "gridbox/data-digest"
+LABELS = {"app.kubernetes.io/part-of": "gridbox"}
+GPU, GPU_PRODUCT = "nvidia.com/gpu", "nvidia.com/gpu.product"
+SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling")
+# What KServe calls the container of a runtime that serves the model.
+CONTAINER = "kserve-container"
+HTTP_PORT, GRPC_PORT, METRICS_PORT = 8080, 9000, 8002
+
+
+class Mode(StrEnum):
+    """How KServe runs a service: as a plain Deployment, or through Knative. It cannot be changed later."""
+
+    standard = "Standard"
+    knative = "Knative"
+
+
+class Protocol(StrEnum):
+    """What the service's port speaks: the open inference protocol over HTTP or over gRPC."""
+
+    http = "v2"
+    grpc = "grpc-v2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a pod gets, in Kubernetes' quantities.
+
+    Attributes:
+        gpus: NVIDIA GPUs; 0 serves on the CPU.
+        cpu: Requested cores.
+        cpu_limit: Cores at most.
+        memory: Requested memory.
+        memory_limit: Memory at most.
+        shared_memory: Size of /dev/shm, where Python models and Triton exchange tensors; counts as memory.
+    """
+
+    gpus: int = 0
+    cpu: str = "1"
+    cpu_limit: str = "4"
+    memory: str = "2Gi"
+    memory_limit: str = "4Gi"
+    shared_memory: str = "1Gi"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A model to serve, and where and how.
+
+    Attributes:
+        name: Of the InferenceService.
+        namespace: Where it lives.
+        storage_uri: The folder of the model folders, new for every run: KServe rolls nothing out for a URI it serves.
+        run_id: The run that made the model.
+        model_digest: Of the published model repository.
+        score: Its average precision, 0 to 1, or None where it was not measured.
+        data_digest: Of the images and the rules of that measurement, or empty.
+        mode: See `Mode`.
+        protocol: See `Protocol`.
+        resources: See `Resources`.
+        minimum_replicas: Pods at least; 0 (Knative only) stops the last one when nobody asks.
+        maximum_replicas: Pods at most.
+        node_selector: Labels of the nodes to run on.
+        tolerations: Taints of nodes to put up with.
+        service_account: Whose secrets fetch the model.
+        image: The Triton image.
+    """
+
+    name: str
+    namespace: str
+    storage_uri: str
+    run_id: str
+    model_digest: str
+    score: float | None = None
+    data_digest: str = ""
+    mode: Mode = Mode.standard
+    protocol: Protocol = Protocol.http
+    resources: Resources = field(default_factory=Resources)
+    minimum_replicas: int = 1
+    maximum_replicas: int = 1
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    service_account: str = "gridbox-serving"
+    image: str = TRITON_IMAGE
+
+
+def runtime_name(image: str) -> str:
+    """Returns the name of the runtime of an image: a new release is a new runtime and leaves what is served alone."""
+    return "gridbox-triton-" + re.sub(r"[^a-z0-9]+", "-", image.rpartition(":")[2].lower()).strip("-")
+
+
+def serving_runtime(service: Service) -> Document:
+    """Returns the ServingRuntime: Triton of our release, in place of the one of 2023 that KServe brings."""
+    container = {
+        "name": CONTAINER,
+        "image": service.image,
+        "args": [
+            "tritonserver",
+            "--model-repository=/mnt/models",
+            f"--http-port={HTTP_PORT}",
+            f"--grpc-port={GRPC_PORT}",
+            f"--metrics-port={METRICS_PORT}",
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--exit-timeout-secs=30",
+        ],
+        "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    return {
+        "apiVersion": RUNTIME_VERSION,
+        "kind": "ServingRuntime",
+        "metadata": {"name": runtime_name(service.image), "namespace": service.namespace, "labels": dict(LABELS)},
+        "spec": {
+            "supportedModelFormats": [{"name": "triton", "version": "2", "autoSelect": False}],
+            "protocolVersions": [protocol.value for protocol in Protocol],
+            "multiModel": False,
+            "annotations": {"prometheus.kserve.io/port": str(METRICS_PORT), "prometheus.kserve.io/path": "/metrics"},
+            "containers": [container],
+            "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
+        },
+    }
+
+
+def inference_service(service: Service) -> Document:
+    """Returns the InferenceService.
+
+    Raises:
+        UserError: A webhook of KServe would refuse it.
+    """
+    annotations: dict[str, str] = {MODE: service.mode.value}
+    if service.mode is Mode.knative:
+        annotations[TAG_ROUTING] = "true"
+    else:
+        annotations[AUTOSCALER] = "hpa" if service.maximum_replicas > service.minimum_replicas else "none"
+    document = {
+        "apiVersion": SERVICE_VERSION,
+        "kind": "InferenceService",
+        "metadata": {
+            "name": service.name,
+            "namespace": service.namespace,
+            "labels": dict(LABELS),
+            "annotations": annotations,
+        },
+        "spec": {"predictor": _predictor(service)},
+    }
+    check(document)
+    return document
+
+
+def _predictor(service: Service) -> Document:
+    provenance = {RUN: service.run_id, DIGEST: service.model_digest}
+    if service.score is not None:
+        provenance |= {SCORE: repr(service.score), DATA: service.data_digest}
+    predictor: Document = {
+        "annotations": provenance,
+        "serviceAccountName": service.service_account,
+        "minReplicas": service.minimum_replicas,
+        "maxReplicas": service.maximum_replicas,
+        **_scaling(service),
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": service.resources.shared_memory}}],
+        "model": _model(service),
+    }
+    if service.mode is Mode.standard:  # Knative sets its own and refuses ours
+        predictor["terminationGracePeriodSeconds"] = 60
+    if service.node_selector:
+        predictor["nodeSelector"] = dict(service.node_selector)
+    if service.tolerations:
+        predictor["tolerations"] = [dict(toleration) for toleration in service.tolerations]
+    return predictor
+
+
+def _scaling(service: Service) -> Document:
+    if service.mode is Mode.knative:
+        return {"scaleMetric": "concurrency", "scaleTarget": 8}
+    if service.maximum_replicas > service.minimum_replicas:
+        return {"scaleMetric": "cpu", "scaleTarget": 70}
+    return {}
+
+
+def _model(service: Service) -> Document:
+    resources = service.resources
+    requests = {"cpu": resources.cpu, "memory": resources.memory}
+    limits = {"cpu": resources.cpu_limit, "memory": resources.memory_limit}
+    if resources.gpus:
+        requests[GPU] = limits[GPU] = str(resources.gpus)
+    ports = _ports(service)
+    return {
+        "modelFormat": {"name": "triton", "version": "2"},
+        "runtime": runtime_name(service.image),
+        "protocolVersion": service.protocol.value,
+        "storageUri": service.storage_uri.rstrip("/") + "/",
+        "resources": {"requests": requests, "limits": limits},
+        "ports": ports,
+        # Loading a plan and warming up take minutes on a cold node.
+        "readinessProbe": {**_probe(ports), "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 120},
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+
+
+def _ports(service: Service) -> list[Document]:
+    """Returns the ports. Knative takes one; in Standard mode the first becomes port 80, the other keeps its number."""
+    http = {"name": "http1", "containerPort": HTTP_PORT, "protocol": "TCP"}
+    if service.mode is Mode.knative:
+        grpc = {"name": "h2c", "containerPort": GRPC_PORT, "protocol": "TCP"}
+        return [grpc if service.protocol is Protocol.grpc else http]
+    grpc = {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"}
+    return [grpc, http] if service.protocol is Protocol.grpc else [http, grpc]
+
+
+def _probe(ports: list[Document]) -> Document:
+    if any(port["containerPort"] == HTTP_PORT for port in ports):
+        return {"httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT}}
+    return {"tcpSocket": {"port": GRPC_PORT}}  # Triton opens its ports when all models are loaded
+
+
+# --- What KServe's webhooks refuse -----------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_FRAMEWORKS = {
+    "sklearn",
+    "xgboost",
+    "tensorflow",
+    "pytorch",
+    "triton",
+    "onnx",
+    "huggingface",
+    "pmml",
+    "lightgbm",
+    "paddle",
+}
+_AUTOSCALERS = ("hpa", "keda", "external", "none")
+_METRICS = {Mode.standard: ("cpu", "memory"), Mode.knative: ("concurrency", "rps")}
+
+
+def check(document: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> None:
+    """Refuses an InferenceService that a webhook of KServe would refuse.
+
+    Args:
+        document: The InferenceService to be applied.
+        live: The one in the cluster that it changes, if any.
+
+    Raises:
+        UserError: One line that names every rule that is broken.
+    """
+    broken = list(violations(document)) + (list(forbidden_changes(document, live)) if live else [])
+    if broken:
+        name = document.get("metadata", {}).get("name", "?")
+        raise UserError(f"InferenceService {name}: not deployable: {'; '.join(broken)}")
+
+
+def violations(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is wrong with an InferenceService beyond the types that the custom resource definition checks."""
+    metadata, spec = document.get("metadata", {}), document.get("spec", {})
+    annotations, predictor = metadata.get("annotations", {}), spec.get("predictor", {})
+    if not _NAME.fullmatch(metadata.get("name", "")):
+        yield f"name {metadata.get('name', '')!r} must be lower-case letters, digits and '-', from a letter on"
+    mode = annotations.get(MODE, "")
+    if mode not in tuple(Mode):
+        yield f"annotation {MODE} must be {' or '.join(Mode)}, not {mode!r}"
+        return
+    if annotations.get(AUTOSCALER, "hpa") not in _AUTOSCALERS:
+        yield f"annotation {AUTOSCALER} must be one of {', '.join(_AUTOSCALERS)}"
+    yield from _predictor_violations(predictor, Mode(mode), "spec.predictor")
+    if predictor.get("model", {}).get("name"):
+        yield "spec.predictor.model.name must not be set"
+    yield from _scaling_violations(predictor, Mode(mode), annotations.get(AUTOSCALER, "hpa"))
+    yield from _canary_violations(spec.get("canary", []), predictor, Mode(mode))
+
+
+def _predictor_violations(predictor: Mapping[str, Any], mode: Mode, where: str) -> Iterator[str]:
+    model = predictor.get("model", {})
+    implementations = sorted({"model", *_FRAMEWORKS} & set(predictor))
+    if implementations != ["model"]:
+        yield f"{where} must have exactly one implementation, model, not {', '.join(implementations) or 'none'}"
+    if not model.get("modelFormat", {}).get("name"):
+        yield f"{where}.model.modelFormat.name is missing"
+    if "storageUris" in predictor:
+        yield f"{where}.storageUris excludes model.storageUri, which is needed"
+    # A prefix is matched as text: without the slash facenet/ would bring facenet_ensemble/ too.
+    if not model.get("storageUri", "").endswith("/"):
+        yield f"{where}.model.storageUri must end with '/'"
+    containers = [model, *predictor.get("containers", []), *predictor.get("initContainers", [])]
+    if any(variable.get("name") == "PYTHONPATH" for each in containers for variable in each.get("env", [])):
+        yield f"{where} must not set PYTHONPATH"
+    if predictor.get("logger", {}).get("mode", "all") not in ("all", "request", "response"):
+        yield f"{where}.logger.mode must be all, request or response"
+    if mode is Mode.knative:
+        if len(model.get("ports", [])) > 1:
+            yield f"{where}.model.ports: Knative takes exactly one"
+        if "deploymentStrategy" in predictor:
+            yield f"{where}.deploymentStrategy is for mode Standard only"
+        if not 0 <= predictor.get("canaryTrafficPercent", 0) <= 100:
+            yield f"{where}.canaryTrafficPercent must be from 0 to 100"
+    elif "canaryTrafficPercent" in predictor:
+        yield f"{where}.canaryTrafficPercent is for mode Knative only; Standard has spec.canary"
+
+
+def _scaling_violations(predictor: Mapping[str, Any], mode: Mode, autoscaler: str) -> Iterator[str]:
+    low, high = predictor.get("minReplicas", 1), predictor.get("maxReplicas", 0)
+    if low < 0 or high < 0:
+        yield "spec.predictor: replicas must not be negative"
+    if high and low > high:
+        yield f"spec.predictor.minReplicas {low} is more than maxReplicas {high}"
+    if mode is Mode.standard and low == 0:
+        yield "spec.predictor.minReplicas 0 needs mode Knative"
+    metric, target = predictor.get("scaleMetric"), predictor.get("scaleTarget")
+    if metric is not None and mode is Mode.standard and autoscaler == "keda":
+        yield "spec.predictor.scaleMetric: with keda, write autoScaling.metrics"
+    elif metric is not None and metric not in _METRICS[mode]:
+        yield f"spec.predictor.scaleMetric must be {' or '.join(_METRICS[mode])} in mode {mode}, not {metric!r}"
+    if target is not None and (target < 1 or (metric == "cpu" and target > 100)):
+        yield f"spec.predictor.scaleTarget {target} is out of range"
+
+
+def _canary_violations(canaries: Iterable[Mapping[str, Any]], stable: Mapping[str, Any], mode: Mode) -> Iterator[str]:
+    canaries = list(canaries)
+    if canaries and mode is not Mode.standard:
+        yield "spec.canary is for mode Standard only; Knative has predictor.canaryTrafficPercent"
+    names = [each.get("predictor", {}).get("name", "") for each in canaries]
+    if not all(names) or len({*names, stable.get("name", "")}) != len(names) + 1:
+        yield "spec.canary: every predictor needs a name of its own"
+    if sum(each.get("trafficPercent", 0) for each in canaries) > 100:
+        yield "spec.canary: trafficPercent adds up to more than 100"
+    for each in canaries:
+        predictor = each.get("predictor", {})
+        yield from _predictor_violations(predictor, mode, "spec.canary[].predictor")
+        for name in SCALING:
+            if name != "minReplicas" and name in predictor:
+                yield f"spec.canary[].predictor.{name}: a canary has no scaling of its own"
+        if predictor.get("minReplicas", 0) > stable.get("minReplicas", 1):
+            yield "spec.canary[].predictor.minReplicas is more than that of spec.predictor"
+
+
+def forbidden_changes(document: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what may not be changed from what is live."""
+    annotations = live.get("metadata", {}).get("annotations", {})
+    before = annotations.get(MODE) or live.get("status", {}).get("deploymentMode", "")
+    after = document["metadata"]["annotations"][MODE]
+    if before and before != after:
+        yield f"it runs in mode {before}, which cannot become {after} (delete it first, or take another name)"
+    old, new = live.get("spec", {}).get("predictor", {}), document["spec"]["predictor"]
+    if old.get("name", "") != new.get("name", "") and old.get("model") == new.get("model"):
+        yield "spec.predictor.name may change only together with the model"

@@ -1,0 +1,59 @@
+"""Publishes a model repository for deployment, and says in a small artifact where it is and what it needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components import publication
+from components.progress import Download
+from components.step import publish, read_manifest, write_manifest
+from components.store import shown
+
+KIND = "published_repository"
+REPOSITORY_KIND = "model_repository"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published model repository.
+
+    Attributes:
+        storage_uri: The folder of the model folders; ends with "/".
+        version: Of the publication.
+        digest: Of its content.
+        settings: Of the model repository's manifest.
+    """
+
+    storage_uri: str
+    version: str
+    digest: str
+    settings: Mapping[str, Any]
+
+
+def publish_repository(repository: Path, base: str, output: Path) -> Published:
+    """Publishes a model-repository artifact as a new version below `base`, and writes where it is.
+
+    Raises:
+        UserError: It is no model repository, or the store refuses or cannot be reached.
+    """
+    settings = read_manifest(repository, REPOSITORY_KIND)["settings"]
+    with Download(f"publishing {repository.name} to {shown(base)}") as moved:
+        done = publication.publish(repository, base, report=moved.report)
+    published = Published(done.uri + "repository/", done.version, done.digest, settings)
+    with publish(output) as scratch:
+        scratch.mkdir()
+        counts = {"objects": done.objects, "bytes": done.bytes, "storage_uri": published.storage_uri}
+        own = {"storage_uri": published.storage_uri, "version": done.version, "digest": done.digest}
+        write_manifest(scratch, KIND, counts, {**own, "repository": settings})
+    return published
+
+
+def read_published(path: Path) -> Published:
+    """Reads the artifact that `publish_repository` wrote.
+
+    Raises:
+        UserError: It is another one.
+    """
+    settings = read_manifest(path, KIND)["settings"]
+    return Published(settings["storage_uri"], settings["version"], settings["digest"], settings["repository"])
