@@ -49,5 +49,6 @@ $(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.run
-	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline,serving,test,lint]'
+	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline,serving,deploy,test,lint]'
+	$(PIP) --no-deps nvidia-pytriton  # its tritonserver only: its own pins would hold everything else back
 	@touch $@

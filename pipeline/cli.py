@@ -24,6 +24,8 @@ FAMILIES = {
     "detectnet_v2": "components.detectnet_v2.commands",
     "convert": "components.convert.commands",
     "evaluate": "components.evaluate.commands",
+    "serve": "components.serve.commands",
+    "detect": "components.serve.detect_command",
     "store": "components.publication_commands",
 }
 PIPELINES = ("facedetect",)

@@ -21,7 +21,7 @@ from components import program
 from components.evaluate.commands import app
 from components.formats.kitti import SPLITS, read_split
 from components.formats.wider import Face, WiderImage, format_annotations
-from components.step import read_manifest
+from components.step import read_manifest, sha256
 
 BANDS = "8-16,16-24,24+"
 
@@ -66,6 +66,7 @@ def test_perfect_detector_scores_one_and_the_artifact_is_whole(tmp_path, score, 
     assert by_height == {"8-16": None, "16-24": 1.0, "24+": None}
     manifest = read_manifest(folder, "evaluation")
     assert manifest["counts"]["mean_average_precision"] == 1.0
+    assert manifest["settings"]["data_digest"] == sha256(kitti / "manifest.json")
     assert manifest["files"]["detections.jsonl"]
     assert manifest["files"]["metrics.json"] is None  # holds times
     flat = json.loads((tmp_path / "metrics.json").read_text())

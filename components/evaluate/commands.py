@@ -9,6 +9,7 @@ import typer
 from components.step import UserError
 
 if TYPE_CHECKING:
+    from components.evaluate.difference import Difference
     from components.evaluate.evaluation import Evaluated, Protocol
 
 app = typer.Typer(name="evaluate", help="Score detectors and write the report.", no_args_is_help=True)
@@ -50,13 +51,21 @@ IgnoreRegions = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images that the network sees at once.")]
 StageEvaluation = Annotated[Path | None, typer.Option(help="Evaluation artifact of that stage, for the table.")]
 
+EndpointUrl = Annotated[
+    str,
+    typer.Option("--endpoint", help="Triton server: host:port (HTTP), http://…, https://…, grpc://… or grpcs://…"),
+]
+
 DEFAULT_BANDS = "12-16,16-24,24-40,40-80,80+"
 
 
 @app.command("score")
 def score(
-    model: Annotated[Path, typer.Option("--model", help="Checkpoint, model artifact, exported model or ONNX file.")],
     evaluation: Evaluation,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Checkpoint, model artifact, exported model or ONNX file.")
+    ] = None,
+    endpoint: EndpointUrl = "",
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
     split: SplitName = Split.validation,
@@ -67,14 +76,57 @@ def score(
     height_bands: Bands = DEFAULT_BANDS,
     ignore_regions: IgnoreRegions = True,
     batch_size: BatchSize = 16,
+    endpoint_model: Annotated[
+        str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images.")
+    ] = "facenet_ensemble",
+    endpoint_host: Annotated[
+        str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
+    ] = "",
+    certificates: Annotated[
+        Path | None, typer.Option("--certificates", help="PEM file of the authorities to trust, for https and grpcs.")
+    ] = None,
+    in_flight: Annotated[int, typer.Option("--in-flight", min=1, help="Images under way to the endpoint at once.")] = 4,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Hand images to an endpoint on this machine in shared memory.")
+    ] = False,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds an image may take there.")] = 60.0,
+    differing_images: Annotated[
+        float,
+        typer.Option(
+            "--differing-images", min=0, max=1, help="Share of images in which endpoint and model may differ."
+        ),
+    ] = 0.01,
 ) -> None:
-    """Score a model on labelled images: average precision, by height, and a report."""
-    from components.evaluate.program import Outputs, Source, score_model
+    """Score a model, a Triton endpoint, or both, on labelled images: average precision, by height, and a report.
+
+    With an endpoint, the report also says how long it takes; with both, whether they find the same boxes.
+    """
+    from components.evaluate.program import Outputs, Source, score_endpoint, score_model
 
     protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
     source = Source(kitti, wider, split.canonical)
-    result = score_model(model, source, protocol, Outputs(evaluation, metrics, report))
-    _print(result)
+    outputs = Outputs(evaluation, metrics, report)
+    if endpoint:
+        from components.vision.endpoint import Endpoint
+
+        with Endpoint(
+            endpoint,
+            endpoint_model,
+            shared_memory=shared_memory,
+            timeout=timeout,
+            in_flight=in_flight,
+            host=endpoint_host,
+            certificates=certificates,
+        ) as served:
+            results, difference = score_endpoint(served, model, source, protocol, outputs, differing_images)
+        for result in results:
+            _print(result)
+        if difference:
+            _print_difference(difference)
+    elif model:
+        _print(score_model(model, source, protocol, outputs))
+    else:
+        raise UserError("give what to score: --model, --endpoint, or both")
     print(f"Report: {evaluation / 'report.html'}")
 
 
@@ -139,6 +191,19 @@ def _print(result: "Evaluated") -> None:
     )
     bands = figures["average_precision_by_height"]
     print("  by height: " + ", ".join(f"{band['band']}: {ratio(band['average_precision'])}" for band in bands))
+    if "latency_milliseconds" in figures:
+        times = ", ".join(f"{name} {value:.1f} ms" for name, value in figures["latency_milliseconds"].items())
+        print(f"  latency with {figures['latency_in_flight']} images under way: {times}")
     for what, count in figures["skipped_labels"].items():
         if count:
             print(f"  left out: {count} {what}")
+
+
+def _print_difference(difference: "Difference") -> None:
+    same = difference.images - len(difference.differing)
+    print(
+        f"Endpoint and model find the same boxes in {same} of {difference.images} images; edges are off by at most "
+        f"{difference.edge:.3f} pixel, scores by {difference.score:.2g}"
+    )
+    if difference.differing:
+        print(f"  different: {', '.join(difference.differing)}")

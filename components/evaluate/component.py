@@ -1,5 +1,5 @@
 # ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
-"""How Kubeflow sees the final evaluation."""
+"""How Kubeflow sees the final evaluation and that of the endpoint."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
@@ -40,4 +40,34 @@ def report(
         image=OPEN_ENGINE,
         command=["gridbox"],
         args=["evaluate", "report", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+    )
+
+
+@dsl.container_component  # type: ignore[untyped-decorator]
+def endpoint(
+    kitti: Input[Dataset],
+    model: Input[Model],
+    endpoint: str,
+    endpoint_host: str,
+    min_face_height: int,
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    report: Output[HTML],
+) -> dsl.ContainerSpec:
+    """Scores the served detector on the validation images, and holds its boxes against those of its model.
+
+    Args:
+        kitti: The KITTI set.
+        model: The exported model that is served.
+        endpoint: The Triton server: host:port or a URL.
+        endpoint_host: Host name to ask a gateway for, or empty.
+        min_face_height: Smallest face that counts, in pixels of the network's input.
+        evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
+        metrics: Average precision overall and by height, latency and throughput of the endpoint.
+        report: The report, one self-contained page.
+    """
+    return dsl.ContainerSpec(
+        image=OPEN_ENGINE,
+        command=["gridbox"],
+        args=["evaluate", "score", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )

@@ -70,15 +70,25 @@ def evaluate(name: str, predictor: Predictor, images: ImageSource, protocol: Pro
     """Runs `predictor` over `images` and measures it."""
     shown = track(images, len(images), f"scoring {name}")
     scored = score(predictor, shown, protocol.iou_threshold, protocol.batch_size)
+    figures = {
+        "parameters": predictor.parameters,
+        "file_bytes": predictor.file_bytes,
+        "images_per_second": len(scored.ids) / scored.seconds,
+    }
+    return summarised(name, scored, images, protocol, figures)
+
+
+def summarised(
+    name: str, scored: Scored, images: ImageSource, protocol: Protocol, figures: Mapping[str, Any]
+) -> Evaluated:
+    """Measures what was found in `images`; `figures` are those that only whoever ran the model knows."""
     metrics = {
         **summarise(scored.matchers, protocol.headline, protocol.bands),
         "iou_threshold": protocol.iou_threshold,
         "images": len(scored.ids),
-        "parameters": predictor.parameters,
-        "file_bytes": predictor.file_bytes,
         "seconds": scored.seconds,
-        "images_per_second": len(scored.ids) / scored.seconds,
         "skipped_labels": dict(images.skipped),
+        **figures,
     }
     matchings = {name: matcher.match(protocol.headline) for name, matcher in scored.matchers.items()}
     return Evaluated(name, scored, matchings, metrics)
@@ -150,6 +160,8 @@ def flat_metrics(models: Sequence[Evaluated]) -> dict[str, float]:
             numbers[prefix + name] = model.metrics[name]
         for band in model.metrics["average_precision_by_height"]:
             numbers[f"{prefix}average_precision_height_{band['band']}"] = band["average_precision"]
+        for percentile, value in model.metrics.get("latency_milliseconds", {}).items():
+            numbers[f"{prefix}latency_{percentile}_milliseconds"] = value
     for name in ("images", "objects"):
         numbers[name] = models[-1].metrics[name]
     return {name: value for name, value in numbers.items() if value is not None}

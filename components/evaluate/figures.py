@@ -66,6 +66,27 @@ def bars_svg(bars: Sequence[Bar], names: Sequence[str], noun: str, width: int = 
     return "".join([*parts, "</svg>"])
 
 
+def latency_svg(seconds: Sequence[float], width: int = 560, height: int = 300) -> str:
+    """Draws the share of requests that were done within each time; `seconds` are ascending."""
+    plot = _Plot(width, height)
+    times = np.array(seconds) * 1e3
+    step = _round_step(times[-1] / 6)
+    last = step * np.ceil(times[-1] / step)
+    parts = [plot.open("Share of images done within a time"), *plot.grid()]
+    parts += plot.column_axis([(tick / last, f"{tick:g}") for tick in np.arange(0, last + step / 2, step)])
+    chosen = np.unique(np.linspace(0, len(times) - 1, _CURVE_POINTS).astype(int))
+    points = " ".join(f"{plot.x(times[i] / last):.1f},{plot.y((i + 1) / len(times)):.1f}" for i in chosen)
+    parts.append(f'<polyline class="line m1" points="{points}"><title>{len(times):,} images</title></polyline>')
+    parts += [plot.vertical_label("Share of images"), plot.horizontal_label("Milliseconds")]
+    return "".join([*parts, "</svg>"])
+
+
+def _round_step(least: float) -> float:
+    """Returns the least of …, 1, 2, 5, 10, 20, … that is not below `least`."""
+    magnitude = 10.0 ** np.floor(np.log10(least))
+    return float(next(magnitude * digit for digit in (1, 2, 5, 10) if magnitude * digit >= least * (1 - 1e-9)))
+
+
 def _bar(plot: "_Plot", x: float, thickness: float, index: int, value: float | None, title: str) -> str:
     middle = x + thickness / 2
     if value is None:
@@ -107,19 +128,24 @@ class _Plot:
 
     def recall_axis(self) -> list[str]:
         """Vertical lines, the labels of both axes."""
+        ticks = [(tick / 10, f"{tick / 10:.1f}") for tick in range(0, 11, 2)]
+        return [*self.column_axis(ticks), self.vertical_label("Precision"), self.horizontal_label("Recall")]
+
+    def column_axis(self, ticks: Sequence[tuple[float, str]]) -> list[str]:
+        """Vertical lines at these places, 0 to 1, with their labels."""
         base = _TOP + self.height
         parts = []
-        for tick in range(0, 11, 2):
-            x = self.x(tick / 10)
-            kind = "axis" if tick == 0 else "grid"
+        for value, label in ticks:
+            x = self.x(value)
+            kind = "axis" if value == 0 else "grid"
             parts.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{base}"/>')
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 18}" text-anchor="middle">{tick / 10:.1f}</text>')
-        middle = _TOP + self.height / 2
-        parts.append(
-            f'<text class="label" text-anchor="middle" transform="translate(14 {middle:.1f}) rotate(-90)">'
-            "Precision</text>"
-        )
-        return [*parts, self.horizontal_label("Recall")]
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 18}" text-anchor="middle">{label}</text>')
+        return parts
+
+    def vertical_label(self, text: str) -> str:
+        """The name of the vertical axis."""
+        place = f"translate(14 {_TOP + self.height / 2:.1f}) rotate(-90)"
+        return f'<text class="label" text-anchor="middle" transform="{place}">{escape(text)}</text>'
 
     def horizontal_label(self, text: str) -> str:
         """The name of the horizontal axis."""

@@ -1,4 +1,4 @@
-"""The two jobs: scoring one model, and the workflow's final report."""
+"""The jobs: scoring one model, scoring a served one, and the workflow's final report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import Evaluated, Protocol, evaluate, flat_metrics, write_evaluation
-from components.evaluate.report import DataSet, render
-from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
+from components.evaluate.report import DataSet, Serving, render
+from components.evaluate.served import evaluate_endpoint, network_geometry
+from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
 from components.evaluate.wider import WiderImages
-from components.step import MANIFEST, UserError, publish, write_json
+from components.grid.geometry import GridGeometry
+from components.step import MANIFEST, StageError, UserError, publish, sha256, write_json
+from components.vision.endpoint import Endpoint
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import ImageSource, KittiImages
+
+# How an endpoint says that it fits images into the network's input as scoring does.
+LETTERBOX = "letterbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +30,23 @@ class Source:
     wider: Path | None
     split: str
 
-    def open(self, predictor: Predictor, ignore_regions: bool) -> ImageSource:
-        """Opens the images at the predictor's input size.
+    def open(self, geometry: GridGeometry, classes: Sequence[str], ignore_regions: bool) -> ImageSource:
+        """Opens the images at the size of a network's input, with the classes it knows.
 
         Raises:
             UserError: Not exactly one of the two is given, or it cannot be read.
         """
-        geometry, classes = predictor.geometry, predictor.class_names
         if self.kitti is not None and self.wider is None:
             return KittiImages(self.kitti, self.split, geometry, classes, ignore_regions)
         if self.wider is not None and self.kitti is None:
             return WiderImages(self.wider, self.split, geometry, classes, ignore_regions)
         raise UserError("give the labelled images with one of --kitti and --wider")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the set's manifest, which names every file; empty for a folder without one."""
+        manifest = self.kitti / MANIFEST if self.kitti else None
+        return sha256(manifest) if manifest and manifest.is_file() else ""
 
     def describe(self) -> DataSet:
         """Returns what the report says about the images."""
@@ -74,10 +86,60 @@ def score_model(model: Path, source: Source, protocol: Protocol, outputs: Output
         outputs: Where the results go.
     """
     predictor = load_predictor(model)
-    images = source.open(predictor, protocol.ignore_regions)
+    images = source.open(predictor.geometry, predictor.class_names, protocol.ignore_regions)
     result = evaluate("scored", predictor, images, protocol)
     _write([result], [measured_row(result, model)], images, source, protocol, outputs, {})
     return result
+
+
+def score_endpoint(
+    endpoint: Endpoint, model: Path | None, source: Source, protocol: Protocol, outputs: Outputs, differing: float
+) -> tuple[list[Evaluated], Difference | None]:
+    """Scores a served detector, holds it against the model it was made from where that is given, and writes both.
+
+    Args:
+        endpoint: The served detector.
+        model: See `score_model`.
+        source: The labelled images, sent as they are stored.
+        protocol: How to score.
+        outputs: Where the results go.
+        differing: Share of the images, 0 to 1, in which endpoint and model may find different boxes.
+
+    Returns:
+        The results, the endpoint's last, and how far it agrees with the model.
+
+    Raises:
+        UserError: Endpoint and model do not belong together, or an input cannot be read.
+        StageError: The endpoint fails; or it differs from the model in too many images, and all is written.
+    """
+    predictor = load_predictor(model) if model else None
+    geometry = predictor.geometry if predictor else network_geometry(endpoint)
+    if predictor:
+        _refuse_stranger(endpoint, model, predictor)
+    images = source.open(geometry, endpoint.class_names, protocol.ignore_regions)
+    served = evaluate_endpoint(endpoint, images, protocol)
+    results, rows, extra, difference = [served.evaluated], [row_of(served.evaluated)], {}, None
+    if predictor and model:
+        here = evaluate("in-process", predictor, images, protocol)
+        results, rows = [here, *results], [measured_row(here, model), *rows]
+        difference = compare(here.scored, served.evaluated.scored, served.scales)
+        extra = {"differing_images": len(difference.differing), "largest_edge_difference": difference.edge}
+    _write(results, rows, images, source, protocol, outputs, extra, Serving(str(endpoint), served.latency, difference))
+    if difference and difference.share > differing:
+        raise StageError(
+            f"{endpoint}: its boxes differ from those of {model} in {len(difference.differing)} of {difference.images} "
+            f"images, first in {difference.differing[0]}; at most {differing:.2%} may (all is in {outputs.evaluation})"
+        )
+    return results, difference
+
+
+def _refuse_stranger(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
+    size = predictor.geometry.width, predictor.geometry.height
+    if (endpoint.network_size or size, endpoint.class_names) != (size, tuple(predictor.class_names)):
+        raise UserError(f"{model}: its input size or classes are not those behind {endpoint}; give the served model")
+    fitting = endpoint.parameters.get("preprocessing", LETTERBOX)
+    if fitting != LETTERBOX:
+        raise UserError(f"{endpoint}: fits images by {fitting}, scoring here by {LETTERBOX}: leave out --model")
 
 
 def final_report(
@@ -105,7 +167,7 @@ def final_report(
     predictors = load_predictor(exported), load_predictor(quantized)
     if (predictors[0].geometry, predictors[0].class_names) != (predictors[1].geometry, predictors[1].class_names):
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
-    images = source.open(predictors[0], protocol.ignore_regions)
+    images = source.open(predictors[0].geometry, predictors[0].class_names, protocol.ignore_regions)
     before = evaluate("exported", predictors[0], images, protocol)
     after = evaluate("quantized", predictors[1], images, protocol)
     rows += [measured_row(before, exported), measured_row(after, quantized)]
@@ -123,15 +185,18 @@ def _write(
     protocol: Protocol,
     outputs: Outputs,
     extra: Mapping[str, float],
+    serving: Serving | None = None,
 ) -> None:
     data = source.describe()
-    html = render(models, rows, images, data, protocol)
+    html = render(models, rows, images, data, protocol, serving)
     settings: dict[str, Any] = {
         "split": source.split,
         "min_face_height": protocol.min_height,
         "iou_threshold": protocol.iou_threshold,
         "height_bands": [band.name for band in protocol.bands],
         "ignore_regions": protocol.ignore_regions,
+        # Only scores on the same images can be compared.
+        "data_digest": source.digest,
     }
     write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
     if outputs.report is not None:

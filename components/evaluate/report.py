@@ -6,13 +6,16 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from components.evaluate.difference import TOLERANCE, Difference
 from components.evaluate.evaluation import Evaluated, Protocol
-from components.evaluate.figures import Bar, bars_svg, precision_recall_svg
+from components.evaluate.figures import Bar, bars_svg, latency_svg, precision_recall_svg
 from components.evaluate.gallery import WORST, choose, describe_images, gallery_html
+from components.evaluate.latency import Latency
 from components.evaluate.stages import StageRow, has_gaps, points_lost
 from components.vision.scoring import ImageSource
 
 _NONE = "–"
+_NAMED = 10  # of the images in which an endpoint differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,28 @@ class DataSet:
     synthetic: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What the report says about a served detector.
+
+    Attributes:
+        name: Where it is.
+        latency: How long it took.
+        difference: How far it agrees with the model that was scored here; None without one.
+    """
+
+    name: str
+    latency: Latency
+    difference: Difference | None
+
+
 def render(
-    models: Sequence[Evaluated], rows: Sequence[StageRow], images: ImageSource, data: DataSet, protocol: Protocol
+    models: Sequence[Evaluated],
+    rows: Sequence[StageRow],
+    images: ImageSource,
+    data: DataSet,
+    protocol: Protocol,
+    serving: Serving | None = None,
 ) -> str:
     """Returns the report as HTML.
 
@@ -39,6 +62,7 @@ def render(
         images: The data set, walked through once more for the gallery's pictures.
         data: What the data set is.
         protocol: How it was scored.
+        serving: Where the last model is a served one, how it did that.
     """
     final = models[-1]
     noun = "faces" if list(final.matchings) == ["face"] else "objects"
@@ -58,10 +82,11 @@ def render(
         curve=precision_recall_svg(curves),
         bars=bars_svg(_bars(models), [model.name for model in models], noun),
         measure=measure,
+        serving=_serving_section(serving) if serving else "",
         stages="\n".join(_stage_row(row, is_final=row is rows[-1]) for row in rows),
         gallery_text=escape(_gallery_text(final, len(pictures))),
         gallery=gallery_html(pictures, images),
-        method="\n".join(f"<li>{escape(line)}</li>" for line in _method(final, protocol, rows, noun)),
+        method="\n".join(f"<li>{escape(line)}</li>" for line in _method(final, protocol, rows, noun, serving)),
     )
 
 
@@ -84,9 +109,24 @@ def _headline(models: Sequence[Evaluated], measure: str) -> list[tuple[str, str]
         if lost is not None:
             word = "lost" if lost >= 0 else "gained"
             entries.append((f"points {word} from {escape(models[-2].name)}", f"{abs(lost):.2f}"))
-    entries.append(("file size", _size(final.metrics["file_bytes"])))
-    entries.append(("images per second here", f"{final.metrics['images_per_second']:.0f}"))
+    if final.metrics["file_bytes"] is not None:
+        entries.append(("file size", _size(final.metrics["file_bytes"])))
+    here = "here" if "latency_milliseconds" not in final.metrics else "through the endpoint"
+    entries.append((f"images per second {here}", f"{final.metrics['images_per_second']:.0f}"))
     return entries
+
+
+def _serving_section(serving: Serving) -> str:
+    latency = serving.latency
+    heads = "".join(f"<th>{name}</th>" for name in latency.milliseconds())
+    cells = "".join(f"<td>{value:.1f} ms</td>" for value in latency.milliseconds().values())
+    return (
+        f'<section><h2>Latency</h2><p class="soft">{escape(serving.name)}: {len(latency.seconds)} images, '
+        f"{latency.in_flight} under way at once, {latency.throughput:.1f} images per second.</p>"
+        f'<div class="charts"><section>{latency_svg(latency.seconds)}</section><section class="scroll"><table>'
+        f"<thead><tr><th>Share of images done within</th>{heads}</tr></thead>"
+        f'<tbody><tr class="final"><td>Time</td>{cells}</tr></tbody></table></section></div></section>'
+    )
 
 
 def _legend(names: Sequence[str]) -> str:
@@ -129,7 +169,9 @@ def _gallery_text(final: Evaluated, shown: int) -> str:
     )
 
 
-def _method(final: Evaluated, protocol: Protocol, rows: Sequence[StageRow], noun: str) -> list[str]:
+def _method(
+    final: Evaluated, protocol: Protocol, rows: Sequence[StageRow], noun: str, serving: Serving | None
+) -> list[str]:
     lines = [
         f"A detection is right when its intersection over union with one of the {noun}, not found by a better "
         f"detection, is at least {protocol.iou_threshold:g}; every further detection of it is wrong.",
@@ -145,8 +187,29 @@ def _method(final: Evaluated, protocol: Protocol, rows: Sequence[StageRow], noun
     if final.metrics["skipped_labels"]:
         skipped = ", ".join(f"{count:,} {what}" for what, count in final.metrics["skipped_labels"].items() if count)
         lines += [f"Left out: {skipped}."] if skipped else []
+    if serving:
+        lines += _serving_method(serving)
     if has_gaps(rows):
         lines.append("Stages without figures were skipped, or their evaluation was not given to this report.")
+    return lines
+
+
+def _serving_method(serving: Serving) -> list[str]:
+    lines = [
+        "The endpoint was sent the images as they are stored. Its boxes were mapped into the network’s input, as the "
+        "labels are. Latency is the time from sending an encoded image to having its boxes, measured afterwards with "
+        "images at hand."
+    ]
+    if difference := serving.difference:
+        verdict = f"in all {difference.images:,} images"
+        if names := difference.differing:
+            more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+            verdict = f"in all but {len(names):,} of {difference.images:,} images ({', '.join(names[:_NAMED])}{more})"
+        lines.append(
+            f"Endpoint and model find the same boxes, each edge within {TOLERANCE:g} pixel of the stored image, "
+            f"{verdict}. Of boxes that belong together, edges are off by at most {difference.edge:.3f} pixel and "
+            f"scores by {difference.score:.2g}."
+        )
     return lines
 
 

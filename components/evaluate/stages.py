@@ -55,6 +55,11 @@ def measured_row(model: Evaluated, path: Path) -> StageRow:
     return _row(model.name.capitalize(), {**model.metrics, "model_seconds": status_seconds(path / STATUS_FILE)})
 
 
+def row_of(served: Evaluated) -> StageRow:
+    """Returns the row of a served detector, of whose model nothing more is known."""
+    return _row(served.name.capitalize(), served.metrics)
+
+
 def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
     score, parameters = metrics.get("mean_average_precision"), metrics.get("parameters")
     size, seconds = metrics.get("file_bytes"), metrics.get("model_seconds")

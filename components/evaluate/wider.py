@@ -52,7 +52,8 @@ class WiderImages:
             self.skipped["faces without area"] += len(image.faces) - len(faces)
             invalid = np.array([self._ignore_regions and face.invalid == 1 for face in faces], bool)
             boxes = letterbox.boxes_to_frame(_corners(faces))
-            yield LabelledImage(image.name, pixels, {self._class_name: boxes[~invalid]}, boxes[invalid])
+            objects = {self._class_name: boxes[~invalid]}
+            yield LabelledImage(image.name, pixels, objects, boxes[invalid], content, letterbox)
 
     def __len__(self) -> int:
         return len(self._images)

@@ -28,12 +28,16 @@ class LabelledImage:
         pixels: [H, W, 3] RGB uint8.
         objects: By class name, [T, 4].
         regions: [R, 4] regions in which nothing counts.
+        encoded: The image as it is stored; empty where pixels were stored.
+        letterbox: How the stored image was fitted into the network's input, where it was.
     """
 
     id: str
     pixels: Images
     objects: Mapping[str, Floats]
     regions: Floats
+    encoded: bytes = b""
+    letterbox: Letterbox | None = None
 
 
 class ImageSource(Protocol):
@@ -124,7 +128,8 @@ class KittiImages:
                     boxes[self._targets[label.class_name]].append(label.box)
             arrays = {name: letterbox.boxes_to_frame(np.reshape(rows, (-1, 4))) for name, rows in boxes.items()}
             regions = arrays.pop(None)
-            yield LabelledImage(sample.id, pixels, {name: rows for name, rows in arrays.items() if name}, regions)
+            objects = {name: rows for name, rows in arrays.items() if name}
+            yield LabelledImage(sample.id, pixels, objects, regions, sample.image, letterbox)
 
     def __len__(self) -> int:
         if not (self._set / MANIFEST).is_file():

@@ -1,0 +1,342 @@
+"""Encoded images through the Triton server against the same code from the model repository in one process.
+
+Both get JPEG bytes and give boxes in the images' own pixels; client, encoding and decoding of messages included. The
+one process tries both ways to use two cores (one network on two threads, two on one each); the better of them counts,
+for each number of clients. Rounds of all of them alternate within one run. Networks are untrained: only their speed
+counts, and the coverage threshold lets as many cells through as a trained network does in a picture with some faces.
+The load average is printed because neighbours on the machine cost speed.
+Run: python benchmarks/serving.py [--network cpu|resnet18] [--rounds 5] [--images 48] [--protocol grpc|http]
+Soak: python benchmarks/serving.py --minutes 10   (16 clients; errors, and memory of the server and its models)
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any library starts its threads, as the server does
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import psutil
+import torch
+
+from components.formats.images import Letterbox, decode
+from components.grid.clustering import Clustering, detect
+from components.grid.geometry import GridGeometry
+from components.serve.config import RepositorySettings
+from components.serve.repository import REPOSITORY, build_repository
+from components.serve.server import LocalServer
+from components.step import read_manifest, write_manifest
+from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
+from components.vision.onnx_export import TensorNames, export_onnx
+from components.vision.predictor import load_predictor
+from components.vision.resnet import ResNetConfig
+
+CLIENTS = (1, 4, 16)
+CORES = 2
+PICTURES, SIZE = 16, (1024, 683)
+# As a trained network answers a picture with some faces: this many cells, with boxes of this size that agree.
+CANDIDATES, EDGE = 60, 24.0
+SETTLED_MINUTES = 3.0
+GROWTH = 1.05
+CLASS = "face"
+
+Ask = Callable[[bytes], Awaitable[int]]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to serve, and the bounds: least share of throughput, most milliseconds of p50 added."""
+
+    depth: int
+    width: float
+    geometry: GridGeometry
+    share: float
+    milliseconds: float
+
+
+NETWORKS = {
+    "cpu": Network(10, 0.25, GridGeometry(480, 272), 0.70, 6.0),
+    "resnet18": Network(18, 1.0, GridGeometry(736, 416), 0.90, 8.0),
+}
+
+
+def pictures() -> list[bytes]:
+    """Returns JPEG files of a camera's size, some 150 kB each."""
+    random = np.random.default_rng(0)
+    encoded = []
+    for _ in range(PICTURES):
+        coarse = random.integers(0, 256, (SIZE[1] // 24, SIZE[0] // 24, 3), np.uint8)
+        image = cv2.resize(coarse, SIZE, interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        image = np.clip(image + random.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+        encoded.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    return encoded
+
+
+def export(folder: Path, network: Network, images: Sequence[bytes]) -> Path:
+    """Writes an exported-model artifact whose threshold lets `CANDIDATES` cells of a picture through."""
+    torch.manual_seed(0)
+    backbone = ResNetConfig.of_width(network.depth, network.width)
+    config = GridNetConfig(backbone, (CLASS,), network.geometry, {CLASS: Clustering()})
+    model = GridNet(config)
+    with torch.no_grad():
+        model.output_bbox.get_parameter("bias").fill_(EDGE / network.geometry.scale)
+    folder.mkdir()
+    export_onnx(model, folder / "model.onnx")
+    (folder / "labels.txt").write_text(f"{CLASS}\n")
+    settings = {
+        **{key: value for key, value in config.to_json().items() if key != "backbone"},
+        "parameters": count_parameters(model),
+        "tensors": asdict(TensorNames.of_tao()),
+    }
+    write_manifest(folder, "exported_model", {}, settings)
+    inputs = np.stack([fitted(content, network.geometry)[0] for content in images])
+    coverage = load_predictor(folder)(inputs)[0]
+    threshold = float(np.sort(coverage.reshape(len(images), -1))[:, -CANDIDATES].mean())
+    clustering = replace(config.clustering[CLASS], coverage_threshold=threshold, dbscan_eps=0.5, dbscan_min_samples=0)
+    settings["clustering"] = {CLASS: asdict(clustering)}
+    write_manifest(folder, "exported_model", {}, settings)
+    return folder
+
+
+def fitted(content: bytes, geometry: GridGeometry) -> tuple[Any, Letterbox]:
+    """Returns an encoded image as RGB pixels in the network's input."""
+    image = decode(content)
+    letterbox = Letterbox.fit(image.shape[1], image.shape[0], geometry.width, geometry.height)
+    return letterbox.apply(image)[..., ::-1], letterbox
+
+
+class InProcess:
+    """The detector in this process: `workers` networks, each on `threads` threads."""
+
+    def __init__(self, exported: Path, workers: int, threads: int) -> None:
+        """Loads the network."""
+        settings = read_manifest(exported, "exported_model")["settings"]
+        self._geometry = GridGeometry(**settings["geometry"])
+        self._clustering = Clustering(**settings["clustering"][CLASS])
+        self._names = settings["tensors"]
+        self._pool = ThreadPoolExecutor(workers)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(exported / "model.onnx", options)
+
+    async def ask(self, content: bytes) -> int:
+        """Returns how many faces are found."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._detect, content)
+
+    def _detect(self, content: bytes) -> int:
+        pixels, letterbox = fitted(content, self._geometry)
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None].astype(np.float32) / np.float32(255)
+        outputs = [self._names["coverage"], self._names["bbox"]]
+        coverage, bbox = self._session.run(outputs, {self._names["input"]: planes})
+        found = detect(coverage[0, 0], bbox[0], self._geometry, self._clustering)
+        boxes = (found[:, :4] - (letterbox.dx, letterbox.dy) * 2) / letterbox.scale
+        return len(boxes)
+
+
+class Served:
+    """The detector behind Triton, asked by one asyncio client."""
+
+    def __init__(self, protocol: str, url: str) -> None:
+        """Connects; to be made where the loop runs."""
+        self._module = importlib.import_module(f"tritonclient.{protocol}.aio")
+        self._client = self._module.InferenceServerClient(url)
+
+    async def ask(self, content: bytes) -> int:
+        """Returns how many faces are found."""
+        tensor = self._module.InferInput("input_image_data", [1, len(content)], "UINT8")
+        tensor.set_data_from_numpy(np.frombuffer(content, np.uint8)[None])
+        answer = await self._client.infer("facenet_ensemble", [tensor])
+        count = int(answer.as_numpy("num_detections").reshape(-1)[0])
+        return len(answer.as_numpy("true_boxes").reshape(-1, 4)[:count])
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._client.close()
+
+
+async def drive(ask: Ask, contents: Iterator[bytes], clients: int) -> tuple[list[float], float]:
+    """Lets `clients` ask for the contents one after the other; returns the seconds of each, and of all."""
+    seconds: list[float] = []
+
+    async def client() -> None:
+        for content in contents:
+            begin = time.perf_counter()
+            await ask(content)
+            seconds.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return seconds, time.perf_counter() - begin
+
+
+@dataclass
+class Times:
+    """What one side took for one number of clients: seconds of each image, and images per second of each round."""
+
+    latencies: list[float]
+    rates: list[float]
+
+    @property
+    def p50(self) -> float:
+        """Median of all images, milliseconds."""
+        return statistics.median(self.latencies) * 1e3
+
+    @property
+    def rate(self) -> float:
+        """Median of the rounds."""
+        return statistics.median(self.rates)
+
+
+async def compare(
+    sides: dict[str, Ask], images: Sequence[bytes], rounds: int, count: int
+) -> dict[tuple[str, int], Times]:
+    """Lets all sides take turns, `rounds` times for each number of clients, `count` images a turn."""
+    times = {(name, clients): Times([], []) for name in sides for clients in CLIENTS}
+    for ask in sides.values():
+        await drive(ask, iter(images), 2)  # the first images make room in memory
+    for turn in range(rounds):
+        for clients in CLIENTS:
+            for name, ask in list(sides.items())[:: 1 if turn % 2 else -1]:
+                contents = itertools.islice(itertools.cycle(images), count)
+                latencies, seconds = await drive(ask, contents, clients)
+                times[name, clients].latencies += latencies
+                times[name, clients].rates.append(count / seconds)
+    return times
+
+
+def report(network: Network, times: dict[tuple[str, int], Times]) -> None:
+    print(f"ResNet-{network.depth}, width {network.width:g}, {network.geometry.width}x{network.geometry.height}")
+    names = sorted({name for name, _ in times} - {"served"})
+    for clients in CLIENTS:
+        served = times["served", clients]
+        rate, best = max((times[name, clients].rate, name) for name in names)
+        p50 = min(times[name, clients].p50 for name in names)
+        share, more = served.rate / rate, served.p50 - p50
+        verdict = f"{'within' if share >= network.share else 'MISSES'} {network.share:.2f}"
+        # With several clients an image waits for the others: then p50 says what throughput says.
+        late = f" ({'within' if more <= network.milliseconds else 'MISSES'} {network.milliseconds:+.0f})"
+        print(
+            f"{clients:3} clients: served {served.rate:6.1f}/s, p50 {served.p50:6.1f} ms; here {rate:6.1f}/s ({best}), "
+            f"p50 {p50:6.1f} ms; share {share:.2f} ({verdict}), {more:+6.1f} ms{late if clients == 1 else ''}"
+        )
+
+
+async def benchmark(
+    network: Network, exported: Path, images: Sequence[bytes], options: argparse.Namespace, url: str
+) -> None:
+    served = Served(options.protocol, url)
+    try:
+        sides: dict[str, Ask] = {
+            "served": served.ask,
+            f"1 x {CORES} threads": InProcess(exported, 1, CORES).ask,
+            f"{CORES} x 1 thread": InProcess(exported, CORES, 1).ask,
+        }
+        found = {name: [await ask(content) for content in images] for name, ask in sides.items()}
+        if len({tuple(counts) for counts in found.values()}) > 1:
+            raise SystemExit(f"the sides find different numbers of faces: {found}")
+        print(f"{statistics.mean(found['served']):.1f} detections an image, load average {os.getloadavg()[0]:.1f}")
+        report(network, await compare(sides, images, options.rounds, options.images))
+    finally:
+        await served.close()
+
+
+async def soak(
+    images: Sequence[bytes], options: argparse.Namespace, url: str, memory: Callable[[], dict[str, int]]
+) -> None:
+    """Keeps 16 clients asking, and watches the server's memory."""
+    served, errors, done = Served(options.protocol, url), 0, 0
+    begin, end = time.monotonic(), time.monotonic() + 60 * options.minutes
+    settled = 0
+
+    async def client() -> None:
+        nonlocal errors, done
+        for content in itertools.cycle(images):
+            if time.monotonic() > end:
+                return
+            try:
+                await served.ask(content)
+                done += 1
+            except Exception as error:
+                errors += 1
+                print(f"error: {error}", flush=True)
+                await asyncio.sleep(0.1)
+
+    clients = [asyncio.create_task(client()) for _ in range(CLIENTS[-1])]
+    try:
+        while (minutes := (time.monotonic() - begin) / 60) < options.minutes:
+            now = memory()
+            if minutes >= SETTLED_MINUTES and not settled:
+                settled = sum(now.values())
+            parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(now.items()))
+            total = sum(now.values()) / 1e6
+            print(f"{minutes:5.1f} min: {done} images, {errors} errors, {total:.0f} MB: {parts}", flush=True)
+            await asyncio.sleep(min(15, 60 * options.minutes))
+        last = sum(memory().values())
+        await asyncio.gather(*clients)
+    finally:
+        await served.close()
+    if settled:
+        growth = last / settled
+        verdict = "within" if growth <= GROWTH and not errors else "MISSES"
+        print(f"{done} images, {errors} errors; memory {growth:.3f} of minute {SETTLED_MINUTES:g} ({verdict} {GROWTH})")
+
+
+@contextlib.contextmanager
+def server(exported: Path, folder: Path) -> Iterator[LocalServer]:
+    """Serves a model as `gridbox serve` does."""
+    build_repository(exported, folder / "repository", RepositorySettings("python"))
+    with LocalServer(folder / "repository" / REPOSITORY, folder / "server.log") as running:
+        yield running
+
+
+def resident(running: LocalServer) -> dict[str, int]:
+    """Returns the memory of the server and of its models' processes, bytes, shared memory counted in each."""
+    memory: dict[str, int] = {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            arguments = child.cmdline()
+            name = "server" if arguments[0].endswith("tritonserver") else arguments[-2]  # facenet_0_0
+            memory[name] = child.memory_info().rss
+    if running.repairs:
+        raise SystemExit(f"the server had to be mended: {running.repairs}")
+    return memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=sorted(NETWORKS), action="append")
+    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--minutes", type=float, default=0.0, help="soak for so long in place of comparing")
+    options = parser.parse_args()
+    images = pictures()
+    for name in options.network or sorted(NETWORKS):
+        with tempfile.TemporaryDirectory() as scratch:
+            exported = export(Path(scratch, "exported"), NETWORKS[name], images)
+            with server(exported, Path(scratch)) as running:
+                url = f"127.0.0.1:{running.ports.grpc if options.protocol == 'grpc' else running.ports.http}"
+                if options.minutes:
+                    asyncio.run(soak(images, options, url, partial(resident, running)))
+                else:
+                    asyncio.run(benchmark(NETWORKS[name], exported, images, options, url))
+
+
+if __name__ == "__main__":
+    main()

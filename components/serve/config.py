@@ -1,0 +1,290 @@
+"""The configurations of a model repository's four models: one source for all three backends of the network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from google.protobuf.text_encoding import CEscape
+
+from components.grid.clustering import Clustering
+from components.grid.geometry import GridGeometry
+from components.serve.release import TRITON_RELEASE
+
+Backend = Literal["tensorrt", "onnxruntime", "python"]
+Preprocessing = Literal["letterbox", "stretch"]
+Message = Mapping[str, Any]
+
+NETWORK, PREPROCESS, POSTPROCESS, ENSEMBLE = (
+    "facenet",
+    "facenet_preprocess",
+    "facenet_postprocess",
+    "facenet_ensemble",
+)
+MODEL_FILES: Mapping[Backend, str] = {
+    "tensorrt": "model.plan",
+    "onnxruntime": "model.onnx",
+    "python": "model.onnx",
+}
+PREFERRED_BATCHES = (8, 16, 32)
+QUEUE_MICROSECONDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySettings:
+    """How a model shall be served.
+
+    Attributes:
+        backend: What runs the network: `tensorrt` a plan on a GPU, `onnxruntime` Triton's own backend on a CPU,
+            `python` ONNX Runtime inside the Python backend, where only that exists (the local server).
+        preprocessing: `letterbox` keeps the aspect ratio, as `gridbox widerface convert` does; `stretch` does not, as
+            `detectnet_v2 inference` does.
+        triton_release: Release of the Triton image that shall serve it, for example 24.10.
+        max_batch_size: Images in one request, and in one run of the network; 0 for 32 on a GPU and 8 on a CPU, where
+            large batches gain nothing.
+        instances: Copies of the network; 0 for 2 on a GPU and 1 on a CPU.
+        threads: Threads of one copy on a CPU; 0 for all cores of the machine, whatever a container may use of them.
+        workers: Processes that decode, and as many that cluster.
+        max_image_pixels: Larger images are refused before they are decoded.
+    """
+
+    backend: Backend = "onnxruntime"
+    preprocessing: Preprocessing = "letterbox"
+    triton_release: str = TRITON_RELEASE
+    max_batch_size: int = 0
+    instances: int = 0
+    threads: int = 0
+    workers: int = 1
+    max_image_pixels: int = 40_000_000
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the network runs on a GPU."""
+        return self.backend == "tensorrt"
+
+    @property
+    def batch(self) -> int:
+        """The maximum batch size."""
+        return self.max_batch_size or (32 if self.is_gpu else 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """What a configuration says of the network.
+
+    Attributes:
+        geometry: Its input and grid.
+        class_names: Its classes in the order of the channels.
+        clustering: By class name, how candidates become detections.
+        input: The name of its input.
+        coverage: The name of its coverage output.
+        bbox: The name of its bbox output.
+    """
+
+    geometry: GridGeometry
+    class_names: tuple[str, ...]
+    clustering: Mapping[str, Clustering]
+    input: str
+    coverage: str
+    bbox: str
+
+
+class Word(str):
+    """A value of an enumeration; protobuf text has it without quotes."""
+
+
+def configurations(detector: Detector, settings: RepositorySettings) -> dict[str, str]:
+    """Returns the text of `config.pbtxt` for each of the four models."""
+    models = {
+        NETWORK: _network(detector, settings),
+        PREPROCESS: _preprocess(detector, settings),
+        POSTPROCESS: _postprocess(detector, settings),
+        ENSEMBLE: _ensemble(detector),
+    }
+    common = {"max_batch_size": settings.batch}
+    return {name: to_text({"name": name, **common, **model}) for name, model in models.items()}
+
+
+def _network(detector: Detector, settings: RepositorySettings) -> Message:
+    if settings.backend == "python":
+        outputs = [detector.bbox, detector.coverage]
+        runtime = {
+            "backend": "python",
+            "parameters": _parameters(input=detector.input, outputs=outputs, threads=settings.threads),
+        }
+    elif settings.backend == "onnxruntime":
+        runtime = {
+            "platform": "onnxruntime_onnx",
+            "parameters": _parameters(intra_op_thread_count=settings.threads),
+        }
+    else:
+        runtime = {"platform": "tensorrt_plan"}
+    kind, count = ("KIND_GPU", 2) if settings.is_gpu else ("KIND_CPU", 1)
+    pixels, coverage, bbox = _tensors(detector)
+    return {
+        **runtime,
+        "default_model_filename": "model.py" if settings.backend == "python" else MODEL_FILES[settings.backend],
+        "input": [_tensor(detector.input, "FP32", pixels)],
+        "output": [_tensor(detector.bbox, "FP32", bbox), _tensor(detector.coverage, "FP32", coverage)],
+        "instance_group": [{"count": settings.instances or count, "kind": Word(kind)}],
+        "dynamic_batching": _batching(settings),
+        "model_warmup": [_warmup(detector.input, pixels, size) for size in _warmup_batches(settings)],
+    }
+
+
+def _preprocess(detector: Detector, settings: RepositorySettings) -> Message:
+    return {
+        **_python(settings),
+        # Encoded images have as many bytes as they have: requests of different lengths share a batch.
+        "input": [{**_tensor("input_image_data", "UINT8", [-1]), "allow_ragged_batch": True}],
+        "output": [
+            _tensor("input_1", "FP32", _tensors(detector)[0]),
+            _tensor("placement", "FP64", [4]),
+            _tensor("true_image_size", "INT64", [3]),
+            _tensor("image_error", "UINT8", [-1]),
+        ],
+        "parameters": _parameters(
+            width=detector.geometry.width,
+            height=detector.geometry.height,
+            preprocessing=settings.preprocessing,
+            max_image_pixels=settings.max_image_pixels,
+        ),
+    }
+
+
+def _postprocess(detector: Detector, settings: RepositorySettings) -> Message:
+    _, coverage, bbox = _tensors(detector)
+    return {
+        **_python(settings),
+        "input": [
+            _tensor("output_bbox/BiasAdd", "FP32", bbox),
+            _tensor("output_cov/Sigmoid", "FP32", coverage),
+            _tensor("placement", "FP64", [4]),
+            _tensor("true_image_size", "INT64", [3]),
+        ],
+        "output": [
+            _tensor("true_boxes", "FP32", [-1, 4]),
+            _tensor("true_proba", "FP32", [-1, 1]),
+            _tensor("true_class", "INT32", [-1, 1]),
+            _tensor("num_detections", "INT32", [1]),
+        ],
+        "parameters": _described(detector),
+    }
+
+
+def _ensemble(detector: Detector) -> Message:
+    return {
+        "platform": "ensemble",
+        "input": [_tensor("input_image_data", "UINT8", [-1])],
+        "output": [
+            _tensor("true_boxes", "FP32", [-1, 4]),
+            _tensor("true_proba", "FP32", [-1, 1]),
+            _tensor("true_class", "INT32", [-1, 1]),
+            _tensor("num_detections", "INT32", [1]),
+            _tensor("true_image_size", "INT64", [3]),
+            _tensor("image_error", "UINT8", [-1]),
+        ],
+        "ensemble_scheduling": {
+            "step": [
+                _step(
+                    PREPROCESS,
+                    {"input_image_data": "input_image_data"},
+                    {
+                        "input_1": "pixels",
+                        "placement": "placement",
+                        "true_image_size": "true_image_size",
+                        "image_error": "image_error",
+                    },
+                ),
+                _step(NETWORK, {detector.input: "pixels"}, {detector.bbox: "bbox", detector.coverage: "coverage"}),
+                _step(
+                    POSTPROCESS,
+                    {
+                        "output_bbox/BiasAdd": "bbox",
+                        "output_cov/Sigmoid": "coverage",
+                        "placement": "placement",
+                        "true_image_size": "true_image_size",
+                    },
+                    {name: name for name in ("true_boxes", "true_proba", "true_class", "num_detections")},
+                ),
+            ]
+        },
+        "parameters": _described(detector),
+    }
+
+
+def _python(settings: RepositorySettings) -> Message:
+    return {
+        "backend": "python",
+        "instance_group": [{"count": settings.workers, "kind": Word("KIND_CPU")}],
+        "dynamic_batching": _batching(settings),
+    }
+
+
+def _batching(settings: RepositorySettings) -> Message:
+    """On a GPU a request waits a little for others; on a CPU, where batches gain little, none does."""
+    if not settings.is_gpu:
+        return {}
+    preferred = [size for size in PREFERRED_BATCHES if size <= settings.batch]
+    return {"preferred_batch_size": preferred, "max_queue_delay_microseconds": QUEUE_MICROSECONDS}
+
+
+def _described(detector: Detector) -> Sequence[Message]:
+    return _parameters(
+        class_names=list(detector.class_names),
+        geometry=asdict(detector.geometry),
+        clustering={name: asdict(detector.clustering[name]) for name in detector.class_names},
+    )
+
+
+def _parameters(**values: object) -> Sequence[Message]:
+    """Returns parameters as JSON; a number is one for ONNX Runtime's backend, too."""
+    return [{"key": key, "value": {"string_value": json.dumps(value)}} for key, value in values.items()]
+
+
+def _tensors(detector: Detector) -> tuple[list[int], list[int], list[int]]:
+    """Returns the shapes of one image's input, coverage and bbox."""
+    geometry, classes = detector.geometry, len(detector.class_names)
+    cells = [geometry.rows, geometry.columns]
+    return [3, geometry.height, geometry.width], [classes, *cells], [4 * classes, *cells]
+
+
+def _tensor(name: str, kind: str, dims: Sequence[int]) -> Message:
+    return {"name": name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
+
+
+def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
+    def pairs(mapping: Mapping[str, str]) -> list[Message]:
+        return [{"key": key, "value": value} for key, value in mapping.items()]
+
+    return {"model_name": model, "model_version": -1, "input_map": pairs(inputs), "output_map": pairs(outputs)}
+
+
+def _warmup_batches(settings: RepositorySettings) -> list[int]:
+    """TensorRT and ONNX Runtime are slow in the first run of a batch size; on a GPU all that matter are run."""
+    return sorted({1, *(size for size in PREFERRED_BATCHES if settings.is_gpu and size <= settings.batch)})
+
+
+def _warmup(name: str, dims: Sequence[int], batch: int) -> Message:
+    value = {"data_type": Word("TYPE_FP32"), "dims": list(dims), "zero_data": True}
+    return {"name": f"batch of {batch}", "batch_size": batch, "inputs": [{"key": name, "value": value}]}
+
+
+def to_text(message: Message, indent: str = "") -> str:
+    """Returns a message as protobuf text; a list stands for a repeated field."""
+    lines = []
+    for name, value in message.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Mapping):
+                lines.append(f"{indent}{name} {{\n{to_text(item, indent + '  ')}{indent}}}\n")
+            else:
+                lines.append(f"{indent}{name}: {_scalar(item)}\n")
+    return "".join(lines)
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and not isinstance(value, Word):
+        return f'"{CEscape(value.encode(), as_utf8=True)}"'
+    return str(value)

@@ -1,0 +1,153 @@
+"""Builds a Triton model repository from an exported model: the network, what surrounds it, and the ensemble."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from components.serve import models
+from components.serve.config import (
+    ENSEMBLE,
+    MODEL_FILES,
+    NETWORK,
+    POSTPROCESS,
+    PREPROCESS,
+    Detector,
+    RepositorySettings,
+    configurations,
+)
+from components.serve.tensorrt import KIND as PLAN_KIND
+from components.serve.tensorrt import PLAN_FILE
+from components.step import MANIFEST, UserError, publish, read_manifest, write_json, write_manifest
+from components.vision.predictor import (
+    BBOX_OUTPUT,
+    COVERAGE_OUTPUT,
+    INPUT,
+    MODEL_FILE,
+    TENSOR_SUFFIX,
+    OnnxPredictor,
+    description_file,
+)
+
+KIND = "model_repository"
+# In the artifact: what Triton is given.
+REPOSITORY = "repository"
+VERSION = "1"
+PLACEHOLDER_FILE = "placeholder.txt"
+PLACEHOLDER = "Triton wants a version folder of an ensemble, too, and KServe's storage initializer skips empty files.\n"
+
+
+def build_repository(exported: Path, output: Path, settings: RepositorySettings, plan: Path | None = None) -> None:
+    """Writes a model-repository artifact.
+
+    Args:
+        exported: An exported-model artifact, an ONNX file, or a model-repository artifact that holds one: its model is
+            laid out anew.
+        output: The artifact to write; `repository/` in it is what Triton is given.
+        settings: How the model shall be served.
+        plan: For the backend `tensorrt`, the model's plan (artifact).
+
+    Raises:
+        UserError: The model cannot be used, its batch size is fixed, or the plan is missing or does not fit.
+    """
+    if (plan is not None) != settings.is_gpu:
+        need = "needs a plan; build one: gridbox serve tensorrt" if settings.is_gpu else "takes no plan; use tensorrt"
+        raise UserError(f"backend {settings.backend}: it {need}")
+    file = onnx_file(exported)
+    predictor = OnnxPredictor(file)
+    names = _tensor_names(file)
+    detector = Detector(predictor.geometry, predictor.class_names, predictor.clustering, **names)
+    description = {
+        "class_names": list(detector.class_names),
+        "geometry": asdict(detector.geometry),
+        "clustering": {name: asdict(value) for name, value in detector.clustering.items()},
+        "parameters": predictor.parameters,
+        "tensors": names,
+    }
+    bound_to = _plan_settings(plan, description, settings) if plan else {}
+    with publish(output) as scratch:
+        _write_models(scratch / REPOSITORY, configurations(detector, settings))
+        version = scratch / REPOSITORY / NETWORK / VERSION
+        shutil.copyfile(plan / PLAN_FILE if plan else file, version / MODEL_FILES[settings.backend])
+        if plan is None:
+            # With it the network is an exported model like any other.
+            write_json(description_file(version / MODEL_FILE), description)
+        if settings.backend == "python":
+            shutil.copyfile(_source("network"), version / "model.py")
+        counts = {"backend": settings.backend, "classes": len(detector.class_names), "parameters": predictor.parameters}
+        served = {**asdict(settings), "max_batch_size": settings.batch}
+        write_manifest(scratch, KIND, counts, {"model_name": NETWORK, **description, **served, **bound_to})
+
+
+def _plan_settings(plan: Path, description: Mapping[str, Any], settings: RepositorySettings) -> dict[str, Any]:
+    """Returns what a plan is bound to.
+
+    Raises:
+        UserError: It is another model's, another Triton release's, or cannot take the batches.
+    """
+    found = read_manifest(plan, PLAN_KIND)["settings"]
+    for name in ("class_names", "geometry", "tensors"):
+        if found[name] != description[name]:
+            raise UserError(f"{plan}: its {name} are not the model's; build the plan of this model")
+    if found["triton_release"] != settings.triton_release:
+        made, wanted = found["triton_release"], settings.triton_release
+        raise UserError(f"{plan}: built in Triton {made}, to be served in {wanted}; build it in that release's image")
+    if settings.batch > (largest := max(found["batches"])):
+        raise UserError(
+            f"{plan}: it takes batches up to {largest}, not {settings.batch}; give --max-batch-size {largest}"
+        )
+    return {name: found[name] for name in ("gpu", "compute_capability", "tensorrt_version", "precision")}
+
+
+def onnx_file(model: Path) -> Path:
+    """Returns the ONNX file of an exported model (artifact or file) or of a model repository.
+
+    Raises:
+        UserError: There is none.
+    """
+    if model.is_file() and model.suffix == ".onnx":
+        return model
+    if (model / MODEL_FILE).is_file():
+        return model / MODEL_FILE
+    if not (model / MANIFEST).is_file():
+        raise UserError(f"{model}: no exported model here ({MODEL_FILE} is missing); make one: detectnet_v2 export")
+    backend = read_manifest(model, KIND)["settings"]["backend"]
+    file = model / REPOSITORY / NETWORK / VERSION / MODEL_FILE
+    if not file.is_file():
+        raise UserError(f"{model}: this repository for {backend} holds no {MODEL_FILE}; give the exported model")
+    return file
+
+
+def _write_models(repository: Path, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        (repository / name / VERSION).mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(text, encoding="utf-8")
+    shutil.copyfile(_source("preprocess"), repository / PREPROCESS / VERSION / "model.py")
+    shutil.copyfile(_source("postprocess"), repository / POSTPROCESS / VERSION / "model.py")
+    (repository / ENSEMBLE / VERSION / PLACEHOLDER_FILE).write_text(PLACEHOLDER, encoding="utf-8")
+
+
+def _source(model: str) -> Path:
+    return Path(models.__path__[0], f"{model}.py")
+
+
+def _tensor_names(file: Path) -> dict[str, str]:
+    """Returns what the graph calls its input, coverage and bbox: TAO's names, perhaps with `:0`.
+
+    Raises:
+        UserError: It has others, or its batch size is fixed.
+    """
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    found = {value.name.removesuffix(TENSOR_SUFFIX): value for value in [*inputs, *graph.output]}
+    for name in (INPUT, COVERAGE_OUTPUT, BBOX_OUTPUT):
+        if name not in found:
+            raise UserError(f"{file}: no tensor {name!r}; it has {', '.join(value.name for value in found.values())}")
+    batch = found[INPUT].type.tensor_type.shape.dim[0].dim_value
+    if batch:
+        raise UserError(f"{file}: its batch size is fixed to {batch}; export it without --batch_size for serving")
+    return {"input": found[INPUT].name, "coverage": found[COVERAGE_OUTPUT].name, "bbox": found[BBOX_OUTPUT].name}

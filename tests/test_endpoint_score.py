@@ -1,0 +1,368 @@
+import json
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_endpoint import Server, write_model
+from square_detector import HEIGHT, WIDTH, face, picture, random_samples, sample, write_detector, write_kitti
+from typer.main import get_command
+
+from components import program
+from components.evaluate import component
+from components.evaluate.commands import app
+from components.evaluate.difference import compare, counterparts
+from components.evaluate.evaluation import Protocol
+from components.evaluate.figures import latency_svg
+from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
+from components.evaluate.served import evaluate_endpoint, network_geometry
+from components.formats.images import Letterbox
+from components.formats.kitti import Label
+from components.measure.matching import HeightBand, ImageBoxes
+from components.serve.config import RepositorySettings
+from components.serve.repository import build_repository
+from components.step import StageError, UserError
+from components.vision.endpoint import Answer, Endpoint
+from components.vision.scoring import LabelledImage, Scored
+
+SCALE = 3
+NOWHERE = np.zeros((0, 4))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triton")
+    write_model(folder / "models")
+    server = Server(folder / "models", folder / "server.log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    return write_detector(tmp_path_factory.mktemp("model") / "exported")
+
+
+@pytest.fixture
+def score(tmp_path, server):
+    """Runs `evaluate score --endpoint`; returns the exit code and the metrics of the artifact."""
+
+    def run(*more, url=None):
+        folder = tmp_path / "evaluation"
+        flags = [
+            "--endpoint",
+            url or server.grpc_url,
+            "--evaluation",
+            folder,
+            "--height-bands",
+            "8-16,16-24,24+",
+            *more,
+        ]
+        code = program.run(app, ["score", *map(str, flags)], "gridbox evaluate")
+        metrics = folder / "metrics.json"
+        return code, json.loads(metrics.read_text()) if metrics.exists() else None
+
+    return run
+
+
+def large_sample(name, red, faces):
+    """A picture three times the size of the network's input, with labels in its own pixels."""
+    image = cv2.resize(picture(red), None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
+    labels = [
+        Label(label.class_name, 0, 0, tuple(SCALE * edge for edge in label.box))
+        for label in (face(*cell) for cell in faces)
+    ]
+    return sample(name, red, labels, image)
+
+
+def write_set(folder, *more):
+    samples = [
+        large_sample("good", [(0, 0), (3, 2)], [(0, 0), (3, 2)]),
+        sample("small", [(1, 1), (4, 2)], [face(1, 1), face(4, 2)]),
+        large_sample("missed", [(2, 1)], [(2, 1), (5, 3)]),
+        large_sample("wrong", [(2, 1), (4, 3)], [(2, 1)]),
+        large_sample("empty", [], []),
+    ]
+    return write_kitti(folder, [], [*samples, *more])
+
+
+def test_endpoint_scores_as_the_model_here_does_and_finds_the_same_boxes(tmp_path, score, detector, capsys):
+    kitti = write_set(tmp_path / "kitti")
+    code, metrics = score("--kitti", kitti, "--model", detector, "--metrics", tmp_path / "metrics.json")
+    assert code == 0
+    here, served = metrics["models"]["in-process"], metrics["models"]["endpoint"]
+    assert 0 < served["mean_average_precision"] < 1
+    for name in ("mean_average_precision", "average_precision_by_height", "objects", "detections"):
+        assert served[name] == here[name]
+    assert metrics["model"] == "endpoint"
+    words = capsys.readouterr().out
+    assert "Endpoint and model find the same boxes in 5 of 5 images" in words
+    assert "p50" in words
+
+    flat = json.loads((tmp_path / "metrics.json").read_text())
+    times = [flat[f"latency_p{percent}_milliseconds"] for percent in (50, 90, 95, 99)]
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert flat["images_per_second"] > 0
+    assert flat["differing_images"] == 0
+    assert "file_bytes" not in flat  # nothing is known of the served model's file
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    for text in ("<h2>Latency</h2>", "Share of images done within", "each edge within 0.5 pixel", "in all 5 images"):
+        assert text in page
+    assert "None" not in page
+
+
+def test_boxes_that_differ_are_named_and_fail_the_stage_when_there_are_too_many(tmp_path, score, detector, capsys):
+    # A patch that fills a cell for the network, and not quite for the endpoint, which sees its own pixels.
+    image = cv2.resize(picture([(2, 1)]), None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_NEAREST)
+    image[: 16 * SCALE + 1] = (0, 255, 0)
+    kitti = write_set(tmp_path / "kitti", sample("shifted", [], [], image))
+    code, metrics = score("--kitti", kitti, "--model", detector)
+    assert code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "differ from those of" in error
+    assert "in 1 of 6 images, first in shifted; at most 1.00% may" in error
+    assert metrics["models"]["endpoint"]["images"] == 6  # all is written
+    assert "in all but 1 of 6 images (shifted)" in (tmp_path / "evaluation" / "report.html").read_text()
+    code, _ = score("--kitti", kitti, "--model", detector, "--differing-images", "0.2")
+    assert code == 0
+    assert "same boxes in 5 of 6 images" in capsys.readouterr().out
+
+
+def test_model_that_is_not_the_served_one_is_refused(tmp_path, score, capsys):
+    stranger = tmp_path / "stranger"
+    write_detector(stranger)
+    manifest = json.loads((stranger / "manifest.json").read_text())
+    manifest["settings"]["class_names"] = ["hand"]
+    manifest["settings"]["clustering"] = {"hand": {}}
+    (stranger / "manifest.json").write_text(json.dumps(manifest))
+    code, metrics = score("--kitti", write_set(tmp_path / "kitti"), "--model", stranger)
+    assert (code, metrics) == (2, None)
+    assert "its input size or classes are not those behind" in capsys.readouterr().err
+
+
+def test_mistakes_cost_one_line_and_leave_nothing(tmp_path, score, detector, capsys):
+    kitti = write_set(tmp_path / "kitti")
+    for words, url, message in [
+        (["--kitti", kitti], "127.0.0.1:9", "no Triton at"),
+        (["--kitti", kitti], None, "none of its models says the size of the network's input; give --model, too"),
+        (["--model", detector], None, "give the labelled images with one of --kitti and --wider"),
+        (["--kitti", kitti, "--endpoint-model", "facenet"], None, "unknown model"),
+    ]:
+        code, metrics = score(*words, url=url)
+        assert (code, metrics) == (2, None)
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert program.run(app, ["score", "--kitti", str(kitti), "--evaluation", "e"], "gridbox evaluate") == 2
+    assert "give what to score: --model, --endpoint, or both" in capsys.readouterr().err
+
+
+def test_component_declares_what_the_command_takes():
+    command, spec = get_command(app).commands["score"], component.endpoint.component_spec
+    declared = {"--" + name.replace("_", "-") for name in {*spec.inputs, *spec.outputs}}
+    assert declared <= {name for parameter in command.params for name in parameter.opts}
+    assert {name for parameter in command.params if parameter.required for name in parameter.opts} <= declared
+
+
+def test_kubeflow_scores_an_endpoint_with_its_executor_input(tmp_path, server, detector):
+    def artifact(path, schema="system.Artifact"):
+        return {"artifacts": [{"name": path.name, "uri": str(path), "type": {"schemaTitle": schema}}]}
+
+    outputs = {"evaluation": "system.Artifact", "metrics": "system.Metrics", "report": "system.HTML"}
+    kitti = write_set(tmp_path / "kitti")
+    executor_input = {
+        "inputs": {
+            "parameterValues": {"endpoint": server.grpc_url, "endpoint_host": "", "min_face_height": 12.0},
+            "artifacts": {"kitti": artifact(kitti), "model": artifact(detector)},
+        },
+        "outputs": {
+            "artifacts": {name: artifact(tmp_path / "out" / name, schema) for name, schema in outputs.items()},
+            "outputFile": str(tmp_path / "out" / "executor_output.json"),
+        },
+    }
+    assert program.run(app, ["score", "--executor-input", json.dumps(executor_input)], "gridbox evaluate") == 0
+    written = json.loads((tmp_path / "out" / "executor_output.json").read_text())["artifacts"]
+    assert written["metrics"]["artifacts"][0]["metadata"]["latency_p99_milliseconds"] > 0
+    assert written["evaluation"]["artifacts"][0]["metadata"]["differing_images"] == 0
+
+
+class FakeEndpoint:
+    """Answers at once: what stands in `answers` by the image's bytes."""
+
+    class_names = ("face",)
+    network_size = (WIDTH, HEIGHT)
+    in_flight = 2
+
+    def __init__(self, **answers):
+        self.answers, self.sent = answers, 0
+
+    def __str__(self):
+        return "endpoint"
+
+    def stream(self, images):
+        for key, content in images:
+            self.sent += 1
+            yield key, self.answers[content.decode()]
+
+
+class Images(list):
+    @property
+    def skipped(self):
+        return Counter()
+
+
+def labelled(name, truths, size):
+    letterbox = Letterbox.fit(*size, WIDTH, HEIGHT)
+    objects = {"face": np.reshape(truths, (-1, 4))}
+    return LabelledImage(name, None, objects, NOWHERE, name.encode(), letterbox)
+
+
+def protocol(min_height):
+    return Protocol(min_height, 0.5, (HeightBand(0, 16), HeightBand(16)), True, 4)
+
+
+def answer(*boxes, seconds=0.01):
+    return Answer({"face": np.float32([[*box, 0.9] for box in boxes]).reshape(-1, 5)}, seconds=seconds)
+
+
+def test_heights_are_those_of_the_network_input_whatever_the_size_of_the_image():
+    # 400 pixels high in an image of 1600 that becomes 64 high: 16 pixels, and moved by the black bars beside it.
+    tall = answer((100, 200, 300, 600))
+    images = Images([labelled("tall", [44.0, 8, 52, 24], (1000, 1600))])
+    served = evaluate_endpoint(FakeEndpoint(tall=tall), images, protocol(16))
+    metrics = served.evaluated.metrics
+    np.testing.assert_allclose(served.evaluated.scored.boxes["face"][0].detections[0, :4], (32, 8, 40, 24))
+    assert (metrics["objects"], served.scales) == (1, [64 / 1600])
+    assert evaluate_endpoint(FakeEndpoint(tall=tall), images, protocol(17)).evaluated.metrics["objects"] == 0
+    assert network_geometry(FakeEndpoint()).width == WIDTH
+
+
+def test_images_without_an_answer_are_counted_and_named():
+    bad = Answer(error="too large")
+    images = Images(labelled(name, [], (WIDTH, HEIGHT)) for name in ("a", "b", "c", "d", "e"))
+    endpoint = FakeEndpoint(a=answer(), b=bad, c=bad, d=bad, e=bad)
+    with pytest.raises(StageError, match=r"^endpoint: 4 of 5 images have no answer: b: too large; .* and 1 more$"):
+        evaluate_endpoint(endpoint, images, protocol(1))
+    with pytest.raises(UserError, match="no images to score"):
+        evaluate_endpoint(endpoint, Images(), protocol(1))
+
+
+def test_few_images_are_sent_over_and_over_for_the_latency():
+    endpoint = FakeEndpoint(a=answer(seconds=0.3), b=answer(seconds=0.1))
+    latency = measure(endpoint, [b"a", b"b"])
+    assert endpoint.sent == LEAST_REQUESTS
+    assert latency.seconds == tuple([0.1] * (LEAST_REQUESTS // 2) + [0.3] * (LEAST_REQUESTS // 2))
+    assert latency.in_flight == 2
+    assert latency.milliseconds() == pytest.approx({"p50": 200, "p90": 300, "p95": 300, "p99": 300})
+    with pytest.raises(StageError, match="fails on an image that it has answered before: gone"):
+        measure(FakeEndpoint(a=Answer(error="gone")), [b"a"])
+
+
+def test_percentiles_are_interpolated_between_the_times():
+    latency = Latency(tuple(float(value) for value in range(101)), 1, 1.0)
+    assert latency.milliseconds() == {"p50": 50e3, "p90": 90e3, "p95": 95e3, "p99": 99e3}
+
+
+def test_latency_is_drawn_within_the_plot_for_any_times():
+    for seconds in ([0.0001], [0.01, 0.02], [0.5] * 3000, list(np.linspace(0.01, 7, 1000))):
+        svg = latency_svg(seconds)
+        points = [tuple(map(float, point.split(","))) for point in svg.split('points="')[1].split('"')[0].split()]
+        assert all(0 <= x <= 560 and 0 <= y <= 300 for x, y in points)
+        assert points[-1][1] == 16.0  # all are done in the end
+
+
+def scored(*images):
+    """Detections of each image, as an evaluation of one class."""
+    rows = [ImageBoxes(np.float32(boxes).reshape(-1, 5), NOWHERE, NOWHERE) for boxes in images]
+    return Scored([f"image {index}" for index in range(len(images))], {"face": rows}, {}, 1.0, [])
+
+
+def test_difference_counts_in_pixels_of_the_stored_image():
+    here = scored([[10, 10, 20, 20, 0.9]], [[10, 10, 20, 20, 0.9]], [])
+    there = scored([[10.2, 10, 20, 20, 0.8]], [[10.2, 10, 20, 20, 0.9]], [])
+    # A fifth of the network's pixel is 0.4 pixels of an image shrunk to a half, and 0.8 of one shrunk to a quarter.
+    difference = compare(here, there, [0.5, 0.25, 1.0])
+    assert difference.differing == ["image 1"]
+    assert difference.share == pytest.approx(1 / 3)
+    assert difference.edge == pytest.approx(0.4, abs=1e-5)
+    assert difference.score == pytest.approx(0.1, abs=1e-6)
+
+
+def test_missing_additional_and_doubled_boxes_differ():
+    box, other = [10, 10, 20, 20, 0.9], [40, 10, 60, 20, 0.5]
+    one = scored([box], [box, other], [box, box], [])
+    two = scored([box, other], [box], [box, other], [box])
+    assert len(compare(one, two, [1.0] * 4).differing) == 4
+
+
+coordinates = st.floats(0, 100, allow_nan=False, width=32)
+
+
+@given(
+    st.lists(st.tuples(coordinates, coordinates, coordinates, coordinates), max_size=8),
+    st.floats(-0.5, 0.5, width=32),
+    st.randoms(use_true_random=False),
+)
+def test_moved_and_shuffled_boxes_all_have_a_counterpart_when_they_lie_apart(boxes, shift, random):
+    left = np.array(boxes, np.float64).reshape(-1, 4) + 200 * np.arange(len(boxes))[:, None]
+    order = list(range(len(boxes)))
+    random.shuffle(order)
+    right = left[order] + shift
+    pairs = counterparts(left, right, 0.5 + 1e-6)
+    assert sorted(pairs) == sorted((source, place) for place, source in enumerate(order))
+
+
+@given(st.lists(st.integers(0, 6), max_size=7), st.lists(st.integers(0, 6), max_size=7), st.floats(0, 2))
+def test_no_box_has_two_counterparts_and_none_is_too_far(left, right, tolerance):
+    one, other = (np.repeat(np.array(values, float)[:, None], 4, axis=1) for values in (left, right))
+    pairs = counterparts(one, other, tolerance)
+    assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
+    assert all(abs(left[i] - right[j]) <= tolerance for i, j in pairs)
+    rest = [(i, j) for i in range(len(left)) for j in range(len(right)) if abs(left[i] - right[j]) <= tolerance]
+    assert all(any(i == a or j == b for a, b in pairs) for i, j in rest)  # nobody is left without need
+
+
+@pytest.fixture(scope="module")
+def served_squares(tmp_path_factory, detector):
+    """The hand-made detector behind the real ensemble."""
+    folder = tmp_path_factory.mktemp("served")
+    build_repository(detector, folder / "repository", RepositorySettings("python"))
+    server = Server(folder / "repository" / "repository", folder / "server.log")
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_real_ensemble_scores_as_the_model_here_does(tmp_path, served_squares, detector, score, protocol):
+    samples = random_samples(12, "random", seed=3)
+    kitti = write_set(tmp_path / "kitti", *samples)
+    url = getattr(served_squares, f"{protocol}_url")
+    code, metrics = score("--kitti", kitti, "--model", detector, url=url)
+    assert code == 0
+    here, served = metrics["models"]["in-process"], metrics["models"]["endpoint"]
+    assert served["mean_average_precision"] == here["mean_average_precision"]
+    assert served["average_precision_by_height"] == here["average_precision_by_height"]
+    assert served["detections"] == here["detections"] > 20
+    code, alone = score("--kitti", kitti, url=url)  # the endpoint says how large the network's input is
+    assert code == 0
+    assert alone["mean_average_precision"] == here["mean_average_precision"]
+
+
+def test_real_ensemble_refuses_bad_images_one_by_one(served_squares):
+    good = sample("good", [(1, 1)], []).image
+    huge = cv2.imencode(".png", np.zeros((7000, 7200, 3), np.uint8))[1].tobytes()
+    with Endpoint(served_squares.grpc_url, shared_memory=True) as endpoint:
+        answers = [answer for _, answer in endpoint.stream(enumerate([good, b"a text", huge, b"", good[:99], good]))]
+    assert [len(answer.detections.get("face", [])) for answer in answers] == [1, 0, 0, 0, 0, 1]
+    errors = [answer.error for answer in answers]
+    for error, expected in zip(
+        errors, ["", "not an image", "million pixels", "empty", "not an image", ""], strict=True
+    ):
+        assert expected in error
+        assert bool(expected) == bool(error)
+    assert (answers[0].width, answers[0].height) == (WIDTH, HEIGHT)
+    with pytest.raises(UserError, match=r"takes input_1 and gives .*: name the ensemble"):
+        Endpoint(served_squares.grpc_url, "facenet")

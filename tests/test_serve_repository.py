@@ -1,0 +1,434 @@
+"""Model repositories: what is in them, and what their configurations say, for all backends of the network."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+from square_detector import CELL, HEIGHT, WIDTH, write_detector
+
+from components.serve import models
+from components.serve.config import RepositorySettings, to_text
+from components.serve.local import find_model, local_repository, local_settings
+from components.serve.release import TRITON_RELEASE
+from components.serve.repository import build_repository
+from components.step import UserError, read_manifest, write_manifest
+from components.vision.predictor import load_predictor
+
+model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+
+NAMES = ("facenet", "facenet_ensemble", "facenet_postprocess", "facenet_preprocess")
+BACKENDS = ("onnxruntime", "python", "tensorrt")
+GEOMETRY = {"width": WIDTH, "height": HEIGHT, "stride": CELL, "scale": 35.0, "offset": 0.5}
+
+
+def write_plan(folder, exported, **changes):
+    folder.mkdir()
+    (folder / "model.plan").write_bytes(b"a plan")
+    settings = read_manifest(exported, "exported_model")["settings"]
+    bound = {
+        "gpu": "NVIDIA A10",
+        "compute_capability": "8.6",
+        "tensorrt_version": "10.5.0",
+        "triton_release": TRITON_RELEASE,
+        "precision": "fp16",
+        "batches": [1, 16, 32],
+    }
+    write_manifest(folder, "tensorrt_plan", {}, {**settings, **bound, **changes})
+    return folder
+
+
+def rename_tensors(model, suffix):
+    """Gives the tensors of an exported model the suffix of TAO 5's ONNX files; its manifest stays as it is."""
+    document = onnx.load(model)
+    names = {value.name: value.name + suffix for value in [*document.graph.input, *document.graph.output]}
+    for value in [*document.graph.input, *document.graph.output]:
+        value.name = names[value.name]
+    for node in document.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    onnx.save(document, model)
+
+
+def configs(repository):
+    """Returns the parsed configurations by model; a field that Triton does not know is an error."""
+    return {
+        folder.name: text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        for folder in sorted((repository / "repository").iterdir())
+    }
+
+
+def parameters(config):
+    return {name: json.loads(value.string_value) for name, value in config.parameters.items()}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return write_detector(tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.fixture(scope="module")
+def built(exported, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    plan = write_plan(folder / "plan", exported)
+    for backend in BACKENDS:
+        settings = RepositorySettings(backend)
+        build_repository(exported, folder / backend, settings, plan if backend == "tensorrt" else None)
+    return {backend: folder / backend for backend in BACKENDS}
+
+
+@pytest.mark.parametrize(
+    ("backend", "network"),
+    [
+        ("onnxruntime", {"model.onnx", "model.json"}),
+        ("python", {"model.onnx", "model.json", "model.py"}),
+        ("tensorrt", {"model.plan"}),
+    ],
+)
+def test_a_repository_has_four_models_of_one_version(built, backend, network):
+    repository = built[backend] / "repository"
+    assert tuple(sorted(folder.name for folder in repository.iterdir())) == NAMES
+    files = {
+        name: {str(file.relative_to(repository / name / "1")) for file in (repository / name / "1").rglob("*")}
+        for name in NAMES
+    }
+    assert files == {
+        "facenet": network,
+        "facenet_preprocess": {"model.py"},
+        "facenet_postprocess": {"model.py"},
+        "facenet_ensemble": {"placeholder.txt"},
+    }
+    # KServe's storage initializer skips empty objects, and with them the ensemble's version.
+    assert all(file.stat().st_size for file in repository.rglob("*") if file.is_file())
+
+
+def test_the_models_are_the_sources_that_are_tested_here(built):
+    sources = Path(models.__path__[0])
+    for name, source in (("preprocess", "preprocess"), ("postprocess", "postprocess")):
+        copy = built["onnxruntime"] / "repository" / f"facenet_{name}" / "1" / "model.py"
+        assert copy.read_text() == (sources / f"{source}.py").read_text()
+
+
+def test_the_manifest_says_what_is_served_and_what_a_plan_is_bound_to(built):
+    settings = read_manifest(built["tensorrt"], "model_repository")["settings"]
+    assert settings["model_name"] == "facenet"
+    assert settings["class_names"] == ["face"]
+    assert settings["geometry"] == GEOMETRY
+    assert settings["tensors"] == {
+        "input": "input_1",
+        "coverage": "output_cov/Sigmoid",
+        "bbox": "output_bbox/BiasAdd",
+    }
+    assert settings["clustering"]["face"]["coverage_threshold"] == 0.5
+    assert settings["triton_release"] == TRITON_RELEASE
+    assert (settings["gpu"], settings["tensorrt_version"]) == ("NVIDIA A10", "10.5.0")
+    assert "gpu" not in read_manifest(built["python"], "model_repository")["settings"]
+
+
+def test_the_same_model_gives_the_same_repository(exported, built, tmp_path):
+    build_repository(exported, tmp_path / "again", RepositorySettings("python"))
+    assert (tmp_path / "again" / "manifest.json").read_bytes() == (built["python"] / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_ensemble_joins_tensors_of_equal_kind_and_shape(built, backend):
+    found = configs(built[backend])
+    ensemble = found["facenet_ensemble"]
+    known = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = found[step.model_name]
+        assert set(step.input_map) == {tensor.name for tensor in model.input}
+        for tensor in model.input:
+            assert known[step.input_map[tensor.name]] == (tensor.data_type, list(tensor.dims))
+        outputs = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in model.output}
+        known.update({step.output_map[name]: outputs[name] for name in step.output_map})
+    for tensor in ensemble.output:
+        assert known[tensor.name] == (tensor.data_type, list(tensor.dims))
+    assert {model.max_batch_size for model in found.values()} == {32 if backend == "tensorrt" else 8}
+
+
+def test_the_ensemble_is_the_contract_with_its_clients(built):
+    ensemble = configs(built["onnxruntime"])["facenet_ensemble"]
+    kind = model_config_pb2.DataType.Name
+    tensors = [(tensor.name, kind(tensor.data_type), list(tensor.dims)) for tensor in ensemble.input]
+    assert tensors == [("input_image_data", "TYPE_UINT8", [-1])]
+    assert [(tensor.name, kind(tensor.data_type), list(tensor.dims)) for tensor in ensemble.output] == [
+        ("true_boxes", "TYPE_FP32", [-1, 4]),
+        ("true_proba", "TYPE_FP32", [-1, 1]),
+        ("true_class", "TYPE_INT32", [-1, 1]),
+        ("num_detections", "TYPE_INT32", [1]),
+        ("true_image_size", "TYPE_INT64", [3]),
+        ("image_error", "TYPE_UINT8", [-1]),
+    ]
+    assert parameters(ensemble)["class_names"] == ["face"]
+
+
+def test_backends_differ_in_what_runs_the_network_and_nothing_else(built):
+    found = {backend: configs(built[backend]) for backend in BACKENDS}
+    for name in NAMES:
+        for config in (found[backend][name] for backend in BACKENDS):
+            config.max_batch_size = 0
+            config.ClearField("dynamic_batching")
+            if name == "facenet":
+                for field in ("platform", "backend", "default_model_filename", "instance_group", "model_warmup"):
+                    config.ClearField(field)
+                config.parameters.clear()
+        assert found["onnxruntime"][name] == found["python"][name] == found["tensorrt"][name]
+
+
+def test_what_runs_the_network_on_each_backend(built):
+    found = {backend: configs(built[backend])["facenet"] for backend in BACKENDS}
+    runtimes = {backend: (config.platform, config.backend) for backend, config in found.items()}
+    assert runtimes == {
+        "onnxruntime": ("onnxruntime_onnx", ""),
+        "python": ("", "python"),
+        "tensorrt": ("tensorrt_plan", ""),
+    }
+    assert found["tensorrt"].default_model_filename == "model.plan"
+    assert found["onnxruntime"].default_model_filename == "model.onnx"
+    groups = {backend: config.instance_group[0] for backend, config in found.items()}
+    kind = model_config_pb2.ModelInstanceGroup
+    assert (groups["tensorrt"].kind, groups["tensorrt"].count) == (kind.KIND_GPU, 2)
+    assert (groups["onnxruntime"].kind, groups["onnxruntime"].count) == (kind.KIND_CPU, 1)
+
+
+def test_a_gpu_waits_for_batches_that_it_has_warmed_up(built):
+    for config in (config for name, config in configs(built["tensorrt"]).items() if name != "facenet_ensemble"):
+        assert list(config.dynamic_batching.preferred_batch_size) == [8, 16, 32]
+        assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    warmup = configs(built["tensorrt"])["facenet"].model_warmup
+    assert [sample.batch_size for sample in warmup] == [1, 8, 16, 32]
+    assert list(warmup[0].inputs["input_1"].dims) == [3, HEIGHT, WIDTH]
+
+
+def test_preferred_batches_fit_the_largest_one(exported, tmp_path):
+    plan = write_plan(tmp_path / "plan", exported)
+    build_repository(exported, tmp_path / "built", RepositorySettings("tensorrt", max_batch_size=12), plan)
+    assert list(configs(tmp_path / "built")["facenet"].dynamic_batching.preferred_batch_size) == [8]
+
+
+def test_encoded_images_of_different_lengths_share_a_batch(built):
+    for backend in BACKENDS:
+        assert configs(built[backend])["facenet_preprocess"].input[0].allow_ragged_batch
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_tensor_names_are_those_of_the_graph(tmp_path, backend):
+    model = write_detector(tmp_path / "model")
+    rename_tensors(model / "model.onnx", ":0")
+    build_repository(model, tmp_path / "built", RepositorySettings(backend))
+    config = configs(tmp_path / "built")["facenet"]
+    assert [tensor.name for tensor in config.input] == ["input_1:0"]
+    assert [tensor.name for tensor in config.output] == ["output_bbox/BiasAdd:0", "output_cov/Sigmoid:0"]
+    tensors = read_manifest(tmp_path / "built", "model_repository")["settings"]["tensors"]
+    assert tensors["coverage"] == "output_cov/Sigmoid:0"
+
+
+def test_settings_reach_the_models(exported, tmp_path):
+    settings = RepositorySettings(
+        "python", "stretch", max_batch_size=4, instances=3, threads=2, workers=5, max_image_pixels=1000
+    )
+    build_repository(exported, tmp_path / "built", settings)
+    found = configs(tmp_path / "built")
+    assert {config.max_batch_size for config in found.values()} == {4}
+    assert [group.count for group in found["facenet"].instance_group] == [3]
+    assert parameters(found["facenet"])["threads"] == 2
+    for name in ("facenet_preprocess", "facenet_postprocess"):
+        assert [group.count for group in found[name].instance_group] == [5]
+    assert parameters(found["facenet_preprocess"]) == {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "preprocessing": "stretch",
+        "max_image_pixels": 1000,
+    }
+    assert parameters(found["facenet_postprocess"])["geometry"] == GEOMETRY
+
+
+def test_the_network_in_a_repository_is_an_exported_model_like_any_other(exported, built):
+    one, other = (
+        load_predictor(exported),
+        load_predictor(built["onnxruntime"] / "repository" / "facenet" / "1" / "model.onnx"),
+    )
+    assert (one.geometry, one.class_names, one.clustering) == (other.geometry, other.class_names, other.clustering)
+    assert one.parameters == other.parameters
+
+
+def test_a_repository_for_another_backend_is_laid_out_anew_for_this_machine(exported, tmp_path):
+    build_repository(exported, tmp_path / "cluster", RepositorySettings(preprocessing="stretch", max_image_pixels=1000))
+    repository = local_repository(tmp_path / "cluster", tmp_path / "local", local_settings(2))
+    settings = read_manifest(repository.parent, "model_repository")["settings"]
+    assert {name: settings[name] for name in ("backend", "preprocessing", "max_image_pixels", "threads")} == {
+        "backend": "python",
+        "preprocessing": "stretch",
+        "max_image_pixels": 1000,
+        "threads": 2,
+    }
+
+
+def test_a_repository_for_this_machine_is_served_as_it_is(built, tmp_path):
+    repository = local_repository(built["python"], tmp_path / "local", local_settings())
+    assert repository == built["python"] / "repository"
+    assert not (tmp_path / "local").exists()
+
+
+@given(st.text(), st.integers(min_value=-(2**31), max_value=2**31 - 1), st.booleans())
+def test_any_text_survives_in_a_configuration(text, number, flag):
+    text = text.encode(errors="replace").decode()
+    message = {
+        "name": text,
+        "max_batch_size": number,
+        "input": [{"name": text, "allow_ragged_batch": flag, "dims": [1, 2]}],
+    }
+    config = text_format.Parse(to_text(message), model_config_pb2.ModelConfig())
+    assert (config.name, config.max_batch_size) == (text, number)
+    assert (config.input[0].name, config.input[0].allow_ragged_batch, list(config.input[0].dims)) == (
+        text,
+        flag,
+        [1, 2],
+    )
+
+
+def test_a_fixed_batch_size_is_refused(tmp_path):
+    model = write_detector(tmp_path / "model")
+    document = onnx.load(model / "model.onnx")
+    document.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(document, model / "model.onnx")
+    with pytest.raises(UserError, match=r"model\.onnx: its batch size is fixed to 4"):
+        build_repository(model, tmp_path / "built", RepositorySettings())
+    assert not (tmp_path / "built").exists()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no exported model here"):
+        build_repository(tmp_path, tmp_path / "built", RepositorySettings())
+
+
+def test_a_repository_without_an_onnx_file_is_no_source(built, tmp_path):
+    with pytest.raises(UserError, match=r"for tensorrt holds no model\.onnx; give the exported model"):
+        build_repository(built["tensorrt"], tmp_path / "built", RepositorySettings())
+
+
+def test_tensorrt_needs_a_plan_and_nothing_else_takes_one(exported, tmp_path):
+    with pytest.raises(UserError, match="tensorrt: it needs a plan"):
+        build_repository(exported, tmp_path / "built", RepositorySettings("tensorrt"))
+    plan = write_plan(tmp_path / "plan", exported)
+    with pytest.raises(UserError, match="onnxruntime: it takes no plan"):
+        build_repository(exported, tmp_path / "built", RepositorySettings(), plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"geometry": {**GEOMETRY, "width": 160}}, "its geometry are not the model's"),
+        ({"class_names": ["mask"]}, "its class_names are not the model's"),
+        ({"triton_release": "23.05"}, f"built in Triton 23.05, to be served in {TRITON_RELEASE}"),
+        ({"batches": [1, 8, 16]}, "it takes batches up to 16, not 32; give --max-batch-size 16"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(exported, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        build_repository(
+            exported,
+            tmp_path / "built",
+            RepositorySettings("tensorrt"),
+            write_plan(tmp_path / "plan", exported, **changes),
+        )
+
+
+# --- the models' sources ----------------------------------------------------------------------------------------------
+
+SOURCES = sorted(Path(models.__path__[0]).glob("*.py"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_no_model_converts_tensors_through_numpys_c_interface(source):
+    # With NumPy 2 the local server's backend would read wrong numbers, and say nothing.
+    tree = ast.parse(source.read_text(), feature_version=(3, 10))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "as_numpy"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr != "Tensor", "tensors are made by pb_utils.Tensor.from_dlpack only"
+        if source.stem != "tensors":
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert "triton_python_backend_utils" not in names
+
+
+def test_models_need_nothing_that_tritons_image_lacks(tmp_path):
+    (tmp_path / "triton_python_backend_utils.py").touch()
+    program = (
+        "import importlib, json, sys\n"
+        "for name in ('preprocess', 'postprocess'):\n"
+        "    importlib.import_module('components.serve.models.' + name)\n"
+        "import components.formats.images\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    )
+    loaded = json.loads(printed.stdout)
+    ours = {name for name in loaded if name.startswith("components.")}
+    rooms = {"components.serve", "components.grid", "components.formats", "components.measure"}
+    assert {".".join(name.split(".")[:2]) for name in ours} == rooms
+    assert not {"torch", "onnxruntime", "onnx", "google.protobuf", "typer", "pipeline"} & set(loaded)
+
+
+# --- which model a path means -----------------------------------------------------------------------------------------
+
+
+def make_run(folder, exported, with_link=True):
+    stage = folder / "export" / "exported"
+    stage.parent.mkdir(parents=True)
+    stage.symlink_to(exported)
+    if with_link:
+        (folder / "model").symlink_to(stage)
+    return folder
+
+
+def test_a_run_means_the_model_it_ended_with(exported, tmp_path):
+    run = make_run(tmp_path / "first", exported)
+    assert find_model(run) == run / "model"
+
+
+def test_a_runs_model_repository_goes_first(exported, tmp_path):
+    run = make_run(tmp_path / "first", exported)
+    build_repository(exported, run / "deploy" / "repository", RepositorySettings())
+    assert find_model(run) == run / "deploy" / "repository"
+
+
+def test_the_newest_run_with_a_model_is_found(exported, tmp_path):
+    runs = [
+        make_run(tmp_path / name, exported, with_link)
+        for name, with_link in (("old", True), ("new", True), ("bad", False))
+    ]
+    for age, run in enumerate(reversed(runs)):
+        os.utime(run, (1e9 - age, 1e9 - age))
+    assert find_model(tmp_path) == tmp_path / "new" / "model"
+
+
+@pytest.mark.parametrize("path", ["model", "model/model.onnx"])
+def test_a_model_is_taken_as_it_is(exported, path):
+    assert find_model(exported.parent / path) == exported.parent / path
+
+
+@pytest.mark.parametrize(("path", "words"), [("nowhere", "there is nothing here"), (".", "no run here has a model")])
+def test_where_there_is_no_model_one_line_says_so(tmp_path, path, words):
+    with pytest.raises(UserError, match=words):
+        find_model(tmp_path / path)
+
+
+def test_settings_are_written_with_their_resolved_batch(built):
+    written = read_manifest(built["python"], "model_repository")["settings"]
+    assert {name: written[name] for name in asdict(RepositorySettings())} == {
+        **asdict(RepositorySettings("python")),
+        "max_batch_size": 8,
+    }
