@@ -50,5 +50,8 @@ $(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
 
 $(VENV)/.setup: $(VENV)/.run
 	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline,serving,deploy,test,lint]'
+	@ldconfig -p | grep -q 'libpython3\.11\.so\.1\.0' || { echo "Triton's Python backend needs libpython3.11: installing it"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython3.11; } || \
+		echo "libpython3.11 could not be installed: the tests of the local Triton will be skipped"
 	$(PIP) --no-deps nvidia-pytriton  # its tritonserver only: its own pins would hold everything else back
 	@touch $@

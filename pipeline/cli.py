@@ -45,7 +45,8 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and argv[0] in FAMILIES:
         commands = importlib.import_module(FAMILIES[argv[0]])
-        sys.exit(program.run(commands.app, argv[1:], f"gridbox {argv[0]}"))
+        words = argv[1:] or [*filter(None, [getattr(commands, "DEFAULT_COMMAND", "")])]
+        sys.exit(program.run(commands.app, words, f"gridbox {argv[0]}"))
     sys.exit(program.run(app, argv, "gridbox"))
 
 

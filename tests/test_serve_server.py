@@ -231,10 +231,9 @@ def test_concurrent_requests_of_different_lengths_are_batched_and_each_gets_its_
     # While it is decoded, the others wait.
     slow = [client.start(encoded(random.integers(0, 256, (1500, 1500, 3), np.uint8))) for _ in range(2)]
     cells = [(int(index) % 6, int(index) // 6 % 4) for index in random.integers(0, 24, 120)]
-    sizes = [{"width": WIDTH * factor, "height": HEIGHT * factor} for factor in (1, 1, 2, 3)]
     images = []
     for index, cell in enumerate(cells):
-        factor = sizes[index % 4]["width"] // WIDTH
+        factor = (1, 1, 2, 3)[index % 4]
         large = cv2.resize(picture([cell]), None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
         images.append((encoded(large) + b"\0" * index, np.multiply(cell_box(*cell), factor)))
     pending = [(client.start(image), box) for image, box in images]

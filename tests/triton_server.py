@@ -1,17 +1,29 @@
 """The real Triton server for tests: where it is missing they are skipped."""
 
-import importlib.util
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from components.serve import wheel
 from components.serve.server import LocalServer
+from components.step import UserError
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("pytriton") is None, reason=f"no Triton server here: {wheel.INSTALL}"
-)
+
+def _missing():
+    """Returns why there is no Triton here; empty if there is."""
+    try:
+        wheel.server_program()
+        with tempfile.TemporaryDirectory() as folder:
+            wheel.write_backends(Path(folder))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+needs_triton = pytest.mark.skipif(bool(_missing()), reason=_missing())
 OUTPUTS = ("true_boxes", "true_proba", "true_class", "num_detections", "true_image_size", "image_error")
 
 
