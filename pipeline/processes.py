@@ -52,17 +52,36 @@ def run(
         )
     os.close(read_end)
     try:
-        while True:
-            try:
-                return process.wait(POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                while_running()
+        while not _ended(process, POLL_SECONDS):
+            while_running()
+        return int(process.returncode)
     except BaseException:
         _end(process, write_end)
         raise
     finally:
         os.close(write_end)
-        process.wait()
+        while not _ended(process, POLL_SECONDS):
+            pass
+
+
+def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    """Waits for a process; says whether it has ended.
+
+    Not `Popen.wait`: a Ctrl-C between two of its lines leaves its lock taken, and the next call waits for ever.
+    """
+    deadline = time.monotonic() + seconds
+    while process.returncode is None:
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:  # reaped already, by a call that was interrupted
+            pid, status = process.pid, 0
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() >= deadline:
+            return False
+        else:
+            time.sleep(0.02)
+    return True
 
 
 def _end(process: "subprocess.Popen[bytes]", lifeline: int) -> None:
@@ -71,5 +90,5 @@ def _end(process: "subprocess.Popen[bytes]", lifeline: int) -> None:
         os.write(lifeline, b"T")
     patience = time.monotonic() + GRACE_SECONDS
     # A second Ctrl-C cuts the wait short.
-    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.wait(max(0.0, patience - time.monotonic()))
+    with contextlib.suppress(KeyboardInterrupt):
+        _ended(process, patience - time.monotonic())

@@ -81,8 +81,8 @@ def start(
     with tempfile.TemporaryDirectory(prefix="gridbox-repository-") as folder:
         repository = local_repository(model, Path(folder, "local"), local_settings(threads))
         with LocalServer(repository, log or _log_file(http_port), ports, say=_say) as server:
-            _introduce(server, model, ports)
             try:
+                _introduce(server, model, ports)
                 server.wait()
             except KeyboardInterrupt:
                 typer.echo("stopping")

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from components.serve import wheel
+from components.serve import watchdog, wheel
 from components.step import StageError, UserError
 
 HOST = "127.0.0.1"
@@ -87,6 +87,7 @@ class LocalServer:
         self._scratch = Path()
         self._command: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self._stubs: dict[str, int] = {}
         self._repaired: deque[float] = deque(maxlen=MOST_REPAIRS)
         self._failure: Exception | None = None
@@ -205,6 +206,11 @@ class LocalServer:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-I", "-S", watchdog.__file__, str(self._process.pid), f"{self._id}_"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         give_up = time.monotonic() + START_SECONDS
         while not self._is_ready():
             self._check(begin, give_up)
@@ -332,7 +338,9 @@ class LocalServer:
             if _exists(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        self._process = None
+            if self._watchdog is not None:
+                self._watchdog.communicate()  # closes the pipe
+        self._process = self._watchdog = None
         for region in _SHARED_MEMORY.glob(f"{self._id}_*"):
             region.unlink(missing_ok=True)
 
