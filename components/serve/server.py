@@ -376,7 +376,7 @@ def _resolved(ports: Ports) -> Ports:
 
 def _environment() -> dict[str, str]:
     """Returns the server's whole environment: its models' Python is the first `python3` on PATH."""
-    folder = wheel.library_folder()
+    folder = wheel.libpython_folder()
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
         "HOME": os.environ.get("HOME", "/"),

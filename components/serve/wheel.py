@@ -56,7 +56,7 @@ def write_backends(folder: Path) -> Path:
     stub = home / "python_backend_stubs" / _PYTHON / STUB
     if not stub.is_file():
         raise UserError(f"{DISTRIBUTION} {VERSION} does not run models in Python {_PYTHON}; use Python 3.11")
-    if not (library_folder() or find_library(f"python{_PYTHON}")):
+    if not (libpython_folder() or find_library(f"python{_PYTHON}")):
         raise UserError(f"no libpython{_PYTHON}.so on this machine; on Debian: apt install libpython{_PYTHON}")
     backends = folder / _HOME / "backends"
     shutil.copytree(home / "backends" / "python", backends / "python", ignore=shutil.ignore_patterns("__pycache__"))
@@ -65,7 +65,7 @@ def write_backends(folder: Path) -> Path:
     return backends
 
 
-def library_folder() -> Path | None:
+def libpython_folder() -> Path | None:
     """Returns where the shared library of this very Python lies; None when it was built without one."""
     folder = Path(sysconfig.get_config_var("LIBDIR") or "")
     return folder if (folder / f"libpython{_PYTHON}.so.1.0").is_file() else None
