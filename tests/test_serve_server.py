@@ -228,14 +228,14 @@ def test_a_short_jpeg_in_a_request_with_a_long_one_is_whole(client):
 def test_concurrent_requests_of_different_lengths_are_batched_and_each_gets_its_own_answer(client):
     before = executions(client, "facenet_preprocess")
     random = np.random.default_rng(2)
-    # While it is decoded, the others wait.
-    slow = [client.start(encoded(random.integers(0, 256, (1500, 1500, 3), np.uint8))) for _ in range(2)]
+    noise = encoded(random.integers(0, 256, (1500, 1500, 3), np.uint8))
     cells = [(int(index) % 6, int(index) // 6 % 4) for index in random.integers(0, 24, 120)]
     images = []
     for index, cell in enumerate(cells):
         factor = (1, 1, 2, 3)[index % 4]
         large = cv2.resize(picture([cell]), None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
         images.append((encoded(large) + b"\0" * index, np.multiply(cell_box(*cell), factor)))
+    slow = [client.start(noise) for _ in range(8)]  # while they are decoded, the others wait
     pending = [(client.start(image), box) for image, box in images]
     for request, box in pending:
         np.testing.assert_allclose(request.get_result().as_numpy("true_boxes"), [[box]], atol=1e-3)
