@@ -20,8 +20,6 @@ BBOX_OUTPUT = "output_bbox/BiasAdd"
 # What TensorFlow, and so TAO 5's ONNX files, add to the name of a tensor.
 TENSOR_SUFFIX = ":0"
 MODEL_FILE = "model.onnx"
-# Input size, classes, clustering and tensor names of `model.onnx`; the settings of an exported model's manifest.
-DESCRIPTION_FILE = "model.json"
 LABELS_FILE = "labels.txt"
 
 Images = NDArray[np.uint8]
