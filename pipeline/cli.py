@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +14,11 @@ from rich.console import Console
 
 from components import program
 from components.step import StageError, UserError, publish, write_json
+from pipeline.options import Options, Serving
 
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
+    from pipeline.serving import RunServer
 
 # By the word after `gridbox`, the module whose typer application it calls.
 FAMILIES = {
@@ -29,6 +31,8 @@ FAMILIES = {
     "store": "components.publication_commands",
 }
 PIPELINES = ("facedetect",)
+# Parameters that a run on this machine sets: where published models lie, and where to deploy.
+PUBLISHED, TARGET = "deploy_base", "deploy_target"
 
 app = typer.Typer(
     name="gridbox",
@@ -55,9 +59,12 @@ def compile_command(
     pipeline: Annotated[str, typer.Argument(help="The pipeline: facedetect.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     profile: Annotated[str, typer.Option(help="Whose values become the defaults: tao, cpu, cpu-real, micro.")] = "tao",
+    serving: Annotated[
+        Serving, typer.Option(help="What the deployed model runs on: ONNX Runtime (cpu), or a TensorRT plan (gpu).")
+    ] = Serving.cpu,
 ) -> None:
     """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here."""
-    compile_to(pipeline, output, profile)
+    compile_to(pipeline, output, profile, Options(serving))
     typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile}")
 
 
@@ -78,7 +85,12 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped; its options need not be repeated.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="The folder of all runs and of the cache.")] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Option(help="The folder of all runs, of the cache, and of the published models.")
+    ] = Path("runs"),
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Deploy to this machine, and serve on when the run has ended.")
+    ] = False,
 ) -> None:
     """Run a pipeline on this machine: the very file that Kubeflow would run, with no cluster and no GPU.
 
@@ -87,15 +99,21 @@ def run_command(
     gridbox run facedetect
 
     gridbox run facedetect --data ~/wider_face --set train_epochs=40
+
+    gridbox run facedetect --keep-serving
     """
-    from pipeline.local import RunSettings, StageFailure, locked
+    from pipeline.local import LOGS, SERVER_LOG, RunSettings, StageFailure, locked
+    from pipeline.serving import RunServer
 
     console = Console(file=sys.stdout)
     run_name = _run_name(pipeline, data, profile, name)
     settings = RunSettings(runs, run_name, resume, console=console)
     try:
-        with locked(settings.folder) as lock:
-            _run(pipeline, data, profile, assignments or [], settings, lock)
+        with RunServer(settings.folder / LOGS / SERVER_LOG) as server:
+            with locked(settings.folder) as lock:
+                _run(pipeline, data, profile, assignments or [], settings, lock, server, keep_serving)
+            if keep_serving:
+                server.serve_on()
     except StageFailure as failure:
         _explain_failure(failure)
     except KeyboardInterrupt:
@@ -111,8 +129,16 @@ def _explain_failure(failure: "StageFailure") -> None:
 
 
 def _run(
-    pipeline: str, data: str, profile: str, assignments: Sequence[str], settings: "RunSettings", lock: int
+    pipeline: str,
+    data: str,
+    profile: str,
+    assignments: Sequence[str],
+    settings: "RunSettings",
+    lock: int,
+    server: "RunServer",
+    keep_serving: bool,
 ) -> None:
+    from pipeline.compiled import load
     from pipeline.local import ARGUMENTS_FILE, PIPELINE_FILE, run_pipeline
 
     file = settings.folder / PIPELINE_FILE if pipeline in PIPELINES else Path(pipeline)
@@ -120,16 +146,22 @@ def _run(
     if settings.resume and given.is_file() and not (data or profile or assignments):
         arguments = json.loads(given.read_text(encoding="utf-8"))
     else:
-        arguments = _arguments(pipeline, file, data, profile, assignments)
+        arguments = _arguments(pipeline, file, data, profile, assignments, settings.runs)
         write_json(given, arguments)
-    run_pipeline(file, arguments, settings, lock)
+    if keep_serving:
+        if TARGET not in load(file).parameters:
+            raise UserError(f"{file}: the pipeline has no parameter {TARGET}, so there is nothing to keep serving")
+        arguments |= {TARGET: "local"}
+    run_pipeline(file, arguments, settings, lock, server)
     report = settings.folder / "report.html"
     settings.console.print(f"results: {settings.folder}", markup=False, highlight=False, soft_wrap=True)
     if report.exists():
         settings.console.print(f"report:  {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _arguments(pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str]) -> dict[str, Any]:
+def _arguments(
+    pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str], runs: Path
+) -> dict[str, Any]:
     """Compiles a pipeline of ours to `file`, and returns the checked values that differ from the file's defaults."""
     from pipeline.compiled import load
     from pipeline.parameters import parse_assignments
@@ -137,11 +169,13 @@ def _arguments(pipeline: str, file: Path, data: str, profile: str, assignments: 
 
     values: dict[str, Any] = {}
     if pipeline in PIPELINES:
-        compile_to(pipeline, file, _default_profile(data, profile))
+        compile_to(pipeline, file, _default_profile(data, profile), Options())
     elif profile:
         values = dict(profile_values(profile))
     compiled = load(file)
     values |= {"data_uri": data} if data else {}
+    if PUBLISHED in compiled.parameters:
+        values |= {PUBLISHED: str((runs / "published").absolute())}
     values |= parse_assignments(assignments, compiled.parameters)
     for unknown in sorted(set(values) - set(compiled.parameters)):
         raise UserError(f"{file}: the pipeline has no parameter {unknown}")
@@ -177,8 +211,14 @@ def absolute(name: str, value: object) -> object:
     return str(path)
 
 
-def compile_to(pipeline: str, output: Path, profile: str) -> None:
+def compile_to(pipeline: str, output: Path, profile: str, options: Options) -> None:
     """Compiles a pipeline with a profile's values as defaults.
+
+    Args:
+        pipeline: Its name.
+        output: The file to write.
+        profile: Name of the profile.
+        options: Which stages there are.
 
     Raises:
         UserError: There is no such pipeline or profile, or a value is out of range.
@@ -194,7 +234,7 @@ def compile_to(pipeline: str, output: Path, profile: str) -> None:
     check_arguments(pipeline, values)
     from kfp import compiler
 
-    function: Callable[..., Any] = getattr(module, pipeline)
+    function = module.define(options)
     with publish(output) as scratch, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pipeline.yaml")  # the compiler goes by the suffix
         compiler.Compiler().compile(function, str(file), pipeline_parameters=values)

@@ -29,12 +29,14 @@ class CompiledPipeline:
         name: The pipeline's name.
         parameters: By name, the KFP type: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT.
         stages: By component name, how its stage is called here (and its folder).
+        uncached: The stages whose results must not stand for another run of them: what they do lies outside.
     """
 
     path: Path
     name: str
     parameters: dict[str, str]
     stages: dict[str, str]
+    uncached: frozenset[str]
 
 
 def load(path: Path) -> CompiledPipeline:
@@ -58,7 +60,9 @@ def load(path: Path) -> CompiledPipeline:
     _check_conditions(path, root["dag"], components, frozenset())
     parameters = (root.get("inputDefinitions") or {}).get("parameters") or {}
     types = {key: value["parameterType"] for key, value in parameters.items()}
-    return CompiledPipeline(path, name, types, _stage_names(path, root["dag"], components))
+    stages = _stage_names(path, root["dag"], components)
+    uncached = frozenset(stages[name] for name, task in _tasks(root["dag"], components) if not _is_cached(task))
+    return CompiledPipeline(path, name, types, stages, uncached)
 
 
 def _check_executor(path: Path, label: str, executor: dict[str, Any]) -> None:
@@ -110,9 +114,10 @@ def _check_conditions(path: Path, dag: dict[str, Any], components: dict[str, Any
 
 def _stage_names(path: Path, dag: dict[str, Any], components: dict[str, Any]) -> dict[str, str]:
     stages: dict[str, str] = {}
-    for component, name in _tasks(dag, components):
+    for component, task in _tasks(dag, components):
         if component in stages:
             raise UserError(f"{path}: two tasks share {component}; compile it so that each has its own")
+        name = task["taskInfo"]["name"]
         stages[component] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     for name, count in Counter(stages.values()).items():
         if count > 1:
@@ -120,14 +125,19 @@ def _stage_names(path: Path, dag: dict[str, Any], components: dict[str, Any]) ->
     return stages
 
 
-def _tasks(dag: dict[str, Any], components: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _is_cached(task: dict[str, Any]) -> bool:
+    return bool((task.get("cachingOptions") or {}).get("enableCache"))
+
+
+def _tasks(dag: dict[str, Any], components: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every task that runs a container, by the name of its component, in the order in which they run."""
     for task_name in _execution_order(dag):
         task = dag["tasks"][task_name]
         component = task["componentRef"]["name"]
         if "dag" in components[component]:
             yield from _tasks(components[component]["dag"], components)
         else:
-            yield component, (task.get("taskInfo") or {}).get("name") or task_name
+            yield component, task
 
 
 def _execution_order(dag: dict[str, Any]) -> list[str]:

@@ -28,8 +28,12 @@ from pipeline import processes
 from pipeline.cache import CODE, Key, Store, stage_key
 from pipeline.compiled import CompiledPipeline, load
 from pipeline.progress import Progress, current_note
+from pipeline.serving import RunServer
 
 KFP_VERSION = "2.17.0"
+# In a run's folder: what the stages print, and the server of a stage that deploys to this machine.
+LOGS = "logs"
+SERVER_LOG = "triton.log"
 # In a run's folder: what runs, and with which values.
 PIPELINE_FILE = "pipeline.yaml"
 ARGUMENTS_FILE = "arguments.json"
@@ -93,7 +97,9 @@ def locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def run_pipeline(pipeline: Path, arguments: Mapping[str, Any], settings: RunSettings, lock: int) -> None:
+def run_pipeline(
+    pipeline: Path, arguments: Mapping[str, Any], settings: RunSettings, lock: int, server: RunServer
+) -> None:
     """Runs a compiled pipeline to its end.
 
     Args:
@@ -101,6 +107,7 @@ def run_pipeline(pipeline: Path, arguments: Mapping[str, Any], settings: RunSett
         arguments: Values of pipeline parameters that differ from the file's defaults.
         settings: How and where to run; the caller holds the run's lock.
         lock: The lock's descriptor.
+        server: Serves what a stage deploys to this machine.
 
     Raises:
         UserError: The file cannot run here.
@@ -109,7 +116,7 @@ def run_pipeline(pipeline: Path, arguments: Mapping[str, Any], settings: RunSett
     compiled = load(pipeline)
     _clear(settings)
     with Progress(list(compiled.stages.values()), settings.console) as progress:
-        stages = Stages(compiled, settings, progress, lock)
+        stages = Stages(compiled, settings, progress, lock, server)
         _walk(compiled, arguments, stages)
     _name_results(settings.folder, compiled)
 
@@ -202,12 +209,15 @@ def _replaced(stages: "Stages") -> Iterator[None]:
 class Stages:
     """Runs the stages of one run, or takes their results from the cache."""
 
-    def __init__(self, compiled: CompiledPipeline, settings: RunSettings, progress: Progress, lock: int) -> None:
+    def __init__(
+        self, compiled: CompiledPipeline, settings: RunSettings, progress: Progress, lock: int, server: RunServer
+    ) -> None:
         self.settings = settings
         self.failure: StageFailure | None = None
         self._compiled = compiled
         self._progress = progress
         self._lock = lock
+        self._server = server
         self._store = Store(settings.runs / ".cache")
         self._threads = available_cores()
         # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
@@ -236,7 +246,8 @@ class Stages:
                 self._threads,
                 self.settings.code,
             )
-            if (key.is_pure or self.settings.resume) and self._restored(key, executor_input, folder):
+            may_be_restored = folder.name not in self._compiled.uncached and (key.is_pure or self.settings.resume)
+            if may_be_restored and self._restored(key, executor_input, folder):
                 return True
             return self._executed(argv, environment, executor_input, folder, key)
 
@@ -259,16 +270,21 @@ class Stages:
         stage, started = folder.name, time.monotonic()
         self._progress.start(stage)
         work = self._work_folder(stage, key)
-        log = self.settings.folder / "logs" / f"{stage}.log"
+        log = self.settings.folder / LOGS / f"{stage}.log"
         for parent in (folder, log.parent):
             parent.mkdir(parents=True, exist_ok=True)
+
+        def while_running() -> None:
+            self._server.attend()
+            self._progress.note(stage, current_note(work, log))
+
         code = processes.run(
             [sys.executable if argv[0] in ("python", "python3") else argv[0], *argv[1:]],
             self._environment(work, environment),
             work,
             log,
             self._lock,
-            lambda: self._progress.note(stage, current_note(work, log)),
+            while_running,
         )
         seconds = time.monotonic() - started
         if code != 0:
@@ -277,7 +293,8 @@ class Stages:
             return False
         if not Path(executor_input["outputs"]["outputFile"]).is_file():
             write_executor_output(executor_input)  # for a program that leaves that to its surroundings
-        self._store.keep(key, executor_input, seconds)
+        if stage not in self._compiled.uncached:
+            self._store.keep(key, executor_input, seconds)
         shutil.rmtree(work)
         self._progress.finish(stage, "done", seconds, _figures(executor_input))
         return True
@@ -303,6 +320,7 @@ class Stages:
             "OPENBLAS_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "PYTHONUNBUFFERED": "1",
+            **self._server.environment,
             **own,
             STAGE_DIR: str(work),
             "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)]),
@@ -328,14 +346,14 @@ def _describe_failure(stage: str, code: int, log: Path) -> str:
 
 
 def _name_results(folder: Path, compiled: CompiledPipeline) -> None:
-    """Puts what a person looks for first on top of the run's folder: the model to use and the report."""
+    """Puts what a person looks for first on top of the run's folder: the model to use, and each stage's report."""
     for stage in compiled.stages.values():
         for manifest in sorted((folder / stage).glob(f"*/{MANIFEST}")):
             output = manifest.parent
             if json.loads(manifest.read_text(encoding="utf-8"))["kind"] == "exported_model":
                 _point(folder / "model", output)
             if (output / "report.html").is_file():
-                _point(folder / "report.html", output / "report.html")
+                _point(folder / f"{stage}.html", output / "report.html")
 
 
 def _point(link: Path, target: Path) -> None:

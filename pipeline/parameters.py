@@ -88,7 +88,15 @@ def _describe(schema: Mapping[str, Any]) -> str:
     """Says in words what a JSON schema allows."""
     if "enum" in schema:
         return " or ".join(schema["enum"])
-    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+    if "pattern" in schema:
+        return f"like {schema['pattern']}"
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "object": "a JSON object of texts",
+        "array": "a JSON list of objects",
+    }
     parts = [words.get(schema["type"], schema["type"])]
     limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "multipleOf": "divisible by"}
     parts += [f"{word} {schema[key]}" for key, word in limits.items() if key in schema]

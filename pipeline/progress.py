@@ -17,6 +17,8 @@ State = Literal["waiting", "running", "done", "cached", "failed"]
 TAIL_BYTES = 4096
 # On a terminal that is none, a stage's note is printed when it changes, but not more often than this.
 PLAIN_SECONDS = 10.0
+# Longer ones, a digest or a sentence, would fill the table.
+SHORT_TEXT = 32
 _HEADLINES = (
     ("mean_average_precision", "AP"),
     ("loss", "loss"),
@@ -139,9 +141,13 @@ def headline(figures: Mapping[str, Any]) -> str:
     if isinstance(figures.get("file_bytes"), (int, float)):
         parts.append(f"{figures['file_bytes'] / 1e6:.2f} MB")
     if not parts:
-        counts = [(name, value) for name, value in figures.items() if isinstance(value, (int, float, str)) and value]
-        parts = [f"{name.replace('_', ' ')} {_count(value)}" for name, value in counts if name != "seconds"][:4]
+        counts = [(name, value) for name, value in figures.items() if _is_short(value) and name != "seconds"]
+        parts = [f"{name.replace('_', ' ')} {_count(value)}" for name, value in counts][:4]
     return "  ".join(parts)
+
+
+def _is_short(value: object) -> bool:
+    return bool(value) and (isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= SHORT_TEXT))
 
 
 def _count(value: float | str) -> str:

@@ -18,10 +18,12 @@ from kfp import compiler, dsl
 from rich.console import Console
 
 from components.images import OPEN_ENGINE
-from components.step import UserError
+from components.serve.host import Served
+from components.step import StageError, UserError
 from components.vision.threads import available_cores
 from pipeline import compiled, local
 from pipeline.local import RunSettings, StageFailure, locked, run_pipeline
+from pipeline.serving import RunServer
 
 # `gridbox run` as a process, with the stand-in for the stages' program placed first on their PATH.
 DRIVER = """
@@ -50,8 +52,8 @@ class Bench:
         """Runs the pipeline in this process; returns the tasks whose program was started."""
         settings = settings or self.settings()
         self.calls_file.write_text("")
-        with locked(settings.folder) as lock:
-            run_pipeline(self.yaml, arguments, settings, lock)
+        with locked(settings.folder) as lock, RunServer(settings.folder / "logs/triton.log") as server:
+            run_pipeline(self.yaml, arguments, settings, lock, server)
         return self.calls_file.read_text().split()
 
     def start(self, *arguments):
@@ -357,6 +359,35 @@ def test_any_tag_and_digest_of_the_engines_repository_is_allowed(bench, suffix):
     image = OPEN_ENGINE.rpartition(":")[0] + suffix
     bench.yaml.write_text(bench.yaml.read_text().replace(OPEN_ENGINE, image))
     assert compiled.load(bench.yaml).stages == {"comp-make": "make", "comp-total": "add-up"}
+
+
+def test_stage_that_must_not_be_cached_runs_again_even_when_a_run_is_resumed(bench):
+    assert compiled.load(bench.yaml).uncached == frozenset()
+    document = yaml.safe_load(bench.yaml.read_text())
+    document["root"]["dag"]["tasks"]["make"]["cachingOptions"] = {}
+    bench.yaml.write_text(yaml.safe_dump(document))
+    assert compiled.load(bench.yaml).uncached == {"make"}
+    assert bench.run() == ["make", "total"]
+    assert bench.run() == ["make"]
+    assert bench.run(bench.settings(resume=True)) == ["make"]
+
+
+def test_server_that_a_stage_asks_for_is_the_runs_own(bench, monkeypatch):
+    asked = []
+    served = Served("http://127.0.0.1:1", "grpc://127.0.0.1:2")
+    monkeypatch.setattr(RunServer, "_serve", lambda _, model: asked.append(model) or served)
+    assert bench.run(mood="serve") == ["make", "total"]
+    assert asked == [Path("/model")]
+    assert str(served) in (bench.runs / "r/logs/make.log").read_text()
+
+
+def test_server_that_cannot_start_fails_the_stage_that_asked(bench, monkeypatch):
+    def fail(_, model):
+        raise StageError(f"no server for {model}")
+
+    monkeypatch.setattr(RunServer, "_serve", fail)
+    with pytest.raises(StageFailure, match="no server for /model"):
+        bench.run(mood="serve")
 
 
 def test_stage_without_executor_input_is_refused_in_one_line_with_exit_code_2(bench):

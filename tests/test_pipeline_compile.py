@@ -4,22 +4,30 @@ import inspect
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from test_pipeline_contract import all_tasks
 
 from components import step
 from components.step import UserError
 from pipeline import cli, facedetect
 from pipeline.compiled import load
+from pipeline.options import Options, Serving
 from pipeline.parameters import check_ranges
 from pipeline.profiles import PROFILES
 
 
+@pytest.fixture(scope="module", params=Serving)
+def options(request):
+    return Options(request.param)
+
+
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def file(tmp_path_factory, options):
     path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
-    cli.compile_to("facedetect", path, "tao")
+    cli.compile_to("facedetect", path, "tao", options)
     return path
 
 
@@ -32,14 +40,15 @@ def containers(document):
     return {name: executor["container"] for name, executor in document["deploymentSpec"]["executors"].items()}
 
 
-def test_compiling_twice_gives_the_same_bytes(file, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "again.yaml", "tao")
+def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
+    cli.compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
     assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
 
 
 def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document):
-    assert set(re.findall(r"\{\{.*?\}\}", file.read_text())) == {"{{$}}"}
+    # The run's identity is one only as the whole value of a parameter.
+    assert set(re.findall(r"\{\{.*?\}\}", file.read_text())) == {"{{$}}", "{{$.pipeline_job_uuid}}"}
     for container in containers(document).values():
         assert not any("{{" in word for word in container["command"])
         assert container["args"][-2:] == ["--executor-input", "{{$}}"]
@@ -58,7 +67,7 @@ def test_file_holds_no_local_path_and_no_secret(file):
 
 def test_tao_stages_run_the_source_of_step_itself(document):
     source = inspect.getsource(step)
-    found = [container for container in containers(document).values() if container["command"][0] == "python3"]
+    found = [container for container in containers(document).values() if container["command"][:2] == ["python3", "-c"]]
     assert len(found) == 11
     for container in found:
         assert container["command"] == ["python3", "-c", source]
@@ -70,7 +79,7 @@ def test_tao_stages_run_the_source_of_step_itself(document):
 
 def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
     for label, container in containers(document).items():
-        if container["command"][0] != "python3":
+        if container["command"][:2] != ["python3", "-c"]:
             continue
         component = document["components"][label.replace("exec-", "comp-")]
         _, inputs, parameters, outputs = step.TASKS[container["args"][1]]
@@ -86,17 +95,20 @@ def test_no_output_name_is_a_prefix_of_another(document):
 
 
 def test_every_parameter_is_passed_explicitly(document):
-    for task in document["root"]["dag"]["tasks"].values():
+    for task in all_tasks(document).values():
         component = document["components"][task["componentRef"]["name"]]
         declared = component.get("inputDefinitions", {})
-        assert set(declared.get("parameters", {})) == set(task.get("inputs", {}).get("parameters", {}))
+        given = task.get("inputs", {}).get("parameters", {})
+        assert set(declared.get("parameters", {})) == set(given)
         assert set(declared.get("artifacts", {})) == set(task.get("inputs", {}).get("artifacts", {}))
-        assert not any(spec.get("isOptional") for spec in declared.get("parameters", {}).values())
+        optional = {name for name, spec in declared.get("parameters", {}).items() if spec.get("isOptional")}
+        assert optional == {name for name, source in given.items() if "taskFinalStatus" in source}
 
 
 def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
-    for task in document["root"]["dag"]["tasks"].values():
-        assert "triggerPolicy" not in task
+    for name, task in all_tasks(document).items():
+        wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "rollback" else None
+        assert task.get("triggerPolicy") == wanted
     for container in containers(document).values():
         for value in container.get("resources", {}).values():
             assert isinstance(value, (str, dict))
@@ -104,43 +116,70 @@ def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
 
 
 def test_every_parameter_is_described_and_named_after_its_stage(document):
-    stages = ("data", "records", "pretrained", "train", "prune", "retrain", "inference", "export", "int8", "eval")
+    stages = (
+        "data",
+        "records",
+        "pretrained",
+        "train",
+        "prune",
+        "retrain",
+        "inference",
+        "export",
+        "int8",
+        "deploy",
+        "eval",
+    )
     for name, declared in document["root"]["inputDefinitions"]["parameters"].items():
         assert declared.get("description"), name
         assert name.partition("_")[0] in stages
     for component in document["components"].values():
+        if "dag" in component:
+            continue
         for kind in ("parameters", "artifacts"):
             for name, declared in component.get("inputDefinitions", {}).get(kind, {}).items():
                 assert declared.get("description"), name
 
 
 def test_ranges_know_every_parameter_with_its_type(document):
-    types = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool}
+    types = {
+        "STRING": str,
+        "NUMBER_INTEGER": int,
+        "NUMBER_DOUBLE": float,
+        "BOOLEAN": bool,
+        "LIST": list[dict[str, Any]],
+        "STRUCT": dict[str, str],
+    }
     declared = document["root"]["inputDefinitions"]["parameters"]
     annotations = facedetect.Ranges.__annotations__
     assert set(annotations) == set(declared)
     for name, parameter in declared.items():
         annotation = annotations[name]
-        base = getattr(annotation, "__origin__", annotation)
+        base = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
         wanted = types[parameter["parameterType"]]
-        assert base is wanted or (wanted is str and "Literal" in str(annotation)), name
+        assert base == wanted or (wanted is str and "Literal" in str(annotation)), name
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "p.yaml", name)
+    cli.compile_to("facedetect", tmp_path / "p.yaml", name, Options())
     parameters = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["inputDefinitions"]["parameters"]
     check_ranges({key: value["defaultValue"] for key, value in parameters.items()}, facedetect.Ranges)
     for key, value in PROFILES[name].items():
         assert parameters[key]["defaultValue"] == value
 
 
-def test_compiled_file_can_run_here(file):
+def test_compiled_file_can_run_here_where_it_serves_on_cpus(file, options):
+    if options.serving is Serving.gpu:
+        with pytest.raises(UserError, match=r"tensorrt has the image .*/triton:"):
+            load(file)
+        return
     compiled = load(file)
     assert compiled.name == "facedetect"
     names = "data kitti records-training records-validation pretrained evaluate-pretrained train evaluate prune"
     names += " evaluate-pruned retrain evaluate-retrained inference export int8 report"
-    assert sorted(compiled.stages.values()) == sorted(names.split())
+    served = {"publish", "deploy", "endpoint", "promote", "roll-back"}
+    assert set(compiled.stages.values()) == {*names.split(), "model-repository", *served}
+    assert compiled.uncached == served
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.main import get_command
 
 from components import step
+from components.serve import tensorrt
 from pipeline import cli
+from pipeline.options import Options, Serving
 
 # As recorded from a launcher (ids shortened): the order of fields and the extra ones are Kubeflow's.
 RECORDED = """{"outputs":{"outputFile":"/minio/mlpipeline/v2/artifacts/facedetect/7b1/prune/output_metadata.json",
@@ -34,10 +36,14 @@ RECORDED = """{"outputs":{"outputFile":"/minio/mlpipeline/v2/artifacts/facedetec
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory):
-    path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
-    cli.compile_to("facedetect", path, "micro")
-    return yaml.safe_load(path.read_text())
+def documents(tmp_path_factory):
+    """The compiled pipeline, serving on CPUs and on GPUs."""
+    compiled = {}
+    for serving in Serving:
+        path = tmp_path_factory.mktemp("compiled") / f"{serving}.yaml"
+        cli.compile_to("facedetect", path, "micro", Options(serving))
+        compiled[serving] = yaml.safe_load(path.read_text())
+    return compiled
 
 
 @pytest.fixture
@@ -53,8 +59,14 @@ def arguments_of(document, task, component):
     }
     values = {}
     for name, source in task["inputs"].get("parameters", {}).items():
-        pipeline_parameter = source.get("componentInputParameter")
-        value = defaults[pipeline_parameter] if pipeline_parameter else source["runtimeValue"]["constant"]
+        if "componentInputParameter" in source:
+            value = defaults[source["componentInputParameter"].removeprefix("pipelinechannel--")]
+        elif "taskFinalStatus" in source:
+            value = {"state": "SUCCEEDED", "pipelineTaskName": source["taskFinalStatus"]["producerTask"]}
+        elif "taskOutputParameter" in source:
+            value = "text of the stage before"
+        else:
+            value = source["runtimeValue"]["constant"]
         kind = component["inputDefinitions"]["parameters"][name]["parameterType"]
         values[name] = float(value) if kind.startswith("NUMBER") else value
     return dict(reversed(values.items()))
@@ -62,7 +74,7 @@ def arguments_of(document, task, component):
 
 def executor_input(document, name, mounts):
     """An executor input of Kubeflow's shape for a task, whose input artifacts exist."""
-    task = document["root"]["dag"]["tasks"][name]
+    task = all_tasks(document)[name]
     component = document["components"][task["componentRef"]["name"]]
     base = f"mlpipeline/v2/artifacts/facedetect/7b1/{name}/4d2"
 
@@ -70,16 +82,16 @@ def executor_input(document, name, mounts):
         kind = {"schemaVersion": "0.0.1", "schemaTitle": declared["artifactType"]["schemaTitle"]}
         return {"artifacts": [{"uri": f"minio://{base}/{key}", "type": kind, "name": key, "metadata": {}}]}
 
-    inputs = component.get("inputDefinitions", {})
+    inputs, outputs = component.get("inputDefinitions", {}), component.get("outputDefinitions", {})
     for key in inputs.get("artifacts", {}):
         (mounts / base / key).mkdir(parents=True)
     return {
         "outputs": {
             "outputFile": str(mounts / f"mlpipeline/v2/artifacts/facedetect/7b1/{name}/output_metadata.json"),
             "artifacts": {
-                key: runtime_artifact(key, declared)
-                for key, declared in component["outputDefinitions"]["artifacts"].items()
+                key: runtime_artifact(key, declared) for key, declared in outputs.get("artifacts", {}).items()
             },
+            "parameters": {key: {"outputFile": str(mounts / base / key)} for key in outputs.get("parameters", {})},
         },
         "inputs": {
             "artifacts": {
@@ -90,33 +102,54 @@ def executor_input(document, name, mounts):
     }
 
 
-def stage_names():
-    names = "acquire convert dataset-convert dataset-convert-2 pretrained-weights evaluate evaluate-2 evaluate-3"
-    return f"{names} evaluate-4 train train-2 prune inference export int8 report".split()
+def all_tasks(document):
+    """Every task that runs a container, by its name."""
+    found, dags = {}, [document["root"]["dag"]]
+    while dags:
+        for name, task in dags.pop()["tasks"].items():
+            component = document["components"][task["componentRef"]["name"]]
+            if "dag" in component:
+                dags.append(component["dag"])
+            else:
+                found[name] = task
+    return found
 
 
-def test_every_stage_is_tested_here(document):
-    assert sorted(document["root"]["dag"]["tasks"]) == sorted(stage_names())
+LEARNING = "pretrained-weights train train-2 prune inference export int8"
+DATA = "acquire convert dataset-convert dataset-convert-2"
+SCORING = "evaluate evaluate-2 evaluate-3 evaluate-4 report endpoint"
+COMMON = f"{DATA} {LEARNING} {SCORING} publish deploy promote rollback".split()
+STAGES = {Serving.cpu: [*COMMON, "repository"], Serving.gpu: [*COMMON, "tensorrt", "repository-of-plan"]}
 
 
-@pytest.mark.parametrize("name", stage_names())
-def test_stage_takes_the_flags_of_kubeflows_executor_input(document, mounts, name):
+@pytest.mark.parametrize("serving", Serving)
+def test_every_stage_is_tested_here(documents, serving):
+    assert sorted(all_tasks(documents[serving])) == sorted(STAGES[serving])
+
+
+@pytest.mark.parametrize(("serving", "name"), [(serving, name) for serving in Serving for name in STAGES[serving]])
+def test_stage_takes_the_flags_of_kubeflows_executor_input(documents, mounts, serving, name):
+    document = documents[serving]
     given = executor_input(document, name, mounts)
     json_format.ParseDict(given, pipeline_spec_pb2.ExecutorInput())  # it is one
     flags = step.flags_from_executor_input(step.parse_executor_input(json.dumps(given)))
     assert not any(flag.endswith(".0") for flag in flags if "\n" not in flag and flag not in ("1.0",))
     container = document["deploymentSpec"]["executors"][f"exec-{name}"]["container"]
     words = [*container["command"], *container["args"][:-2]]
-    if words[0] == "python3":
+    if words[:2] == ["python3", "-c"]:
         options = step.parse_tao_flags(words[4], flags)
         assert all(Path(mounts) in value.parents for value in vars(options).values() if isinstance(value, Path))
-    else:
-        program, family, task = words
-        assert program == "gridbox"
-        app = importlib.import_module(f"components.{family}.commands").app
-        command = get_command(app).commands[task]
-        context = command.make_context(task, list(flags))  # raises for a flag or a value that it does not know
-        assert set(given["outputs"]["artifacts"]) <= set(context.params)
+        return
+    if words[:2] == ["python3", "-m"]:
+        options = tensorrt.parse([*words[3:], *flags])
+        assert options.exported.is_relative_to(mounts)
+        return
+    program, family, task, *fixed = words
+    assert program == "gridbox"
+    app = importlib.import_module(f"components.{family}.commands").app
+    command = get_command(app).commands[task]
+    context = command.make_context(task, [*fixed, *flags])  # raises for a flag or a value that it does not know
+    assert {*given["outputs"]["artifacts"], *given["outputs"]["parameters"]} <= set(context.params)
 
 
 def test_recorded_executor_input_prunes_a_model(tmp_path, mounts, monkeypatch):
@@ -137,6 +170,6 @@ def test_recorded_executor_input_prunes_a_model(tmp_path, mounts, monkeypatch):
     assert json_format.MessageToDict(written["metrics"].artifacts[0].metadata)["pruning_ratio"] == 0.4
 
 
-def test_source_embedded_in_the_pipeline_is_that_of_step(document):
-    command = document["deploymentSpec"]["executors"]["exec-train"]["container"]["command"]
+def test_source_embedded_in_the_pipeline_is_that_of_step(documents):
+    command = documents[Serving.cpu]["deploymentSpec"]["executors"]["exec-train"]["container"]["command"]
     assert command[-1] == test_step.SOURCE

@@ -1,6 +1,8 @@
 """Deployment against a stub of the Kubernetes API: what is applied, what is waited for, and how failures read."""
 
+import contextlib
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -13,6 +15,7 @@ from typer import Typer
 
 from components import program, step
 from components.serve import deploy_commands
+from components.serve import host as host_module
 from components.serve.cluster import Cluster
 from components.serve.deploy import (
     DEPLOY_CLUSTER_RULES,
@@ -726,11 +729,11 @@ def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
         "tolerations": [{"key": "a", "operator": "Exists"}], "canary_percent": 0.0, "force": False, "timeout": 5.0,
         "max_points_lost": 1.0, "accept_incomparable": False, "champion": "", "gateway": "", "scored_model": "",
     }  # fmt: skip
-    inputs_of = ("published", "repository", "evaluation")
+    inputs_of = ("published", "evaluation")
     kube.controller = lambda document, looks: kube_stub.ready_status(document, looks, delay=1)
-    assert stage("deploy", parameters, inputs_of, ["deployment"], ["endpoint", "endpoint_host"]) == 0
+    assert stage("deploy", parameters, inputs_of, ["deployment"], ["endpoint", "gateway_host"]) == 0
     assert (inputs / "out" / "endpoint").read_text() == "http://facenet-predictor.face.svc.cluster.local:80"
-    assert (inputs / "out" / "endpoint_host").read_text() == ""
+    assert (inputs / "out" / "gateway_host").read_text() == ""
     predictor = kube.service()["spec"]["predictor"]
     assert predictor["nodeSelector"] == {"pool": "serving"}
     assert predictor["tolerations"] == [{"key": "a", "operator": "Exists"}]
@@ -752,18 +755,59 @@ def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
     assert stage("rollback", {**undo, "run_id": "run-8", "status": {"state": "FAILED"}}, ()) == 0
 
 
-def test_local_target_starts_the_server_it_is_given(inputs, monkeypatch, capsys):
-    assert call(*words(inputs, "--target", "local")) == 2
-    assert "needs --repository" in capsys.readouterr().err
-    assert call(*words(inputs, "--target", "local", "--repository", inputs / "repository")) == 1
-    started = []
-    monkeypatch.setattr(
-        deploy_commands, "start_local", lambda folder: started.append(folder) or "http://127.0.0.1:8000"
-    )
-    given = ["--target", "local", "--repository", inputs / "repository", "--endpoint", inputs / "endpoint"]
-    assert call(*words(inputs, *given)) == 0
-    assert started == [inputs / "repository"]
-    assert (inputs / "endpoint").read_text() == "http://127.0.0.1:8000"
+def test_local_target_is_served_by_whoever_runs_the_stage(inputs, monkeypatch, capsys):
+    given = ["--target", "local", "--endpoint", inputs / "endpoint"]
+    assert call(*words(inputs, *given)) == 2
+    assert "serves within a run on this machine (gridbox run)" in capsys.readouterr().err
+    with host(inputs / "host", monkeypatch, host_module.Served("http://a", "grpc://b")) as asked:
+        assert call(*words(inputs, *given)) == 0
+        assert (inputs / "endpoint").read_text() == "http://a"
+        assert call(*words(inputs, *given, "--protocol", "grpc-v2")) == 0
+        assert (inputs / "endpoint").read_text() == "grpc://b"
+    assert asked == [(inputs / "repository/manifest.json").read_text()] * 2  # the very model, from the store
+
+
+def test_local_target_refuses_what_was_damaged_in_the_store(inputs, monkeypatch, capsys):
+    network = next((inputs / "store").rglob("model.onnx"))
+    network.chmod(0o644)
+    network.write_text("other")
+    with host(inputs / "host", monkeypatch, host_module.Served("http://a", "grpc://b")) as asked:
+        assert call(*words(inputs, "--target", "local")) == 2
+    assert "model.onnx" in capsys.readouterr().err
+    assert not asked
+
+
+def test_local_server_that_does_not_start_fails_the_stage_with_its_reason(inputs, monkeypatch, capsys):
+    with host(inputs / "host", monkeypatch, StageError("it ended at once")):
+        assert call(*words(inputs, "--target", "local")) == 1
+    assert "it ended at once" in capsys.readouterr().err
+    assert not (inputs / "deployment").exists()
+
+
+@contextlib.contextmanager
+def host(folder, monkeypatch, answer):
+    """Runs stages as `gridbox run` does, and answers each that asks for a server."""
+    folder.mkdir()
+    monkeypatch.setenv(host_module.HOST_FOLDER, str(folder))
+    asked, ended = [], threading.Event()
+
+    def serve(repository):
+        asked.append((repository / "manifest.json").read_text())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def listen():
+        while not ended.wait(0.01):
+            host_module.attend(folder, serve)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

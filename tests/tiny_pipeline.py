@@ -63,6 +63,9 @@ def program(arguments):
                 print("line", number)
             raise step.StageError("it broke")
         marker = Path(os.environ["GRIDBOX_STAGE_DIR"], "attempted")
+        if mood == "serve":
+            from components.serve import host
+            print(host.ask(Path("/model")))
         if mood.startswith("hang") and not (mood == "hang once" and marker.exists()):
             marker.touch()
             # A child of its own in a session of its own, which no group kill reaches.

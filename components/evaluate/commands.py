@@ -55,6 +55,9 @@ EndpointUrl = Annotated[
     str,
     typer.Option("--endpoint", help="Triton server: host:port (HTTP), http://…, https://…, grpc://… or grpcs://…"),
 ]
+EndpointHost = Annotated[
+    str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
+]
 
 DEFAULT_BANDS = "12-16,16-24,24-40,40-80,80+"
 
@@ -79,9 +82,7 @@ def score(
     endpoint_model: Annotated[
         str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images.")
     ] = "facenet_ensemble",
-    endpoint_host: Annotated[
-        str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
-    ] = "",
+    endpoint_host: EndpointHost = "",
     certificates: Annotated[
         Path | None, typer.Option("--certificates", help="PEM file of the authorities to trust, for https and grpcs.")
     ] = None,
@@ -128,6 +129,39 @@ def score(
     else:
         raise UserError("give what to score: --model, --endpoint, or both")
     print(f"Report: {evaluation / 'report.html'}")
+
+
+@app.command("endpoint")
+def endpoint(
+    evaluation: Evaluation,
+    kitti: KittiSet,
+    model: Annotated[Path, typer.Option("--model", help="The exported model that is served.")],
+    endpoint: EndpointUrl = "",
+    endpoint_host: EndpointHost = "",
+    metrics: Metrics = None,
+    report: Report = None,
+    min_face_height: MinHeight = 12.0,
+) -> None:
+    """Score what a deployment serves, and hold it against its model; without an endpoint, say that nothing is served.
+
+    This is the workflow's own step; for everything else there is `gridbox evaluate score --endpoint`.
+    """
+    from components.evaluate.program import Outputs, skip_endpoint
+
+    if not endpoint:
+        skip_endpoint(Outputs(evaluation, metrics, report))
+        print("skipped: the deployment serves nothing yet (target manifest), so there is no endpoint to score")
+        return
+    score(
+        evaluation,
+        model=model,
+        endpoint=endpoint,
+        endpoint_host=endpoint_host,
+        kitti=kitti,
+        metrics=metrics,
+        report=report,
+        min_face_height=min_face_height,
+    )
 
 
 @app.command("report")

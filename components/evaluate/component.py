@@ -59,7 +59,7 @@ def endpoint(
     Args:
         kitti: The KITTI set.
         model: The exported model that is served.
-        endpoint: The Triton server: host:port or a URL.
+        endpoint: The Triton server: host:port or a URL; empty where nothing serves the model yet.
         endpoint_host: Host name to ask a gateway for, or empty.
         min_face_height: Smallest face that counts, in pixels of the network's input.
         evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
@@ -69,5 +69,5 @@ def endpoint(
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
         command=["gridbox"],
-        args=["evaluate", "score", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+        args=["evaluate", "endpoint", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
     )

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.difference import Difference, compare
-from components.evaluate.evaluation import Evaluated, Protocol, evaluate, flat_metrics, write_evaluation
+from components.evaluate.evaluation import (
+    METRICS_FILE,
+    REPORT_FILE,
+    Evaluated,
+    Protocol,
+    evaluate,
+    flat_metrics,
+    write_evaluation,
+)
 from components.evaluate.report import DataSet, Serving, render
 from components.evaluate.served import evaluate_endpoint, network_geometry
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
 from components.evaluate.wider import WiderImages
 from components.grid.geometry import GridGeometry
-from components.step import MANIFEST, StageError, UserError, publish, sha256, write_json
+from components.step import MANIFEST, StageError, UserError, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import ImageSource, KittiImages
@@ -133,6 +141,20 @@ def score_endpoint(
     return results, difference
 
 
+def skip_endpoint(outputs: Outputs) -> None:
+    """Writes the evaluation of a deployment that serves nothing: it says so in the place of every figure."""
+    html = (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Not scored</title>'
+        "<p>The model was not deployed but written as a manifest, so there is no endpoint to score.</p></html>\n"
+    )
+    with publish(outputs.evaluation) as scratch:
+        scratch.mkdir()
+        (scratch / REPORT_FILE).write_text(html, encoding="utf-8")
+        write_json(scratch / METRICS_FILE, {"skipped": True})
+        write_manifest(scratch, "evaluation", {"skipped": True}, {})
+    _write_copies(outputs, html, {"skipped": True})
+
+
 def _refuse_stranger(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
     size = predictor.geometry.width, predictor.geometry.height
     if (endpoint.network_size or size, endpoint.class_names) != (size, tuple(predictor.class_names)):
@@ -199,8 +221,12 @@ def _write(
         "data_digest": source.digest,
     }
     write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
+    _write_copies(outputs, html, {**flat_metrics(models), **extra})
+
+
+def _write_copies(outputs: Outputs, html: str, figures: Mapping[str, float]) -> None:
     if outputs.report is not None:
         with publish(outputs.report) as scratch:
             scratch.write_text(html, encoding="utf-8")
     if outputs.metrics is not None:
-        write_json(outputs.metrics, {**flat_metrics(models), **extra})
+        write_json(outputs.metrics, figures)

@@ -82,7 +82,7 @@ def start(
         repository = local_repository(model, Path(folder, "local"), local_settings(threads))
         with LocalServer(repository, log or _log_file(http_port), ports, say=_say) as server:
             try:
-                _introduce(server, model, ports)
+                introduce(server, model)
                 server.wait()
             except KeyboardInterrupt:
                 typer.echo("stopping")
@@ -97,10 +97,12 @@ def _say(what: str) -> None:
     typer.echo(f"warning: {what}", err=True)
 
 
-def _introduce(server: "LocalServer", model: Path, wanted: object) -> None:
+def introduce(server: "LocalServer", model: Path) -> None:
+    """Says where a server answers, and what to do with it."""
     from components.serve.config import ENSEMBLE
+    from components.serve.server import Ports
 
-    own_port = "" if server.ports == wanted == type(server.ports)() else f" --url {server.grpc_url}"
+    own_port = "" if server.ports == Ports() else f" --url {server.grpc_url}"
     typer.echo(
         f"{model}: served as {ENSEMBLE}\n"
         f"  HTTP     {server.http_url}\n"
@@ -170,9 +172,6 @@ def build(
     )
     build_repository(exported, repository, settings, plan)
     typer.echo(f"{repository}: a Triton model repository for the backend {backend.value}")
-
-
-deploy_commands.mount(app)
 
 
 deploy_commands.mount(app)

@@ -106,7 +106,6 @@ def publish(repository: Input[Model], base: str, published: Output[Artifact]) ->
 @dsl.container_component  # type: ignore[untyped-decorator]
 def deploy(
     published: Input[Artifact],
-    repository: Input[Model],
     evaluation: Input[Artifact],
     scored_model: str,
     target: str,
@@ -135,13 +134,12 @@ def deploy(
     gateway: str,
     deployment: Output[Artifact],
     endpoint: OutputPath(str),  # type: ignore[valid-type]
-    endpoint_host: OutputPath(str),  # type: ignore[valid-type]
+    gateway_host: OutputPath(str),  # type: ignore[valid-type]
 ) -> dsl.ContainerSpec:
     """Deploys a published model repository, if the quality gate lets it pass.
 
     Args:
         published: The published model repository.
-        repository: The model repository itself, which target `local` serves.
         evaluation: Evaluation of the model.
         scored_model: Which model of the evaluation is deployed; empty: its last one.
         target: `manifest` writes YAML for kubectl apply, `kserve` applies it and waits, `local` starts a Triton here.
@@ -170,7 +168,7 @@ def deploy(
         gateway: Ingress gateway (host:port) for clients that cannot resolve the service's name.
         deployment: The manifest, and in its metadata the addresses.
         endpoint: URL of the new model's endpoint; empty where nothing serves it yet.
-        endpoint_host: Host name to ask the gateway for, or empty.
+        gateway_host: Host name to ask the gateway for, or empty.
     """
     return _task("deploy")
 
@@ -204,7 +202,7 @@ def rollback(
     name: str,
     namespace: str,
     run_id: str,
-    status: dict,  # type: ignore[type-arg]
+    status: dsl.PipelineTaskFinalStatus,
     target: str,
     force: bool,
     timeout: float,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from components.serve.cluster import DEFINITION, INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
 from components.serve.gate import SCORE_FILE, Score, Verdict, judge, score_document, score_of_predictor
+from components.serve.host import ask
 from components.serve.kserve import (
     Document,
     Mode,
@@ -156,20 +157,22 @@ def deploy_manifest(candidate: Score, gate: Gate) -> Deployed:
     return Deployed("", "", 0, verdict.reason)
 
 
-def deploy_local(repository: Path, candidate: Score, gate: Gate, start_local: Callable[[Path], str]) -> Deployed:
-    """Judges the model and starts a Triton on this machine.
+def deploy_local(repository: Path, candidate: Score, gate: Gate, protocol: Protocol) -> Deployed:
+    """Judges the model and has the run that this stage belongs to serve it on this machine.
 
     Args:
         repository: The model-repository artifact.
         candidate: Its score.
         gate: See `Gate`.
-        start_local: Starts a server for a model-repository artifact and returns its URL.
+        protocol: Which of the server's endpoints to name.
 
     Raises:
+        UserError: There is no such run.
         StageError: The gate refuses the model, or the server does not start.
     """
     verdict = _passed(judge(candidate, gate.champion, gate.points, gate.accept_incomparable))
-    url = start_local(repository)
+    served = ask(repository)
+    url = served.grpc if protocol is Protocol.grpc else served.http
     return Deployed(url, url, 0, verdict.reason)
 
 
@@ -288,6 +291,8 @@ def roll_back(cluster: Cluster, name: str, namespace: str, run_id: str, rollout:
         UserError: Nothing is known of what was served before, or the cluster does not let us.
         StageError: What was served before does not become ready.
     """
+    if run_id and _live(cluster, name, namespace) is None:
+        return f"inferenceservices/{name} in {namespace}: there is none; run {run_id} deployed nothing"
     done = _change(cluster, name, namespace, lambda live: rolled_back(live, run_id), rollout)
     if done is None:
         return f"inferenceservices/{name} in {namespace}: run {run_id} is not what is deployed; nothing to roll back"

@@ -1,7 +1,7 @@
 """`gridbox serve tensorrt`, `publish`, `deploy`, `promote` and `rollback`."""
 
 import json
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 from components.serve.deploy import Target
 from components.serve.kserve import Mode, Protocol
 from components.serve.release import TRITON_IMAGE
-from components.step import StageError, UserError
+from components.step import UserError
 
 if TYPE_CHECKING:
     from components.serve.deploy import Deployed, Gate, Rollout
@@ -51,14 +51,16 @@ def tensorrt(context: typer.Context) -> None:
 
 def publish(
     repository: Annotated[Path, typer.Option("--repository", help="Model-repository artifact.")],
+    published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
     base: Annotated[
         str, typer.Option("--base", help="Where versions lie: a path, file:///folder or s3://bucket/prefix.")
-    ],
-    published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
+    ] = "",
 ) -> None:
     """Publish a model repository as a new version, for deployment."""
     from components.serve.published import publish_repository
 
+    if not base:
+        raise UserError("there is nowhere to publish to: give --base (deploy_base), for example s3://models/facenet")
     done = publish_repository(repository, base, published)
     print(f"{done.storage_uri}: sha256 {done.digest[:16]}…")
 
@@ -67,9 +69,6 @@ def deploy(
     published: Annotated[Path, typer.Option("--published", help="The published model repository (serve publish).")],
     evaluation: Annotated[Path, typer.Option("--evaluation", help="Evaluation of the model.")],
     deployment: Annotated[Path, typer.Option("--deployment", help="Artifact to write.")],
-    repository: Annotated[
-        Path | None, typer.Option("--repository", help="Model-repository artifact; target local serves it.")
-    ] = None,
     scored_model: Annotated[
         str, typer.Option("--scored-model", help="Which model of the evaluation; by default its last one.")
     ] = "",
@@ -109,8 +108,8 @@ def deploy(
         str, typer.Option("--gateway", help="Ingress gateway (host:port) for clients that cannot resolve the service.")
     ] = "",
     endpoint: Annotated[Path | None, typer.Option("--endpoint", help="File for the endpoint's URL.")] = None,
-    endpoint_host: Annotated[
-        Path | None, typer.Option("--endpoint-host", help="File for the host name to ask the gateway for.")
+    gateway_host: Annotated[
+        Path | None, typer.Option("--gateway-host", help="File for the host name to ask the gateway for.")
     ] = None,
     context: Context = "",
 ) -> None:
@@ -122,7 +121,7 @@ def deploy(
     from components.serve.fit import fitted
     from components.serve.gate import read_score
     from components.serve.kserve import Resources, Service, inference_service
-    from components.serve.published import read_published
+    from components.serve.published import fetch_repository, read_published
 
     source = read_published(published)
     candidate = read_score(evaluation, scored_model)
@@ -155,26 +154,16 @@ def deploy(
     rollout = program.Rollout(canary_percent, force, timeout)
     inference_service(service)  # refuses what cannot be deployed before anything is started
     if target is Target.local:
-        if repository is None:
-            raise UserError("target local needs --repository, the model-repository artifact that it serves")
-        deployed = program.deploy_local(repository, candidate, gate, start_local)
+        with tempfile.TemporaryDirectory(prefix="gridbox-deploy-") as folder:
+            fetch_repository(source, Path(folder, "model"))
+            deployed = program.deploy_local(Path(folder, "model"), candidate, gate, protocol)
     else:
         service = fitted(service, source.settings)
         deployed = _deploy(target, service, candidate, gate, rollout, context)
     program.write_deployment(deployment, service, target, deployed, candidate)
-    _write_endpoint(program.endpoint(deployed.url, protocol, gateway), endpoint, endpoint_host)
+    address = (deployed.url, "") if target is Target.local else program.endpoint(deployed.url, protocol, gateway)
+    _write_endpoint(address, endpoint, gateway_host)
     _say(target, deployment, deployed)
-
-
-def _no_local_server(repository: Path) -> str:
-    raise StageError(
-        f"{repository}: this installation starts no local Triton; run `gridbox serve` in a terminal instead"
-    )
-
-
-# Starts a Triton on this machine for a model-repository artifact and returns its URL: the hook of target `local`, in
-# whose place the application puts the local server's own.
-start_local: Callable[[Path], str] = _no_local_server
 
 
 def _deploy(

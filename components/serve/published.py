@@ -7,7 +7,7 @@ from typing import Any
 
 from components import publication
 from components.progress import Download
-from components.step import publish, read_manifest, write_manifest
+from components.step import UserError, publish, read_manifest, write_manifest
 from components.store import shown
 
 KIND = "published_repository"
@@ -19,12 +19,14 @@ class Published:
     """A published model repository.
 
     Attributes:
+        base: Below which it was published.
         storage_uri: The folder of the model folders; ends with "/".
         version: Of the publication.
         digest: Of its content.
         settings: Of the model repository's manifest.
     """
 
+    base: str
     storage_uri: str
     version: str
     digest: str
@@ -40,13 +42,29 @@ def publish_repository(repository: Path, base: str, output: Path) -> Published:
     settings = read_manifest(repository, REPOSITORY_KIND)["settings"]
     with Download(f"publishing {repository.name} to {shown(base)}") as moved:
         done = publication.publish(repository, base, report=moved.report)
-    published = Published(done.uri + "repository/", done.version, done.digest, settings)
+    published = Published(_absolute(base), done.uri + "repository/", done.version, done.digest, settings)
     with publish(output) as scratch:
         scratch.mkdir()
         counts = {"objects": done.objects, "bytes": done.bytes, "storage_uri": published.storage_uri}
-        own = {"storage_uri": published.storage_uri, "version": done.version, "digest": done.digest}
+        own = {name: getattr(published, name) for name in ("base", "storage_uri", "version", "digest")}
         write_manifest(scratch, KIND, counts, {**own, "repository": settings})
     return published
+
+
+def _absolute(base: str) -> str:
+    return base if "://" in base else str(Path(base).expanduser().absolute())
+
+
+def fetch_repository(published: Published, destination: Path) -> None:
+    """Brings a published model repository into a new folder, every file verified.
+
+    Raises:
+        UserError: It is gone or damaged, or the store cannot be reached.
+    """
+    with Download(f"fetching {shown(published.storage_uri)}") as moved:
+        found = publication.fetch_published(published.base, destination, published.version, report=moved.report)
+    if found.digest != published.digest:
+        raise UserError(f"{shown(published.storage_uri)}: not what was published; publish the model anew")
 
 
 def read_published(path: Path) -> Published:
@@ -56,4 +74,5 @@ def read_published(path: Path) -> Published:
         UserError: It is another one.
     """
     settings = read_manifest(path, KIND)["settings"]
-    return Published(settings["storage_uri"], settings["version"], settings["digest"], settings["repository"])
+    names = ("base", "storage_uri", "version", "digest", "repository")
+    return Published(*(settings[name] for name in names))

@@ -249,8 +249,8 @@ def _figures(outcome: Outcome) -> dict[str, float]:
     return {**figures, **({} if outcome.throughput is None else {"batches_per_second": outcome.throughput})}
 
 
-def main(argv: list[str]) -> None:
-    """Runs `build --exported DIR --plan DIR …`; flags are the component's inputs, parameters and outputs."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads `build --exported DIR --plan DIR …`; flags are the component's inputs, parameters and outputs."""
     parser = argparse.ArgumentParser(prog="tensorrt", allow_abbrev=False, description=__doc__)
     parser.add_argument("task", choices=["build"])
     parser.add_argument("--exported", type=Path, required=True, help="Exported-model artifact.")
@@ -262,7 +262,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workspace", type=int, default=Build.workspace, help="MiB of GPU memory for kernels.")
     parser.add_argument("--timing-cache", type=Path, help="File of kernel timings to read and write.")
     parser.add_argument("--trtexec", default=TRTEXEC, help="The program.")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command that `parse` reads."""
+    options = parse(argv)
     batches = (1, options.best_batch, options.largest_batch)
     build = Build(options.precision, batches, options.workspace, options.timing_cache)
     outcome = build_plan(options.exported, options.plan, build, options.trtexec)
