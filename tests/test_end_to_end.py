@@ -6,15 +6,20 @@ The long versions (synthetic figures of the cpu profile, five kills at random st
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
+import s3_server
 import torch
+import yaml
 
 from components.step import sha256, weights_file
 from components.vision.checkpoint import load_tensors
@@ -25,30 +30,44 @@ SETTINGS = ("--profile", "micro")
 STAGES_WITH_WEIGHTS = ("train", "retrain")
 
 
-def start(runs, *arguments):
+def start(runs, *arguments, **environment):
     command = [GRIDBOX, "run", "facedetect", *SETTINGS, "--runs", runs, *arguments]
     return subprocess.Popen(
         [str(part) for part in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "COLUMNS": "160"},
+        env={**os.environ, "COLUMNS": "160", **environment},
     )
 
 
-def run(runs, *arguments):
-    process = start(runs, *arguments)
+def run(runs, *arguments, **environment):
+    process = start(runs, *arguments, **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One whole run, its output and its seconds."""
+def store():
+    """A new bucket of a real S3 server, and the environment that leads there."""
+    with s3_server.running() as environment, s3_server.bucket(environment) as (_, bucket):
+        yield f"s3://{bucket}/facenet", environment
+
+
+# Enough to find some of the larger faces.
+LEARNING = ("data_training_images=64", "train_epochs=30", "retrain_epochs=15", "eval_min_face_height=16")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, store):
+    """One whole run that publishes to S3 and serves from there, what else it needs, its output and its seconds."""
     runs = tmp_path_factory.mktemp("runs")
+    base, environment = store
+    settings = [*LEARNING, "deploy_target=local", f"deploy_base={base}"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
     begin = time.monotonic()
-    output = run(runs, "--name", "first")
+    output = run(runs, "--name", "first", *arguments, **environment)
     return runs, output, time.monotonic() - begin
 
 
@@ -76,12 +95,57 @@ def test_every_artifact_is_named_and_summed(finished):
             assert digest is None or sha256(folder / name) == digest
 
 
-def test_a_second_run_takes_every_stage_from_the_cache(finished):
+def test_endpoint_of_the_published_model_scores_what_the_model_scores_in_process(finished, store):
+    folder = finished[0] / "first"
+    models = json.loads((folder / "endpoint/evaluation/metrics.json").read_text())["models"]
+    quantized = json.loads((folder / "report/evaluation/metrics.json").read_text())["models"]["quantized"]
+    precision = {name: figures["mean_average_precision"] for name, figures in models.items()}
+    assert precision["in-process"] > 0.02
+    assert precision["endpoint"] == pytest.approx(precision["in-process"], abs=5e-4)
+    assert precision["in-process"] == pytest.approx(quantized["mean_average_precision"], abs=5e-4)
+    assert "Latency" in (folder / "endpoint.html").read_text(encoding="utf-8")
+    deployment = json.loads((folder / "deploy/deployment/manifest.json").read_text())["counts"]
+    assert deployment["storage_uri"].startswith(store[0])
+    assert deployment["url"].startswith("http://127.0.0.1:")
+
+
+def test_server_of_a_run_ends_with_it(finished):
+    assert alive(finished[0]) == []
+    log = (finished[0] / "first/logs/triton.log").read_text()
+    port = re.search(r"Started HTTPService at 127\.0\.0\.1:(\d+)", log)[1]
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+
+
+def test_a_second_run_takes_from_the_cache_all_that_does_not_reach_outside(finished):
     runs, first, seconds = finished
     begin = time.monotonic()
-    output = run(runs, "--name", "second")
+    arguments = [word for setting in LEARNING for word in ("--set", setting)]
+    output = run(runs, "--name", "second", *arguments)
     assert time.monotonic() - begin < min(20, seconds / 2)
-    assert output.count("cached") >= first.count("done") > 10
+    assert output.count(": cached") == first.count(": done") - 5
+    published = runs / "published"
+    deployment = yaml.safe_load_all((runs / "second/deploy/deployment/manifest.yaml").read_text())
+    uri = next(each for each in deployment if each["kind"] == "InferenceService")["spec"]["predictor"]["model"]
+    assert uri["storageUri"].startswith(f"file://{published}/versions/")
+    assert "no endpoint to score" in (runs / "second/endpoint.html").read_text()
+
+
+def test_kept_server_answers_after_the_run_until_it_is_interrupted(finished):
+    runs = finished[0]
+    arguments = [word for setting in LEARNING for word in ("--set", setting)]
+    process = start(runs, "--name", "kept", "--keep-serving", *arguments, PYTHONUNBUFFERED="1")
+    try:
+        lines = iter(process.stdout.readline, "")
+        url = next(line.split()[1] for line in lines if line.startswith("  HTTP"))
+        with urllib.request.urlopen(f"{url}/v2/models/facenet_ensemble/ready", timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "stopping" in output
+    assert alive(runs) == []
 
 
 def alive(runs):
