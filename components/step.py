@@ -778,23 +778,86 @@ def _export(options: argparse.Namespace) -> None:
             names = ("model.onnx", "labels.txt", "nvinfer_config.txt", STATUS_FILE)
             _copy(place.results, scratch, names, required=("model.onnx", "labels.txt"))
             counts = {"file_bytes": (scratch / "model.onnx").stat().st_size}
-            settings = _description(place.results, options)
+            settings = _description(place.results, options, spec.read_text(encoding="utf-8"))
             write_manifest(scratch, "exported_model", counts, settings, logs=(STATUS_FILE,))
 
 
-def _description(results: Path, options: argparse.Namespace) -> Dict[str, Any]:
+def _description(results: Path, options: argparse.Namespace, text: str) -> Dict[str, Any]:
     """What a reader of the exported model needs: as the open engine describes it, else what TAO's files tell."""
     own = results / "model.json"
     if own.is_file():
         return dict(json.loads(own.read_text(encoding="utf-8")))
     onnx = (results / "model.onnx").read_bytes()
     stems = {"input": "input_1", "coverage": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"}
+    spec = parse_spec(text)
+    box = _only(spec, "model_config", "objective_set", "bbox")
     return {
         # TAO's ONNX route adds `:0` to the names of inputs and outputs.
         "tensors": {role: stem + ":0" if (stem + ":0").encode() in onnx else stem for role, stem in stems.items()},
-        "geometry": {"width": int(options.image_width), "height": int(options.image_height)},
+        "geometry": dict(
+            {name: float(box[name][0]) for name in ("scale", "offset") if name in box},
+            width=int(options.image_width),
+            height=int(options.image_height),
+        ),
         "class_names": (results / "labels.txt").read_text(encoding="utf-8").split(),
+        "clustering": _clustering(_only(spec, "postprocessing_config").get("target_class_config", [])),
     }
+
+
+def _clustering(classes: Sequence[Any]) -> Dict[str, Any]:
+    """What the open engine's export says of `clustering_config`, by class; a field that is not set is left out."""
+    fields = {"minimum_bounding_box_height": "minimum_height", "clustering_algorithm": "algorithm"}
+    described = {}
+    for entry in classes:
+        given = {name: values[-1] for name, values in _only(entry, "value", "clustering_config").items()}
+        algorithm = str(given.pop("clustering_algorithm", "DBSCAN"))
+        settings = {fields.get(name, name): float(value) for name, value in given.items()}  # type: Dict[str, Any]
+        settings["algorithm"] = {"0": "dbscan", "1": "nms", "2": "hybrid"}.get(algorithm, algorithm.lower())
+        if "minimum_height" in settings:
+            settings["minimum_height"] = int(settings["minimum_height"])
+        described[entry["key"][-1]] = settings
+    return described
+
+
+def _only(message: Mapping[str, Any], *path: str) -> Dict[str, Any]:
+    """The message at a path of fields; empty where there is none."""
+    for name in path:
+        message = (message.get(name) or [{}])[-1]
+    return dict(message)
+
+
+_SPEC_TOKEN = re.compile(r"""#[^\n]*|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[{}:;,]|[^\s{}:;,#"']+""")
+
+
+def parse_spec(text: str) -> Dict[str, List[Any]]:
+    """Reads protobuf text without a schema, as far as TAO's specs use it: by field name, its values in their order.
+
+    A value is a text, or for a message such a dictionary.
+
+    Raises:
+        UserError: A brace is missing or stands alone.
+    """
+    tokens = collections.deque(token for token in _SPEC_TOKEN.findall(text) if token[0] not in "#:;,")
+    message = {}  # type: Dict[str, List[Any]]
+    around = []  # type: List[Dict[str, List[Any]]]
+    while tokens:
+        name = tokens.popleft()
+        if name == "}" and around:
+            message = around.pop()
+        elif name in "{}" or not tokens:
+            raise UserError("spec: the braces do not match; `detectnet_v2 spec check` names the line")
+        elif tokens[0] == "{":
+            tokens.popleft()
+            around.append(message)
+            inner = {}  # type: Dict[str, List[Any]]
+            message.setdefault(name, []).append(inner)
+            message = inner
+        else:
+            value = tokens.popleft()
+            message.setdefault(name, []).append(value[1:-1] if value[0] in "\"'" else value)
+    if around:
+        raise UserError("spec: the braces do not match; `detectnet_v2 spec check` names the line")
+    return message
 
 
 PRUNE_VALUES = (

@@ -33,7 +33,7 @@ model_config {
   load_graph: true
 }
 size: ${image_width}x${image_height} epochs: ${epochs} batch: ${batch_size}
-rate: ${minimum_learning_rate} ${learning_rate}
+rates: "${minimum_learning_rate} ${learning_rate}"
 """
 
 
@@ -292,7 +292,7 @@ class Bench:
             "learning_rate": 5e-4,
             "seed": 7,
         }
-        return self.flags(spec=SPEC, **{**values, **others})
+        return self.flags(**{"spec": SPEC, **values, **others})
 
     def sets(self):
         return self.flags("kitti", "training_records", "validation_records")
@@ -357,7 +357,7 @@ def test_kept_spec_names_no_path_of_this_machine(bench):
     kept = (bench.root / "out/model/experiment_spec.txt").read_text()
     assert "/" not in kept.replace("/*", "")
     assert 'pretrained_model_file: "${pretrained_model}"' in kept
-    assert "rate: 5e-06 0.0005" in kept
+    assert 'rates: "5e-06 0.0005"' in kept
 
 
 def test_training_without_pretrained_weights_drops_their_lines(bench, monkeypatch):
@@ -466,6 +466,18 @@ def test_export_records_the_true_tensor_names(bench):
     assert settings["tensors"]["coverage"] == "output_cov/Sigmoid:0"
     assert settings["class_names"] == ["face"]
     assert settings["geometry"] == {"width": 128, "height": 96}
+
+
+def test_export_of_nvidias_program_is_described_by_its_spec(bench):
+    spec = SPEC.replace("load_graph: true", "load_graph: true objective_set { bbox { scale: 40 } cov {} }") + (
+        'postprocessing_config { target_class_config { key: "face" value { clustering_config {'
+        "  clustering_algorithm: NMS dbscan_eps: 0.2 minimum_bounding_box_height: 6 } } } }"
+    )
+    flags = bench.experiment(spec=spec, model=bench.root / "model", opset=0, exported=bench.root / "out/exported")
+    assert step.run(["detectnet_v2", "export", *flags], step.tao_stage) == 0
+    settings = step.read_manifest(bench.root / "out/exported", "exported_model")["settings"]
+    assert settings["geometry"] == {"width": 128, "height": 96, "scale": 40.0}
+    assert settings["clustering"] == {"face": {"algorithm": "nms", "dbscan_eps": 0.2, "minimum_height": 6}}
 
 
 @pytest.mark.parametrize("names", [[], ["a.hdf5", "b.safetensors"]])
