@@ -69,11 +69,11 @@ def slow_average_precision(images, band, threshold):
         outcome, _, counted = walk(image, band, threshold)
         objects += sum(counted)
         scored += [(score, o) for score, o in zip(image.detections[:, 4], outcome, strict=True) if o != NEUTRAL]
-    scored.sort(key=lambda pair: -pair[0])
-    points, correct = [], 0
-    for rank, (_, o) in enumerate(scored, start=1):
-        correct += o == TRUE_POSITIVE
-        points.append((correct / objects if objects else 0, correct / rank))
+    points = []
+    for threshold in sorted({score for score, _ in scored}, reverse=True):
+        kept = [o for score, o in scored if score >= threshold]
+        correct = kept.count(TRUE_POSITIVE)
+        points.append((correct / objects if objects else 0, correct / len(kept)))
     area, before = 0.0, 0.0
     for i, (recall, _) in enumerate(points):
         area += (recall - before) * max(p for _, p in points[i:])
@@ -124,7 +124,7 @@ def test_deferred_acceptance_is_the_walk_by_descending_score(images, band, thres
 def test_pairs_computed_in_small_pieces_give_the_same_matches(monkeypatch):
     images = random_images(np.random.default_rng(5), 30)
     whole = Matcher(images).match(HeightBand(12))
-    monkeypatch.setattr("components.measure.matching._PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("components.measure.pairs._PAIRS_AT_ONCE", 7)
     pieces = Matcher(images).match(HeightBand(12))
     assert pieces.matched.tolist() == whole.matched.tolist()
 
@@ -203,11 +203,32 @@ def test_meaningless_band_is_refused(text):
         HeightBand.parse(text)
 
 
-def test_equal_scores_keep_the_order_of_the_detections():
+def test_equal_scores_are_kept_together_except_by_coco_which_keeps_their_order():
     face = boxes((0, 0, 10, 10))
     right, wrong = (0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.5)
-    assert average_precision([ImageBoxes(detections(right, wrong), face)]) == 1.0
-    assert average_precision([ImageBoxes(detections(wrong, right), face)]) == 0.5
+    images = [ImageBoxes(detections(right, wrong), face)], [ImageBoxes(detections(wrong, right), face)]
+    assert [average_precision(image) for image in images] == [0.5, 0.5]
+    assert [Matcher(image).match().curve().coco_average_precision() for image in images] == [1.0, 0.5]
+
+
+def test_objects_that_are_not_wanted_are_neither_found_nor_missed():
+    image = ImageBoxes(
+        detections((0, 0, 10, 10, 0.9), (50, 0, 60, 10, 0.8), (90, 0, 99, 9, 0.7)),
+        boxes((0, 0, 10, 10), (50, 0, 60, 10)),
+    )
+    matcher = Matcher([image])
+    result = matcher.match_objects(np.array([True, False]))
+    assert result.outcome.tolist() == [TRUE_POSITIVE, NEUTRAL, FALSE_POSITIVE]
+    spared = matcher.match_objects(np.array([True, False]), np.array([True, True, False]))
+    assert spared.outcome.tolist() == [TRUE_POSITIVE, NEUTRAL, NEUTRAL]
+
+
+def test_boxes_far_from_the_origin_and_far_apart_are_paired_all_the_same():
+    near = ImageBoxes(detections((0, 0, 10, 10, 0.9)), boxes((0, 2, 10, 10)))
+    far = ImageBoxes(detections((1e7, -1e7, 1e7 + 10, 10 - 1e7, 0.8)), boxes((1e7, 2 - 1e7, 1e7 + 10, 10 - 1e7)))
+    assert average_precision([near, far, near]) == 1.0
+    with pytest.raises(ValueError, match="too far apart"):
+        Matcher([ImageBoxes(detections((0, 0, 1, 1, 1)), boxes((-1e308, 0, 1, 1), (1e308, 0, 1.7e308, 1)))])
 
 
 def test_values_that_are_not_finite_are_refused():
@@ -278,6 +299,7 @@ def test_agrees_with_pycocotools_at_its_101_recall_points(band):
     position = np.searchsorted(curve.recall, evaluation.params.recThrs, side="left")
     interpolated = np.append(curve.envelope(), 0)[position]
     np.testing.assert_allclose(interpolated, evaluation.eval["precision"].reshape(-1), rtol=0, atol=1e-9)
+    assert curve.coco_average_precision() == pytest.approx(evaluation.eval["precision"].mean(), abs=1e-9)
     assert curve.recall[-1] == pytest.approx(evaluation.eval["recall"].item(), abs=1e-12)
 
 

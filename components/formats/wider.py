@@ -176,11 +176,11 @@ class WiderSource:
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder; give one that holds {', '.join(ARCHIVES)} or their content")
 
-    def images(self, split: str) -> list[WiderImage]:
-        """Returns the annotation blocks of `training` or `validation`, in the file's order.
+    def annotations(self, split: str) -> list[WiderImage]:
+        """Returns the annotation blocks of `training` or `validation`, in the file's order; images need not be here.
 
         Raises:
-            UserError: The annotations or the images of the split are missing, malformed or empty.
+            UserError: The annotations are missing, malformed or empty.
         """
         member = f"{ANNOTATIONS}/wider_face_{OFFICIAL_NAMES[split]}_bbx_gt.txt"
         try:
@@ -190,10 +190,19 @@ class WiderSource:
         images = parse_annotations(content, str(self.root / member))
         if not images:
             raise UserError(f"{self.root / member}: no image is listed; the {split} set is empty")
+        return images
+
+    def images(self, split: str) -> list[WiderImage]:
+        """Returns the annotation blocks of `training` or `validation`, in the file's order.
+
+        Raises:
+            UserError: The annotations or the images of the split are missing, malformed or empty.
+        """
+        images = self.annotations(split)
         part = f"WIDER_{OFFICIAL_NAMES[split]}"
         if self._archive(part) is None and not (self.root / part / "images").is_dir():
             raise UserError(
-                f"{self.root}: neither {part}/images nor {part}.zip is here; put the images beside {member}"
+                f"{self.root}: neither {part}/images nor {part}.zip is here; put the images beside {ANNOTATIONS}"
             )
         return images
 

@@ -12,6 +12,8 @@ from components.measure.boxes import Floats
 AveragePrecisionMode = Literal["integrate", "sample"]
 # 0, 0.1, …, 1.
 _SAMPLES = 11
+# COCO's 101 recalls, computed as COCO does: 0.29 or 0.57 is not k / 100 to the last bit.
+_COCO_RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class PrecisionRecall:
     def average_precision(self, mode: AveragePrecisionMode = "integrate") -> float:
         """Returns the average precision, 0 to 1.
 
-        NaN when there is no object; 0 when nothing was detected; 1 for a perfect detector.
+        NaN when there is no object; 0 when nothing was detected; 1 for a perfect detector. Detections of equal score
+        are kept together, as any threshold keeps them, so that their order does not matter.
 
         Args:
             mode: `integrate`: the area under the interpolated curve, over all its points (VOC 2010 and later).
@@ -53,11 +56,25 @@ class PrecisionRecall:
         """
         if not self.objects:
             return float("nan")
+        kept = self.thresholds()
+        found = self.true_positives[kept]
+        envelope = np.maximum.accumulate((found / (kept + 1))[::-1])[::-1]
         if mode == "sample":
             # In whole numbers: a recall of 3/10 reaches the sample at 0.3, which a division may miss.
-            reached = np.searchsorted(self.true_positives * (_SAMPLES - 1), np.arange(_SAMPLES) * self.objects)
-            return float(np.append(self.envelope(), 0.0)[reached].mean())
-        return float(np.sum(np.diff(self.recall, prepend=0.0) * self.envelope()))
+            reached = np.searchsorted(found * (_SAMPLES - 1), np.arange(_SAMPLES) * self.objects)
+            return float(np.append(envelope, 0.0)[reached].mean())
+        return float(np.sum(np.diff(found, prepend=0) * envelope) / self.objects)
+
+    def coco_average_precision(self) -> float:
+        """Returns the average precision as pycocotools has it at one IoU threshold, 0 to 1; NaN without an object.
+
+        It is the mean of the interpolated precision at 101 recalls, and every detection is a point of the curve: the
+        order of equal scores counts. pycocotools sorts images by their number.
+        """
+        if not self.objects:
+            return float("nan")
+        reached = np.searchsorted(self.recall, _COCO_RECALLS)
+        return float(np.append(self.envelope(), 0.0)[reached].mean())
 
     def f1(self) -> Floats:
         """Returns [K] the harmonic mean of precision and recall."""

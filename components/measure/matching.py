@@ -9,22 +9,19 @@ once. A handful of rounds of NumPy replaces the walk.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.measure.boxes import Floats, intersection, overlap
+from components.measure.boxes import Floats
 from components.measure.curve import PrecisionRecall
-
-Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
+from components.measure.dataset import ANY_CLASS, Booleans, Integers, Predictions, Truth, offsets_of
+from components.measure.pairs import overlapping_pairs
 
 # What became of a detection.
 FALSE_POSITIVE, TRUE_POSITIVE, NEUTRAL = 0, 1, -1
 UNMATCHED = -1
-# Pairs of a detection and a ground truth that are looked at in one go: few enough to stay in the processor's cache.
-_PAIRS_AT_ONCE = 50_000
 
 
 class Sizes(Protocol):
@@ -119,6 +116,54 @@ class ImageBoxes:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassBoxes:
+    """What was found and what was there in all images, for one class; flat arrays (see `components.measure.dataset`).
+
+    Attributes:
+        detections: [D, 4].
+        scores: [D].
+        detection_offsets: [I + 1].
+        truths: [T, 4] objects and regions.
+        regions: [T] whether it is a region.
+        truth_offsets: [I + 1].
+    """
+
+    detections: Floats
+    scores: Floats
+    detection_offsets: Integers
+    truths: Floats
+    regions: Booleans
+    truth_offsets: Integers
+
+    def __post_init__(self) -> None:
+        if not all(np.isfinite(values).all() for values in (self.detections, self.scores, self.truths)):
+            raise ValueError("a box or a score is not finite")
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.truth_offsets) - 1
+
+    @classmethod
+    def of(cls, truth: Truth, predictions: Predictions, class_name: str) -> Self:
+        """Picks out one class; an image's objects and regions keep their order."""
+        index = truth.class_names.index(class_name)
+        there = truth.where((truth.classes == index) | (truth.regions & (truth.classes == ANY_CLASS)))
+        found = predictions.where(predictions.classes == index)
+        return cls(found.boxes, found.scores, found.offsets, there.boxes, there.regions, there.offsets)
+
+    @classmethod
+    def of_images(cls, images: Sequence[ImageBoxes]) -> Self:
+        """Joins the images' arrays; an image's regions follow its objects."""
+        detections = _stack([image.detections for image in images], 5)
+        truths = _stack([part for image in images for part in (image.truths, image.regions)], 4)
+        counts = np.array([(len(i.detections), len(i.truths), len(i.regions)) for i in images], np.int64).reshape(-1, 3)
+        regions = np.repeat(np.tile([False, True], len(images)), counts[:, 1:].ravel())
+        offsets = offsets_of(counts[:, 0]), offsets_of(counts[:, 1] + counts[:, 2])
+        return cls(detections[:, :4], detections[:, 4], offsets[0], truths, regions, offsets[1])
+
+
+@dataclass(frozen=True, slots=True)
 class Matching:
     """What became of every detection and every ground truth, where those of some sizes count.
 
@@ -126,6 +171,7 @@ class Matching:
 
     Attributes:
         scores: [D].
+        order: [D] indices of the detections by descending score; of equal ones the first comes first.
         outcome: [D] `TRUE_POSITIVE`, `FALSE_POSITIVE` or `NEUTRAL`.
         matched: [D] index of the truth or region that the detection took, or `UNMATCHED`.
         counted: [T] whether the ground truth is one that has to be found (regions follow an image's truths: False).
@@ -133,6 +179,7 @@ class Matching:
     """
 
     scores: Floats
+    order: Integers
     outcome: NDArray[np.int8]
     matched: Integers
     counted: Booleans
@@ -140,10 +187,10 @@ class Matching:
 
     def curve(self) -> PrecisionRecall:
         """Returns precision and recall over descending score; equal scores keep the order of the detections."""
-        order = np.argsort(-self.scores, kind="stable")
-        order = order[self.outcome[order] != NEUTRAL]
-        true_positives = np.cumsum(self.outcome[order] == TRUE_POSITIVE)
-        return PrecisionRecall(true_positives, self.scores[order], int(self.counted.sum()))
+        outcome = self.outcome[self.order]
+        kept = outcome != NEUTRAL
+        true_positives = np.cumsum(outcome[kept] == TRUE_POSITIVE)
+        return PrecisionRecall(true_positives, self.scores[self.order[kept]], int(self.counted.sum()))
 
 
 class Matcher:
@@ -156,11 +203,11 @@ class Matcher:
     any number of times. Of equal overlaps the later truth is taken.
     """
 
-    def __init__(self, images: Sequence[ImageBoxes], iou_threshold: float = 0.5) -> None:
+    def __init__(self, boxes: Sequence[ImageBoxes] | ClassBoxes, iou_threshold: float = 0.5) -> None:
         """Computes all overlaps of at least `iou_threshold`.
 
         Args:
-            images: The data set.
+            boxes: The data set.
             iou_threshold: Smallest IoU of a match, above 0 and at most 1.
 
         Raises:
@@ -168,75 +215,49 @@ class Matcher:
         """
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"an IoU threshold lies above 0 and at most at 1, not at {iou_threshold:g}")
-        detections = _stack([image.detections for image in images], 5)
-        self._boxes, self._scores = detections[:, :4], detections[:, 4]
-        self._truths = _stack([part for image in images for part in (image.truths, image.regions)], 4)
-        if not (np.isfinite(detections).all() and np.isfinite(self._truths).all()):
-            raise ValueError("a box or a score is not finite")
-        counts = np.array([(len(i.detections), len(i.truths), len(i.regions)) for i in images], np.int64).reshape(-1, 3)
-        truths_and_regions = counts[:, 1] + counts[:, 2]
-        self._region = np.repeat(np.tile([False, True], len(images)), counts[:, 1:].ravel())
-        self._detection_start = np.concatenate([[0], np.cumsum(counts[:, 0])])
-        self._truth_start = np.concatenate([[0], np.cumsum(truths_and_regions)])
-
+        self.boxes = b = boxes if isinstance(boxes, ClassBoxes) else ClassBoxes.of_images(boxes)
         # 0 is the detection that chooses first.
-        self._by_rank = np.argsort(-self._scores, kind="stable")
+        self._by_rank = np.argsort(-b.scores, kind="stable")
         self._rank = np.empty_like(self._by_rank)
         self._rank[self._by_rank] = np.arange(len(self._by_rank))
-
-        partners = np.repeat(truths_and_regions, counts[:, 0])
-        first_partner = np.repeat(self._truth_start[:-1], counts[:, 0])
-        self._pair_detection, self._pair_truth = self._overlapping_pairs(partners, first_partner, iou_threshold)
-
-    def _overlapping_pairs(
-        self, partners: Integers, first_partner: Integers, threshold: float
-    ) -> tuple[Integers, Integers]:
-        """Returns the overlapping pairs (detection [P], truth [P]): by detection, best overlap first.
-
-        Args:
-            partners: [D] number of truths and regions in the detection's image.
-            first_partner: [D] index of the first of them.
-            threshold: Smallest overlap.
-        """
-        pairs_before = np.concatenate([[0], np.cumsum(partners)])
-        found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-        start = 0
-        while start < len(partners):
-            stop = int(np.searchsorted(pairs_before, pairs_before[start] + _PAIRS_AT_ONCE, side="right")) - 1
-            stop = max(stop, start + 1)
-            detection = np.repeat(np.arange(start, stop), partners[start:stop])
-            truth = np.arange(pairs_before[start], pairs_before[stop])
-            truth += np.repeat(first_partner[start:stop] - pairs_before[start:stop], partners[start:stop])
-            touching = intersection(self._boxes[detection], self._truths[truth]) > 0  # few do
-            detection, truth = detection[touching], truth[touching]
-            share = overlap(self._boxes[detection], self._truths[truth], of_first=self._region[truth])
-            near = share >= threshold
-            found.append((detection[near], truth[near], share[near]))
-            start = stop
-        detection, truth, share = (np.concatenate(part) for part in zip(*found, strict=True))
-        order = np.lexsort((-truth, -share, detection))
-        return detection[order], truth[order]
+        pairs = overlapping_pairs(
+            b.detections, b.detection_offsets, b.truths, b.truth_offsets, b.regions, iou_threshold
+        )
+        order = np.lexsort((-pairs.truth, -pairs.share, pairs.detection))
+        self._pair_detection, self._pair_truth = pairs.detection[order], pairs.truth[order]
 
     def detections_of(self, image: int) -> slice:
         """Returns where the detections of the image with this index stand in a `Matching`."""
-        return slice(int(self._detection_start[image]), int(self._detection_start[image + 1]))
+        return slice(int(self.boxes.detection_offsets[image]), int(self.boxes.detection_offsets[image + 1]))
 
     def truths_of(self, image: int) -> slice:
         """Returns where the truths, then the regions, of the image with this index stand in a `Matching`."""
-        return slice(int(self._truth_start[image]), int(self._truth_start[image + 1]))
+        return slice(int(self.boxes.truth_offsets[image]), int(self.boxes.truth_offsets[image + 1]))
 
     def match(self, sizes: Sizes = ANY_HEIGHT) -> Matching:
         """Matches detections to the ground truths of these sizes; the others are ignored."""
-        counted = sizes.contains(self._truths) & ~self._region
+        return self.match_objects(sizes.contains(self.boxes.truths), sizes.contains(self.boxes.detections))
+
+    def match_objects(self, wanted: Booleans, punished: Booleans | None = None) -> Matching:
+        """Matches detections to some of the ground truths, for example to those of an attribute; others are ignored.
+
+        Args:
+            wanted: [T] the objects that have to be found; regions never do.
+            punished: [D] the detections that are false when they find nothing, the others are neutral then; by
+                default all.
+        """
+        counted = wanted & ~self.boxes.regions
         choices = np.argsort(2 * self._pair_detection + ~counted[self._pair_truth], kind="stable")
         matched = self._defer(self._pair_detection[choices], self._pair_truth[choices])
 
-        outcome = np.where(sizes.contains(self._boxes), FALSE_POSITIVE, NEUTRAL).astype(np.int8)
-        taken = matched != UNMATCHED
+        outcome = np.full(len(matched), FALSE_POSITIVE, np.int8)
+        if punished is not None:
+            outcome[~punished] = NEUTRAL
+        taken = np.flatnonzero(matched != UNMATCHED)
         outcome[taken] = np.where(counted[matched[taken]], TRUE_POSITIVE, NEUTRAL)
         found = np.zeros(len(counted), bool)
         found[matched[taken]] = True
-        return Matching(self._scores, outcome, matched, counted, found)
+        return Matching(self.boxes.scores, self._by_rank, outcome, matched, counted, found)
 
     def _defer(self, detection: Integers, truth: Integers) -> Integers:
         """Lets all detections propose until nobody is refused any more.
@@ -248,14 +269,14 @@ class Matcher:
         Returns:
             [D] the truth or region each detection ends with, or `UNMATCHED`.
         """
-        edges = np.searchsorted(detection, np.arange(len(self._scores) + 1))
+        nobody = len(self.boxes.scores)
+        edges = np.concatenate([[0], np.cumsum(np.bincount(detection, minlength=nobody))])
         cursor, end = edges[:-1].copy(), edges[1:]
-        nobody = len(self._scores)
-        holder = np.full(len(self._truths), nobody)  # rank of the detection that holds a truth for now
+        holder = np.full(len(self.boxes.truths), nobody)  # rank of the detection that holds a truth for now
         proposing = np.flatnonzero(cursor < end)
         while len(proposing):
             wanted = truth[cursor[proposing]]
-            single = ~self._region[wanted]
+            single = ~self.boxes.regions[wanted]
             proposing, wanted = proposing[single], wanted[single]
             former = holder[wanted]
             np.minimum.at(holder, wanted, self._rank[proposing])
@@ -264,7 +285,7 @@ class Matcher:
             refused = np.concatenate([refused, self._by_rank[displaced]])
             cursor[refused] += 1
             proposing = refused[cursor[refused] < end[refused]]
-        matched = np.full(len(self._scores), UNMATCHED)
+        matched = np.full(nobody, UNMATCHED)
         settled = cursor < end
         matched[settled] = truth[cursor[settled]]
         return matched

@@ -1,0 +1,141 @@
+"""What is in a set of images and what a detector found there: flat arrays, the images one after the other.
+
+300,000 boxes are a handful of arrays here, not 300,000 objects. The boxes of image i are rows `offsets[i]` up to
+`offsets[i + 1]`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.measure.boxes import Floats
+
+Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
+
+# The class of a region that counts for every class, as KITTI's `dontcare` does.
+ANY_CLASS = -1
+
+
+def offsets_of(counts: Integers) -> Integers:
+    """Returns [I + 1], where the rows of each image begin and the last ones end, of the numbers of rows [I]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a detector found in the images of a `Truth`, image by image in its order.
+
+    Attributes:
+        offsets: [I + 1].
+        boxes: [D, 4] x1, y1, x2, y2 in the truth's pixels.
+        scores: [D] confidence, finite; the higher the surer.
+        classes: [D] index into the truth's `class_names`.
+    """
+
+    offsets: Integers
+    boxes: Floats
+    scores: Floats
+    classes: Integers
+
+    def __post_init__(self) -> None:
+        _require(len(self.boxes), self.offsets, scores=self.scores, classes=self.classes)
+        if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
+            raise ValueError("a box or a score is not finite")
+
+    @property
+    def images(self) -> Integers:
+        """[D] the index of each detection's image."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def where(self, kept: Booleans) -> Self:
+        """Returns the detections for which `kept` [D] is true."""
+        counts = np.bincount(self.images[kept], minlength=len(self.offsets) - 1)
+        return replace(
+            self,
+            offsets=offsets_of(counts),
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            classes=self.classes[kept],
+        )
+
+    def strongest(self, most: int) -> Self:
+        """Returns the `most` highest scores of each image and class (COCO's `maxDets`); of equal ones the first."""
+        order = np.lexsort((-self.scores, self.classes, self.images))
+        group = np.stack([self.images[order], self.classes[order]])
+        begins = np.append(True, (np.diff(group) != 0).any(axis=0))[: len(order)]
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+        kept = np.zeros(len(order), bool)
+        kept[order[np.arange(len(order)) - first < most]] = True
+        return self.where(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is there to be found.
+
+    Attributes:
+        images: [I] their names, each once.
+        offsets: [I + 1].
+        boxes: [T, 4] x1, y1, x2, y2 in one kind of pixels.
+        class_names: What can be found.
+        classes: [T] index into `class_names`, or `ANY_CLASS` for a region that counts for all of them.
+        regions: [T] where it is no object but a region in which a detector is neither rewarded nor punished.
+        attributes: By name, [T] whole numbers: for WIDER FACE `blur`, `occlusion` and so on.
+        subsets: By name, [T]: whether the object belongs to it, for WIDER FACE `easy`, `medium`, `hard`.
+        areas: [T] square pixels by which COCO sorts objects into small, medium and large, where these are not the
+            boxes' own (in COCO's files, they are those of the outlines).
+        image_ids: [I] COCO's numbers of the images, where the truth came with them.
+        class_ids: COCO's numbers of the classes, where the truth came with them.
+    """
+
+    images: tuple[str, ...]
+    offsets: Integers
+    boxes: Floats
+    class_names: tuple[str, ...]
+    classes: Integers
+    regions: Booleans
+    attributes: Mapping[str, Integers] = field(default_factory=dict)
+    subsets: Mapping[str, Booleans] = field(default_factory=dict)
+    areas: Floats | None = None
+    image_ids: tuple[int, ...] = ()
+    class_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        areas = {} if self.areas is None else {"areas": self.areas}
+        columns = {"classes": self.classes, "regions": self.regions, **self.attributes, **self.subsets, **areas}
+        _require(len(self.boxes), self.offsets, **columns)
+        if len(self.images) != len(self.offsets) - 1 or len(set(self.images)) != len(self.images):
+            raise ValueError("every image has a name of its own and a place in the offsets")
+        if not np.isfinite(self.boxes).all():
+            raise ValueError("a box is not finite")
+
+    @property
+    def image_of_box(self) -> Integers:
+        """[T] the index of each object's or region's image."""
+        return np.repeat(np.arange(len(self.images)), np.diff(self.offsets))
+
+    def where(self, kept: Booleans) -> Self:
+        """Returns the same images with only the boxes for which `kept` [T] is true."""
+        counts = np.bincount(self.image_of_box[kept], minlength=len(self.images))
+        return replace(
+            self,
+            offsets=offsets_of(counts),
+            boxes=self.boxes[kept],
+            classes=self.classes[kept],
+            regions=self.regions[kept],
+            attributes={name: values[kept] for name, values in self.attributes.items()},
+            subsets={name: values[kept] for name, values in self.subsets.items()},
+            areas=None if self.areas is None else self.areas[kept],
+        )
+
+
+def _require(rows: int, offsets: Integers, **columns: NDArray[np.generic]) -> None:
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets rise from 0 to the number of boxes, {rows}")
+    for name, values in columns.items():
+        if len(values) != rows:
+            raise ValueError(f"{name}: {len(values)} values for {rows} boxes")
