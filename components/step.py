@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,8 @@ class StageError(Exception):
     """A stage's program failed. The text says which and why, on as many lines as it takes (exit code 1)."""
 
 
+# How kfp calls pipeline parameters that it hands to a task for its placement only.
+NOT_OURS = ("pipelinechannel--", "accelerator_")
 # Where Kubeflow's launcher shows the content of an object store to a container.
 MOUNTS = {"minio": "/minio", "s3": "/s3", "gs": "/gcs", "file": ""}
 
@@ -192,7 +195,8 @@ def flags_from_executor_input(executor_input: Mapping[str, Any]) -> List[str]:
     inputs, outputs = executor_input.get("inputs") or {}, executor_input["outputs"]
     flags = []  # type: List[str]
     for name, value in sorted((inputs.get("parameterValues") or {}).items()):
-        flags += _parameter_flag(name, value)
+        if not name.startswith(NOT_OURS):
+            flags += _parameter_flag(name, value)
     for name, artifact in _artifacts(inputs):
         path = artifact_path(artifact)
         if not path.exists():
@@ -329,8 +333,11 @@ def _exit_code(program: Callable[[List[str]], Any], arguments: List[str]) -> int
 # --- TAO stages: the same command in NVIDIA's unmodified image and in ours -------------------------------------------
 
 STAGE_DIR = "GRIDBOX_STAGE_DIR"
+# In a cluster: a mounted volume's folder of the stage, and the run, so that a retry on another node finds its work.
+CHECKPOINTS, RUN_ID = "GRIDBOX_CHECKPOINTS", "GRIDBOX_RUN_ID"
 TAO_KEY = "TAO_KEY"
-TAIL_LINES = 40
+TAIL_LINES = 40  # are shown of a failure that is not known; causes are looked for in more
+SEARCHED_LINES = 400
 GRACE_SECONDS = 20.0
 WEIGHTS = (".safetensors", ".hdf5", ".h5", ".pth", ".pt", ".tlt")
 
@@ -423,19 +430,24 @@ def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path, f
         shutil.copyfileobj(content, file)
 
 
-def call(argv: List[str]) -> None:
+def call(argv: List[str], reported: Callable[[], str] = str, secret: str = "") -> None:
     """Runs a program, streams its output, and leaves none of its processes behind.
 
     SIGTERM and SIGINT go on to the program's process group, which gets `GRACE_SECONDS` to end.
 
+    Args:
+        argv: The command line.
+        reported: Asked when the program has ended: the failure that it reports elsewhere than by its exit code.
+        secret: A word of the command line that is not to be printed.
+
     Raises:
-        UserError: The program is not installed, or it says that the user made a mistake (exit code 2).
-        StageError: It failed; the text has the last lines it printed.
+        UserError: The program is not installed, or failed by a mistake that the user can mend.
+        StageError: It failed; the text says why in one line where that is known, else it has the last lines printed.
         SystemExit: A signal ended it.
     """
     received = []  # type: List[int]
     children = []  # type: List[subprocess.Popen[str]]
-    tail = collections.deque(maxlen=TAIL_LINES)  # type: collections.deque[str]
+    tail = collections.deque(maxlen=SEARCHED_LINES)  # type: collections.deque[str]
 
     def forward(signum: int, _frame: object) -> None:
         received.append(signum)
@@ -460,6 +472,7 @@ def call(argv: List[str]) -> None:
         reaper.start()
         assert child.stdout is not None
         for line in child.stdout:
+            line = line.replace(secret, "***") if secret else line
             tail.append(line.rstrip())
             print(line, end="", flush=True)
         reaper.join()
@@ -468,7 +481,9 @@ def call(argv: List[str]) -> None:
             _signal_group(child.pid, signal.SIGKILL)
         for number, handler in former.items():
             signal.signal(number, handler)
-    _judge(argv, child.returncode, received, list(tail))
+    if received:
+        raise SystemExit(128 + received[0])
+    _judge(" ".join(argv[:2]), child.returncode, list(tail), reported())
 
 
 def _start(argv: List[str]) -> "subprocess.Popen[str]":
@@ -490,17 +505,80 @@ def _signal_group(group: int, signum: int) -> None:
         os.killpg(group, signum)
 
 
-def _judge(argv: List[str], code: int, received: List[int], tail: List[str]) -> None:
-    what = " ".join(argv[:2])
-    if received:
-        raise SystemExit(128 + received[0])
+_OPEN_ENGINE_ONLY = "(--width|--threads|--target-ratio)"
+_MEMORY = "raise the memory limit of its container"
+# What a failed program has printed and what to say of it: (pattern, whether the user can mend it, text); a group of the
+# pattern takes the place of %s. The first that is found counts. Sources: TAO 5.0's scripts and its users' reports.
+FAILURES = (
+    (
+        "unrecognized arguments: " + _OPEN_ENGINE_ONLY,
+        True,
+        "only the open engine has %s; with NVIDIA's, leave width at 1, threads and target_ratio at 0",
+    ),
+    (
+        r"(\d+):\d+ :.*dbscan_min_samples.*Couldn't parse integer",
+        True,
+        "the spec's line %s: dbscan_min_samples is a whole number since TAO 5.0; write 1",
+    ),
+    (r"ParseError: (\d+:\d+ : .*)", True, "the spec is not of TAO 5.0's schema, at line:column %s"),
+    (r"Spec file validation failed\.\s+(.+)", True, "TAO's validator refuses the spec: %s"),
+    (
+        "Invalid decryption|zipfile extracted was corrupt|check your key",
+        True,
+        "the model cannot be decrypted; the environment variable TAO_KEY must hold its key (NGC's page names it)",
+    ),
+    (
+        r"Number of logging points \d+ must be <= than the number of steps per epoch (\d+)",
+        True,
+        "an epoch has only %s steps, TAO logs at 10; write visualizer { scalar_logging_frequency: 1 } into the spec's "
+        "training_config, lower the batch size, or give more images",
+    ),
+    (
+        "corrupted record at|DataLossError",
+        True,
+        "a file that the spec's tfrecords_path catches holds no records; narrow it to the shards (/kitti-fold-*)",
+    ),
+    (
+        "Ran out of GPU memory|ResourceExhaustedError|OOM when allocating|CUDA out of memory",
+        False,
+        "the GPU's memory is full; lower the batch size or the network's input size",
+    ),
+    (
+        "No such file or directory: 'nvidia-smi'|Checking for valid GPU ids",
+        False,
+        "no GPU is visible; the stage needs one (nvidia.com/gpu: 1), on a node of a GPU pool",
+    ),
+    ("No space left on device", False, "the disk is full; give the stage a larger scratch volume"),
+)  # type: Tuple[Tuple[str, bool, str], ...]
+SIGNALS = {
+    signal.SIGKILL: "it was killed, as a rule for memory; " + _MEMORY,
+    signal.SIGBUS: "a bus error, as a rule for a /dev/shm that is too small; mount a larger one",
+}
+
+
+def _judge(what: str, code: int, tail: List[str], reported: str) -> None:
+    """Raises what a program's end asks for, if it failed."""
+    # NVIDIA's program ends with 0 after some failures, which it prints or only writes to its status log.
+    said_so = any("Execution status: FAIL" in line for line in tail)
+    if code == 0 and not reported and not said_so:
+        return
+    ended = "exit code " + str(code) if code >= 0 else "signal " + str(-code)
+    text = "\n".join([*tail, reported])
+    for pattern, is_mistake, said in FAILURES:
+        found = re.search(pattern, text)
+        if found:
+            advice = said % found.groups() if found.groups() else said
+            raise UserError(what + ": " + advice) if is_mistake else StageError(f"{what} failed ({ended}): {advice}")
+    if -code in SIGNALS:
+        raise StageError(f"{what} failed ({ended}): {SIGNALS[signal.Signals(-code)]}")
+    printed = [line for line in tail if line.strip()]
     if code == 2:
-        said = [line for line in tail if line.strip()]
-        raise UserError(said[-1] if said else f"{what} refused its input")
-    # NVIDIA's entry point has been seen to end with 0 after a failure that it prints.
-    if code != 0 or any("Execution status: FAIL" in line for line in tail):
-        cause = f"exit code {code}" if code >= 0 else f"signal {-code}"
-        raise StageError(f"{what} failed ({cause}); its last lines:\n" + "\n".join(f"  {line}" for line in tail))
+        raise UserError(printed[-1] if printed else what + " refused its input")
+    if said_so and not reported and "Traceback" not in text:
+        raise StageError(f"{what} failed ({ended}): its worker ended without a word, as a rule for memory; {_MEMORY}")
+    why = ": " + " ".join(reported.split()) if reported else ""
+    lines = "\n".join("  " + line for line in tail[-TAIL_LINES:])
+    raise StageError(f"{what} failed ({ended}){why}; its last lines:\n{lines}")
 
 
 class Workplace:
@@ -508,16 +586,16 @@ class Workplace:
 
     Attributes:
         scratch: Emptied at every start.
-        results: The program's results directory. In `GRIDBOX_STAGE_DIR` it outlives an interrupted attempt, so that
-            training resumes from its checkpoints.
+        results: The program's results directory. Where it is kept it outlives an interrupted attempt, so that training
+            resumes from its checkpoints.
     """
 
-    def __init__(self, root: Path, keep_results: bool) -> None:
-        self.scratch, self.results = root / "scratch", root / "results"
-        for folder in [self.scratch] if keep_results else [self.scratch, self.results]:
+    def __init__(self, scratch: Path, results: Path, keep_results: bool) -> None:
+        self.scratch, self.results = scratch, results
+        for folder in [scratch] if keep_results else [scratch, results]:
             shutil.rmtree(str(folder), ignore_errors=True)
-        self.scratch.mkdir(parents=True)
-        self.results.mkdir(exist_ok=True)
+        scratch.mkdir(parents=True)
+        results.mkdir(parents=True, exist_ok=True)
 
     def write_spec(self, template: str, values: Mapping[str, Any]) -> Path:
         """Renders a template into the scratch folder, without the lines of an absent pretrained model."""
@@ -540,13 +618,21 @@ def render_spec(template: str, values: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def workplace(keep_results: bool = False) -> Iterator[Workplace]:
-    """Gives a stage its folder: `GRIDBOX_STAGE_DIR` where set, else a temporary one that is removed."""
-    kept = os.environ.get(STAGE_DIR)
+    """Gives a stage its folder: `GRIDBOX_STAGE_DIR` where set, else a temporary one that is removed.
+
+    Results to be kept go below `GRIDBOX_CHECKPOINTS` where that is set, by run, and go when the stage has ended well.
+    """
+    kept, checkpoints = os.environ.get(STAGE_DIR), os.environ.get(CHECKPOINTS)
     if kept:
-        yield Workplace(Path(kept), keep_results)
+        yield Workplace(Path(kept, "scratch"), Path(kept, "results"), keep_results)
         return
     with tempfile.TemporaryDirectory(prefix="gridbox-") as temporary:
-        yield Workplace(Path(temporary), keep_results)
+        if checkpoints and keep_results:
+            results = Path(checkpoints, os.environ.get(RUN_ID) or "run", "results")
+            yield Workplace(Path(temporary, "scratch"), results, keep_results)
+            shutil.rmtree(str(results.parent), ignore_errors=True)
+        else:
+            yield Workplace(Path(temporary, "scratch"), Path(temporary, "results"), keep_results)
 
 
 def weights_file(model: Path) -> Path:
@@ -568,6 +654,13 @@ def weights_file(model: Path) -> Path:
 def is_present(model: Path) -> bool:
     """Returns whether a model artifact holds a model; the artifact of an absent pretrained model does not."""
     return model.is_file() or bool(read_manifest(model, "model")["counts"].get("present", True))
+
+
+def is_detector(model: Path) -> bool:
+    """Returns whether a model artifact holds a model that can be scored; a backbone to start from cannot."""
+    return is_present(model) and (
+        model.is_file() or read_manifest(model, "model")["counts"].get("detector") is not False
+    )
 
 
 STATUS_FILE = "status.json"
@@ -613,18 +706,29 @@ def read_status(file: Path) -> Dict[str, Any]:
     return numbers
 
 
-def _tao(task: str, *arguments: object) -> None:
+def _tao(place: Workplace, task: str, *arguments: object) -> None:
     """Calls `detectnet_v2 <task>`. The key of encrypted models comes from the environment and is never printed."""
     argv = ["detectnet_v2", task, *map(str, arguments)]
     print("$ " + " ".join(argv), flush=True)
-    key = os.environ.get(TAO_KEY, "")
-    call(argv + (["-k", key] if key else []))
+    key = os.environ.get(TAO_KEY, "") if task != "dataset_convert" else ""  # which opens no model, and has no -k
+    if key != "" and shlex.quote(key) != key:
+        raise UserError(
+            TAO_KEY + ": NVIDIA's program hands the key to a shell; use letters, digits and @%+=:,./-_ only"
+        )
+    log = place.results / STATUS_FILE
+    earlier = len(list(_status_lines(log)))
+
+    def reported() -> str:
+        last = list(_status_lines(log))[earlier:][-1:]
+        return " ".join(str(r.get(k, "")) for r in last if r.get("status") == "FAILURE" for k in ("message", "Error"))
+
+    call(argv + (["-k", key] if key else []), reported, key)
 
 
 def _copy(results: Path, target: Path, names: Sequence[str], required: Sequence[str] = ()) -> None:
     for name in names:
         source = results / name
-        if source.is_dir():
+        if source.is_dir() and any(source.iterdir()):
             shutil.copytree(str(source), str(target / name))
         elif source.is_file():
             target.mkdir(parents=True, exist_ok=True)
@@ -657,7 +761,7 @@ def _dataset_convert(options: argparse.Namespace) -> None:
     with workplace() as place:
         root = unpack(options.kitti, options.split, place.scratch)
         spec = place.write_spec(options.spec, {"root": root})
-        _tao("dataset_convert", "-d", spec, "-o", place.results / "kitti")
+        _tao(place, "dataset_convert", "-d", spec, "-o", place.results / "kitti")
         shards = sorted(path.name for path in place.results.glob("kitti-fold-*"))
         if not shards:
             raise StageError("detectnet_v2 dataset_convert ended well but wrote no records")
@@ -681,7 +785,7 @@ def _train(options: argparse.Namespace) -> None:
         spec = place.write_spec(options.spec, values)
         extra = [] if float(options.width) == 1.0 else ["--width", options.width]
         extra += [] if int(options.threads) == 0 else ["--threads", options.threads]
-        _tao("train", "-e", spec, "-r", place.results, "-n", options.name, *extra)
+        _tao(place, "train", "-e", spec, "-r", place.results, "-n", options.name, *extra)
         figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.model) as scratch:
             _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
@@ -698,8 +802,8 @@ def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if not is_present(options.model):
-        print("skipped: there is no pretrained model")
+    if not is_detector(options.model):
+        print("skipped: there is no pretrained model, or a backbone alone, which detects nothing yet")
         return _write_evaluation(options, None, {"skipped": True})
     started = time.monotonic()
     with workplace() as place:
@@ -712,13 +816,15 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
         spec = place.write_spec(options.spec, values)
         model = weights_file(options.model)
-        _tao("evaluate", "-e", spec, "-m", model, "-r", place.results)
+        _tao(place, "evaluate", "-e", spec, "-m", model, "-r", place.results)
         own = place.results / "metrics.json"
         if own.is_file():
             figures = json.loads(own.read_text(encoding="utf-8"))
         else:
             figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
             figures["file_bytes"] = model.stat().st_size
+        if "mean_average_precision" not in figures:
+            raise StageError("the program ended well but reported no average precision")
         figures["model_seconds"] = status_seconds(model.parent.parent / STATUS_FILE)
         return _write_evaluation(options, place.results, figures)
 
@@ -738,13 +844,15 @@ def _prune(options: argparse.Namespace) -> None:
     started = time.monotonic()
     with workplace() as place:
         source = weights_file(options.model)
-        target = place.results / "weights" / (source.stem + "_pruned" + source.suffix)
+        # NVIDIA's program writes no encrypted files any more.
+        suffix = ".hdf5" if source.suffix == ".tlt" else source.suffix
+        target = place.results / "weights" / (source.stem + "_pruned" + suffix)
         target.parent.mkdir()
         arguments = ["-m", source, "-o", target, "-n", options.normalizer, "-eq", options.equalization]
         arguments += ["-pg", options.granularity, "-pth", options.threshold, "-nf", options.minimum_filters]
         arguments += ["-el", *options.excluded_layers.split()] if options.excluded_layers.split() else []
         arguments += ["--target-ratio", options.target_ratio] if float(options.target_ratio) else []
-        _tao("prune", *arguments, "--results_dir", place.results)
+        _tao(place, "prune", *arguments, "--results_dir", place.results)
         figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.pruned) as scratch:
             _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
@@ -759,7 +867,7 @@ def _inference(options: argparse.Namespace) -> None:
         model = weights_file(options.model)
         images = unpack(options.kitti, "validation", place.scratch) / "images"
         spec = place.write_spec(options.spec, dict(_settings(options, *INFERENCE_VALUES), model=model))
-        _tao("inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
+        _tao(place, "inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
         with publish(options.annotated) as scratch:
             _copy(place.results, scratch, (STATUS_FILE, "images_annotated", "labels"), required=("labels",))
             labels = [file.read_text(encoding="utf-8") for file in (scratch / "labels").glob("*.txt")]
@@ -773,7 +881,7 @@ def _export(options: argparse.Namespace) -> None:
         target = place.results / "model.onnx"
         arguments = ["-m", weights_file(options.model), "-o", target, "-e", spec, "--gen_ds_config"]
         arguments += ["--target_opset", options.opset] if int(options.opset) else []
-        _tao("export", *arguments, "--results_dir", place.results)
+        _tao(place, "export", *arguments, "--results_dir", place.results)
         with publish(options.exported) as scratch:
             names = ("model.onnx", "labels.txt", "nvinfer_config.txt", STATUS_FILE)
             _copy(place.results, scratch, names, required=("model.onnx", "labels.txt"))

@@ -74,19 +74,46 @@ def fetch(
     """
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    scheme = urllib.parse.urlsplit(uri).scheme
-    if scheme in ("", "file"):
+    patience = patience or Patience()
+    if urllib.parse.urlsplit(uri).scheme in ("", "file"):
         _copy(local_path(uri), destination, sha256)
         return
-    remote: _Remote
-    if scheme in ("http", "https"):
-        remote = _HttpFile(uri, patience or Patience())
-    elif scheme == "s3":
-        bucket, key = bucket_and_key(uri)
-        remote = S3Object(s3_client(patience or Patience()), bucket, key)
+    download(_remote(uri, patience), shown(uri), destination, sha256.lower(), report or _silent, patience)
+
+
+def look(uri: str, patience: Patience | None = None) -> None:
+    """Looks whether there is something to read: a file, or below an `s3://…/` prefix at least one object.
+
+    Raises:
+        UserError: There is nothing, or the server cannot be reached or refuses.
+    """
+    patience = patience or Patience()
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        if not local_path(uri).exists():
+            raise UserError(f"{uri}: there is nothing here")
+    elif parts.scheme == "s3" and parts.path.endswith("/"):
+        if not retried(lambda: _first_below(uri, patience), shown(uri), patience):
+            raise UserError(f"{shown(uri)}: no object lies below this prefix; check bucket, prefix and credentials")
     else:
-        raise UserError(f"{shown(uri)}: cannot read {scheme}://; use {', '.join(SCHEMES)}")
-    download(remote, shown(uri), destination, sha256.lower(), report or _silent, patience or Patience())
+        remote = _remote(uri, patience)
+        retried(lambda: next(remote.open(0, "").blocks, b""), shown(uri), patience)
+
+
+def _first_below(uri: str, patience: Patience) -> bool:
+    bucket, prefix = bucket_and_key(uri)
+    with s3_errors(shown(uri)):
+        return any(True for _ in s3_client(patience).list_objects(bucket, prefix=prefix, recursive=True))
+
+
+def _remote(uri: str, patience: Patience) -> "_Remote":
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        return _HttpFile(uri, patience)
+    if scheme == "s3":
+        bucket, key = bucket_and_key(uri)
+        return S3Object(s3_client(patience), bucket, key)
+    raise UserError(f"{shown(uri)}: cannot read {scheme}://; use {', '.join(SCHEMES)}")
 
 
 def fetch_prefix(

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from components import program
 from components.step import StageError, UserError, publish, write_json
-from pipeline.options import Options, Serving
+from pipeline.kubeflow import commands as kubeflow
+from pipeline.options import Backend, Engine, Options, parse_engines
 
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
@@ -29,8 +30,10 @@ FAMILIES = {
     "serve": "components.serve.commands",
     "detect": "components.serve.detect_command",
     "store": "components.publication_commands",
+    "preflight": "pipeline.preflight",
 }
 PIPELINES = ("facedetect",)
+DOUBLE = "tao-double"
 # Parameters that a run on this machine sets: where published models lie, and where to deploy.
 PUBLISHED, TARGET = "deploy_base", "deploy_target"
 
@@ -42,6 +45,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Without a name of its own, so that `gridbox submit` is one of this application's commands.
+app.add_typer(kubeflow.app)
 
 
 def main() -> None:
@@ -58,13 +63,40 @@ def main() -> None:
 def compile_command(
     pipeline: Annotated[str, typer.Argument(help="The pipeline: facedetect.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
-    profile: Annotated[str, typer.Option(help="Whose values become the defaults: tao, cpu, cpu-real, micro.")] = "tao",
+    profile: Annotated[
+        str, typer.Option(help="Whose values become the defaults: tao, cpu, cpu-real, micro, tao-micro.")
+    ] = "tao",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Whose program the TAO stages call: open (ours) or tao (NVIDIA's image), perhaps with exceptions: "
+            "tao,inference=open,export=open. Settings have this and the next two, too.",
+            show_default=False,
+        ),
+    ] = "",
     serving: Annotated[
-        Serving, typer.Option(help="What the deployed model runs on: ONNX Runtime (cpu), or a TensorRT plan (gpu).")
-    ] = Serving.cpu,
+        str,
+        typer.Option(
+            help="What the deployed model runs on: cpu (ONNX Runtime) or gpu (a TensorRT plan).", show_default=False
+        ),
+    ] = "",
+    backend: Annotated[
+        str,
+        typer.Option(help="The oldest Kubeflow Pipelines that shall run the file: 2.15 or 2.16.", show_default=False),
+    ] = "",
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="Write the custom resources Pipeline and PipelineVersion for kubectl.")
+    ] = False,
 ) -> None:
     """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here."""
-    compile_to(pipeline, output, profile, Options(serving))
+    from pipeline.settings import load
+
+    configuration = load({"engine": engine, "serving": serving, "backend": backend})
+    compile_to(pipeline, output, profile, configuration.options())
+    if kubernetes:
+        from pipeline.kubeflow.package import write_resources
+
+        write_resources(output)
     typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile}")
 
 
@@ -88,6 +120,12 @@ def run_command(
     runs: Annotated[
         Path, typer.Option(help="The folder of all runs, of the cache, and of the published models.")
     ] = Path("runs"),
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="open, or tao-double: a double of NVIDIA's program that checks how it is called and learns nothing."
+        ),
+    ] = "open",
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Deploy to this machine, and serve on when the run has ended.")
     ] = False,
@@ -107,11 +145,22 @@ def run_command(
 
     console = Console(file=sys.stdout)
     run_name = _run_name(pipeline, data, profile, name)
-    settings = RunSettings(runs, run_name, resume, console=console)
+    engines, has_double = _engines_here(engine)
+    settings = RunSettings(runs, run_name, resume, has_double=has_double, console=console)
     try:
         with RunServer(settings.folder / LOGS / SERVER_LOG) as server:
             with locked(settings.folder) as lock:
-                _run(pipeline, data, profile, assignments or [], settings, lock, server, keep_serving)
+                _run(
+                    pipeline,
+                    data,
+                    profile,
+                    assignments or [],
+                    Options(engines=engines),
+                    settings,
+                    lock,
+                    server,
+                    keep_serving,
+                )
             if keep_serving:
                 server.serve_on()
     except StageFailure as failure:
@@ -120,6 +169,18 @@ def run_command(
         again = f"gridbox run {pipeline} --name {run_name} --runs {runs} --resume"
         print(f"gridbox: interrupted; go on with: {again}", file=sys.stderr)
         raise
+
+
+def _engines_here(text: str) -> tuple[dict[str, Engine], bool]:
+    """Reads `--engine` of a run on this machine; returns the engines, and whether there is a double among them.
+
+    Raises:
+        UserError: It names NVIDIA's program, which cannot run as a process here.
+    """
+    engines = parse_engines(text.replace(DOUBLE, Engine.tao))
+    if Engine.tao in text.replace(DOUBLE, ""):
+        raise UserError(f"--engine {text}: NVIDIA's program runs in its own image only; here there is {DOUBLE}")
+    return engines, DOUBLE in text
 
 
 def _explain_failure(failure: "StageFailure") -> None:
@@ -133,6 +194,7 @@ def _run(
     data: str,
     profile: str,
     assignments: Sequence[str],
+    options: Options,
     settings: "RunSettings",
     lock: int,
     server: "RunServer",
@@ -146,10 +208,10 @@ def _run(
     if settings.resume and given.is_file() and not (data or profile or assignments):
         arguments = json.loads(given.read_text(encoding="utf-8"))
     else:
-        arguments = _arguments(pipeline, file, data, profile, assignments, settings.runs)
+        arguments = _arguments(pipeline, file, data, profile, assignments, options, settings.runs)
         write_json(given, arguments)
     if keep_serving:
-        if TARGET not in load(file).parameters:
+        if TARGET not in load(file, has_double=True).parameters:
             raise UserError(f"{file}: the pipeline has no parameter {TARGET}, so there is nothing to keep serving")
         arguments |= {TARGET: "local"}
     run_pipeline(file, arguments, settings, lock, server)
@@ -160,7 +222,7 @@ def _run(
 
 
 def _arguments(
-    pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str], runs: Path
+    pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str], options: Options, runs: Path
 ) -> dict[str, Any]:
     """Compiles a pipeline of ours to `file`, and returns the checked values that differ from the file's defaults."""
     from pipeline.compiled import load
@@ -169,10 +231,10 @@ def _arguments(
 
     values: dict[str, Any] = {}
     if pipeline in PIPELINES:
-        compile_to(pipeline, file, _default_profile(data, profile), Options())
+        compile_to(pipeline, file, _default_profile(data, profile), options)
     elif profile:
         values = dict(profile_values(profile))
-    compiled = load(file)
+    compiled = load(file, has_double=True)
     values |= {"data_uri": data} if data else {}
     if PUBLISHED in compiled.parameters:
         values |= {PUBLISHED: str((runs / "published").absolute())}
@@ -181,6 +243,7 @@ def _arguments(
         raise UserError(f"{file}: the pipeline has no parameter {unknown}")
     values = {name: absolute(name, value) for name, value in values.items()}
     check_arguments(compiled.name, values)
+    options.check(values)
     return values
 
 
@@ -223,6 +286,9 @@ def compile_to(pipeline: str, output: Path, profile: str, options: Options) -> N
     Raises:
         UserError: There is no such pipeline or profile, or a value is out of range.
     """
+    from google.protobuf import struct_pb2
+
+    from pipeline.parameters import literals_of
     from pipeline.profiles import profile as profile_values
 
     if pipeline not in PIPELINES:
@@ -232,9 +298,14 @@ def compile_to(pipeline: str, output: Path, profile: str, options: Options) -> N
     module = importlib.import_module(f"pipeline.{pipeline}")
     values = profile_values(profile)
     check_arguments(pipeline, values)
+    options.check(values)
     from kfp import compiler
 
     function = module.define(options)
+    if options.backend is not Backend.v2_15:
+        for name, literals in literals_of(module.Ranges).items():
+            parameter = function.pipeline_spec.root.input_definitions.parameters[name]
+            parameter.literals.extend(struct_pb2.Value(string_value=each) for each in literals)
     with publish(output) as scratch, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pipeline.yaml")  # the compiler goes by the suffix
         compiler.Compiler().compile(function, str(file), pipeline_parameters=values)

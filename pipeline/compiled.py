@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from components.images import OPEN_ENGINE
+from components.images import OPEN_ENGINE, TAO_TOOLKIT
 from components.step import UserError
 
-# Repositories whose stages the programs installed here can stand in for.
-ALLOWED_REPOSITORIES = (OPEN_ENGINE.rpartition(":")[0],)
+# The repository whose stages the programs installed here can stand in for, and that of which there is a double.
+OPEN_REPOSITORY, TAO_REPOSITORY = (image.rpartition(":")[0] for image in (OPEN_ENGINE, TAO_TOOLKIT))
 PYTHON_EXECUTOR = "kfp.dsl.executor_main"
 EXECUTOR_INPUT = "{{$}}"
 # The safe loader in C where PyYAML has it: ten times as fast.
@@ -30,6 +30,7 @@ class CompiledPipeline:
         parameters: By name, the KFP type: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT.
         stages: By component name, how its stage is called here (and its folder).
         uncached: The stages whose results must not stand for another run of them: what they do lies outside.
+        of_tao: The stages that call NVIDIA's program.
     """
 
     path: Path
@@ -37,10 +38,15 @@ class CompiledPipeline:
     parameters: dict[str, str]
     stages: dict[str, str]
     uncached: frozenset[str]
+    of_tao: frozenset[str]
 
 
-def load(path: Path) -> CompiledPipeline:
+def load(path: Path, has_double: bool = False) -> CompiledPipeline:
     """Reads a compiled pipeline and refuses what cannot run as plain processes.
+
+    Args:
+        path: The file.
+        has_double: Whether a double of NVIDIA's program stands in for it.
 
     Raises:
         UserError: The file is no compiled pipeline, or has a condition on a task's output, an image outside the
@@ -56,16 +62,21 @@ def load(path: Path) -> CompiledPipeline:
         raise UserError(f"{path}: not a compiled pipeline (make one with `gridbox compile`): {error!r:.200}") from error
     components = document.get("components") or {}
     for label, executor in sorted(executors.items()):
-        _check_executor(path, label, executor)
+        _check_executor(path, label, executor, has_double)
     _check_conditions(path, root["dag"], components, frozenset())
     parameters = (root.get("inputDefinitions") or {}).get("parameters") or {}
     types = {key: value["parameterType"] for key, value in parameters.items()}
     stages = _stage_names(path, root["dag"], components)
     uncached = frozenset(stages[name] for name, task in _tasks(root["dag"], components) if not _is_cached(task))
-    return CompiledPipeline(path, name, types, stages, uncached)
+    of_tao = frozenset(
+        stages[label.replace("exec-", "comp-", 1)]
+        for label, executor in executors.items()
+        if _repository(executor["container"]["image"]) == TAO_REPOSITORY
+    )
+    return CompiledPipeline(path, name, types, stages, uncached, of_tao)
 
 
-def _check_executor(path: Path, label: str, executor: dict[str, Any]) -> None:
+def _check_executor(path: Path, label: str, executor: dict[str, Any], has_double: bool) -> None:
     stage, container = label.removeprefix("exec-"), executor.get("container")
     if container is None:
         raise UserError(f"{path}: {stage} is no container component; only those run here")
@@ -73,9 +84,14 @@ def _check_executor(path: Path, label: str, executor: dict[str, Any]) -> None:
     if any(PYTHON_EXECUTOR in word for word in words):
         raise UserError(f"{path}: {stage} is a Python-function component; only container components run here")
     repository = _repository(container["image"])
-    if repository not in ALLOWED_REPOSITORIES:
-        allowed = ", ".join(ALLOWED_REPOSITORIES)
-        raise UserError(f"{path}: {stage} has the image {container['image']}; only stages of {allowed} run here")
+    if repository == TAO_REPOSITORY and not has_double:
+        raise UserError(
+            f"{path}: {stage} calls NVIDIA's program, which runs here as a double only: --engine tao-double"
+        )
+    if repository not in (OPEN_REPOSITORY, TAO_REPOSITORY):
+        raise UserError(
+            f"{path}: {stage} has the image {container['image']}; only stages of {OPEN_REPOSITORY} run here"
+        )
     if EXECUTOR_INPUT not in words:
         raise UserError(f"{path}: {stage} does not take --executor-input {EXECUTOR_INPUT}, so it cannot be followed")
 

@@ -14,9 +14,38 @@ from components.serve import component as serving
 from components.step import PLACEHOLDERS, UserError, render
 from components.widerface import component as widerface
 from pipeline.options import Options, Serving
+from pipeline.placement import Access, Pool, Pools, Stage
+from pipeline.preflight_component import preflight
 from pipeline.profiles import spec_text
 
 SPEC_BYTES = 16 * 1024
+_EVALUATE = Stage(Pool.gpu, engine="evaluate")
+STAGES = {
+    "preflight": Stage(access=(Access.store, Access.data), is_cached=False, may_retry=False),
+    "data": Stage(access=(Access.store, Access.data)),
+    "kitti": Stage(),
+    "records training": Stage(engine="records"),
+    "records validation": Stage(engine="records"),
+    "pretrained": Stage(access=(Access.store, Access.data)),
+    "evaluate pretrained": _EVALUATE,
+    "train": Stage(Pool.gpu, (Access.checkpoints,), engine="train"),
+    "evaluate": _EVALUATE,
+    "prune": Stage(engine="prune"),
+    "evaluate pruned": _EVALUATE,
+    "retrain": Stage(Pool.gpu, (Access.checkpoints,), engine="retrain"),
+    "evaluate retrained": _EVALUATE,
+    "inference": Stage(Pool.gpu, engine="inference"),
+    "export": Stage(engine="export"),
+    "int8": Stage(),
+    "report": Stage(),
+    "plan": Stage(Pool.serving),
+    "model repository": Stage(),
+    "publish": Stage(access=(Access.store,), is_cached=False),
+    "deploy": Stage(access=(Access.store,), is_cached=False, may_retry=False),
+    "endpoint": Stage(is_cached=False),
+    "promote": Stage(access=(Access.store,), is_cached=False, may_retry=False),
+    "roll back": Stage(is_cached=False, may_retry=False),
+}
 
 
 def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
@@ -64,7 +93,7 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
         retrain_seed: int = 42,
         inference_spec: str = spec_text("facedetect/inference"),
         inference_batch_size: int = 16,
-        export_opset: int = 0,
+        export_opset: int = 13,
         int8_calibration_images: int = 200,
         int8_max_points_lost: float = 2.0,
         deploy_target: str = "manifest",
@@ -97,6 +126,12 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
         deploy_force: bool = False,
         deploy_timeout: float = 900.0,
         eval_min_face_height: int = 4,
+        pool_cpu_node_selector: dict = {},  # type: ignore[type-arg] # noqa: B006
+        pool_cpu_tolerations: list = [],  # type: ignore[type-arg] # noqa: B006
+        pool_gpu_type: str = "nvidia.com/gpu",
+        pool_gpu_count: str = "1",
+        pool_gpu_node_selector: dict = {},  # type: ignore[type-arg] # noqa: B006
+        pool_gpu_tolerations: list = [],  # type: ignore[type-arg] # noqa: B006
     ) -> None:
         """The whole face-detection workflow.
 
@@ -139,12 +174,13 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             retrain_seed: Seed of retraining.
             inference_spec: Text of the inference spec.
             inference_batch_size: Images a step in inference.
-            export_opset: ONNX operator set; 0: the engine's own choice.
+            export_opset: ONNX operator set; 13 is the lowest that INT8 can do with; 0: the engine's own choice.
             int8_calibration_images: Training images on which the ranges of activations are measured.
             int8_max_points_lost: Points of average precision (hundredths) the INT8 model may lose at most.
             deploy_target: `manifest` writes YAML for kubectl apply, `kserve` applies it and waits, `local` serves on
                 this machine while the run lasts (`gridbox run` only).
-            deploy_base: Where published models lie: an s3:// URI, or for a run on one machine a folder.
+            deploy_base: Where published models lie: an s3:// URI, or for a run on one machine a folder; empty: the model is
+                trained and scored, but neither published nor deployed.
             deploy_name: Name of the InferenceService.
             deploy_namespace: Its namespace.
             deploy_service_account: Account of its pods, whose secrets fetch the model.
@@ -173,6 +209,12 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             deploy_force: Whether fields that other field managers own are taken over.
             deploy_timeout: Seconds until the service must be ready.
             eval_min_face_height: Lowest face that counts in every evaluation, pixels of the network's input.
+            pool_cpu_node_selector: Labels of the nodes for stages without a GPU.
+            pool_cpu_tolerations: Taints of nodes that those stages put up with.
+            pool_gpu_type: The resource by which the cluster counts its GPUs.
+            pool_gpu_count: GPUs of a stage that trains or evaluates; 0 for none.
+            pool_gpu_node_selector: Labels of the nodes for those stages.
+            pool_gpu_tolerations: Taints of nodes that they put up with, a spot pool's, for example.
         """
         size = {"image_width": data_width, "image_height": data_height}
         training = {
@@ -207,159 +249,209 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         }
 
-        undone = serving.rollback(**target, force=deploy_force, timeout=deploy_timeout)
-        undone.set_display_name("roll back").set_caching_options(False)
+        pools = Pools(
+            cpu_node_selector=pool_cpu_node_selector,
+            cpu_tolerations=pool_cpu_tolerations,
+            gpu_node_selector=pool_gpu_node_selector,
+            gpu_tolerations=pool_gpu_tolerations,
+            gpu_type=pool_gpu_type,
+            gpu_count=pool_gpu_count,
+            serving_node_selector=deploy_node_selector,
+            serving_tolerations=deploy_tolerations,
+        )
+
+        def put(task: Any, name: str) -> Any:  # noqa: ANN401
+            return options.put(task, name, STAGES[name], pools)
+
+        undone = put(serving.rollback(**target, force=deploy_force, timeout=deploy_timeout), "roll back")
         with dsl.ExitHandler(undone, name="workflow"):
-            acquired = widerface.acquire(
-                uri=data_uri,
-                training_images=data_training_images,
-                validation_images=data_validation_images,
-                seed=data_seed,
-                image_width=data_picture_width,
-                image_height=data_picture_height,
-            ).set_display_name("data")
-            converted = widerface.convert(
-                dataset=acquired.outputs["dataset"],
-                width=data_width,
-                height=data_height,
-                grayscale=data_grayscale,
-                min_face_height=data_min_face_height,
-                small_faces=data_small_faces,
-                invalid_faces=data_invalid_faces,
-                occluded_faces=data_occluded_faces,
-                max_images=data_max_images,
-            ).set_display_name("kitti")
+            checked = put(
+                preflight(
+                    data_uri=data_uri,
+                    pretrained_uri=pretrained_uri,
+                    deploy_base=deploy_base,
+                    deploy_target=deploy_target,
+                    deploy_namespace=deploy_namespace,
+                    gpu_type=pool_gpu_type,
+                    gpu_count=pool_gpu_count,
+                    gpu_node_selector=pool_gpu_node_selector,
+                    gpu_tolerations=pool_gpu_tolerations,
+                ),
+                "preflight",
+            )
+            acquired = put(
+                widerface.acquire(
+                    uri=data_uri,
+                    training_images=data_training_images,
+                    validation_images=data_validation_images,
+                    seed=data_seed,
+                    image_width=data_picture_width,
+                    image_height=data_picture_height,
+                ),
+                "data",
+            ).after(checked)
+            converted = put(
+                widerface.convert(
+                    dataset=acquired.outputs["dataset"],
+                    width=data_width,
+                    height=data_height,
+                    grayscale=data_grayscale,
+                    min_face_height=data_min_face_height,
+                    small_faces=data_small_faces,
+                    invalid_faces=data_invalid_faces,
+                    occluded_faces=data_occluded_faces,
+                    max_images=data_max_images,
+                ),
+                "kitti",
+            )
             kitti = converted.outputs["kitti"]
             sets = {"kitti": kitti}
             for split in ("training", "validation"):
                 records = detectnet_v2.dataset_convert(kitti=kitti, split=split, spec=records_spec)
-                sets[f"{split}_records"] = records.set_display_name(f"records {split}").outputs["records"]
+                sets[f"{split}_records"] = put(records, f"records {split}").outputs["records"]
 
-            pretrained = detectnet_v2.pretrained_weights(uri=pretrained_uri).set_display_name("pretrained")
-            evaluated_pretrained = detectnet_v2.evaluate(
-                **sets, **training, model=pretrained.outputs["model"], **counting
+            pretrained = (
+                put(detectnet_v2.pretrained_weights(uri=pretrained_uri), "pretrained").after(checked).outputs["model"]
             )
-            evaluated_pretrained.set_display_name("evaluate pretrained")
-
-            trained = detectnet_v2.train(
-                **sets,
-                **training,
-                pretrained=pretrained.outputs["model"],
-                name="facedetect",
-                width=train_width,
-                threads=train_threads,
-            ).set_display_name("train")
-            evaluated = detectnet_v2.evaluate(**sets, **training, model=trained.outputs["model"], **counting)
-            evaluated.set_display_name("evaluate")
-
-            pruned = detectnet_v2.prune(
-                model=trained.outputs["model"],
-                threshold=prune_threshold,
-                target_ratio=prune_target_ratio,
-                granularity=prune_granularity,
-                minimum_filters=prune_minimum_filters,
-                normalizer=prune_normalizer,
-                equalization=prune_equalization,
-                excluded_layers=prune_excluded_layers,
-            ).set_display_name("prune")
-            evaluated_pruned = detectnet_v2.evaluate(**sets, **training, model=pruned.outputs["pruned"], **counting)
-            evaluated_pruned.set_display_name("evaluate pruned")
-
-            retrained = detectnet_v2.train(
-                **sets,
-                **retraining,
-                pretrained=pruned.outputs["pruned"],
-                name="facedetect_pruned",
-                width=1.0,  # the pruned graph has its own
-                threads=train_threads,
-            ).set_display_name("retrain")
-            evaluated_retrained = detectnet_v2.evaluate(
-                **sets, **retraining, model=retrained.outputs["model"], **counting
+            evaluated_pretrained = put(
+                detectnet_v2.evaluate(**sets, **training, model=pretrained, **counting), "evaluate pretrained"
             )
-            evaluated_retrained.set_display_name("evaluate retrained")
+            trained = put(
+                detectnet_v2.train(
+                    **sets,
+                    **training,
+                    pretrained=pretrained,
+                    name="facedetect",
+                    width=train_width,
+                    threads=train_threads,
+                ),
+                "train",
+            ).outputs["model"]
+            evaluated = put(detectnet_v2.evaluate(**sets, **training, model=trained, **counting), "evaluate")
+            pruned = put(
+                detectnet_v2.prune(
+                    model=trained,
+                    threshold=prune_threshold,
+                    target_ratio=prune_target_ratio,
+                    granularity=prune_granularity,
+                    minimum_filters=prune_minimum_filters,
+                    normalizer=prune_normalizer,
+                    equalization=prune_equalization,
+                    excluded_layers=prune_excluded_layers,
+                ),
+                "prune",
+            ).outputs["pruned"]
+            evaluated_pruned = put(
+                detectnet_v2.evaluate(**sets, **training, model=pruned, **counting), "evaluate pruned"
+            )
+            retrained = put(
+                detectnet_v2.train(
+                    **sets,
+                    **retraining,
+                    pretrained=pruned,
+                    name="facedetect_pruned",
+                    width=1.0,  # the pruned graph has its own
+                    threads=train_threads,
+                ),
+                "retrain",
+            ).outputs["model"]
+            evaluated_retrained = put(
+                detectnet_v2.evaluate(**sets, **retraining, model=retrained, **counting), "evaluate retrained"
+            )
 
-            detectnet_v2.inference(
-                kitti=kitti,
-                model=retrained.outputs["model"],
-                spec=inference_spec,
-                batch_size=inference_batch_size,
-                **size,
-            ).set_display_name("inference")
-            exported = detectnet_v2.export(**retraining, model=retrained.outputs["model"], opset=export_opset)
-            exported.set_display_name("export")
-            quantized = conversion.int8(
-                exported=exported.outputs["exported"],
-                kitti=kitti,
-                calibration_images=int8_calibration_images,
-                max_points_lost=int8_max_points_lost,
-                min_face_height=eval_min_face_height,
-            ).set_display_name("int8")
-
-            scored = evaluation.report(
-                exported=exported.outputs["exported"],
-                quantized=quantized.outputs["quantized"],
-                kitti=kitti,
-                pretrained_evaluation=evaluated_pretrained.outputs["evaluation"],
-                trained_evaluation=evaluated.outputs["evaluation"],
-                pruned_evaluation=evaluated_pruned.outputs["evaluation"],
-                retrained_evaluation=evaluated_retrained.outputs["evaluation"],
-                min_face_height=eval_min_face_height,
-            ).set_display_name("report")
+            put(
+                detectnet_v2.inference(
+                    kitti=kitti, model=retrained, spec=inference_spec, batch_size=inference_batch_size, **size
+                ),
+                "inference",
+            )
+            exported = put(detectnet_v2.export(**retraining, model=retrained, opset=export_opset), "export").outputs[
+                "exported"
+            ]
+            quantized = put(
+                conversion.int8(
+                    exported=exported,
+                    kitti=kitti,
+                    calibration_images=int8_calibration_images,
+                    max_points_lost=int8_max_points_lost,
+                    min_face_height=eval_min_face_height,
+                ),
+                "int8",
+            ).outputs["quantized"]
+            scored = put(
+                evaluation.report(
+                    exported=exported,
+                    quantized=quantized,
+                    kitti=kitti,
+                    pretrained_evaluation=evaluated_pretrained.outputs["evaluation"],
+                    trained_evaluation=evaluated.outputs["evaluation"],
+                    pruned_evaluation=evaluated_pruned.outputs["evaluation"],
+                    retrained_evaluation=evaluated_retrained.outputs["evaluation"],
+                    min_face_height=eval_min_face_height,
+                ),
+                "report",
+            )
 
             if options.serving is Serving.gpu:
-                plan = serving.tensorrt(
-                    exported=exported.outputs["exported"],
-                    precision=deploy_precision,
-                    best_batch=deploy_best_batch,
-                    largest_batch=deploy_largest_batch,
-                    workspace=deploy_workspace,
-                    timing_cache=deploy_timing_cache,
-                ).set_display_name("plan")
-                repository = serving.repository_of_plan(
-                    exported=exported.outputs["exported"], plan=plan.outputs["plan"], preprocessing="letterbox"
-                )
-                served, scored_as = exported.outputs["exported"], "exported"
+                plan = put(
+                    serving.tensorrt(
+                        exported=exported,
+                        precision=deploy_precision,
+                        best_batch=deploy_best_batch,
+                        largest_batch=deploy_largest_batch,
+                        workspace=deploy_workspace,
+                        timing_cache=deploy_timing_cache,
+                    ),
+                    "plan",
+                ).outputs["plan"]
+                built = serving.repository_of_plan(exported=exported, plan=plan, preprocessing="letterbox")
+                served, scored_as = exported, "exported"
             else:
-                served, scored_as = quantized.outputs["quantized"], "quantized"
-                repository = serving.repository(exported=served, backend="onnxruntime", preprocessing="letterbox")
-            repository.set_display_name("model repository")
-            published = serving.publish(repository=repository.outputs["repository"], base=deploy_base)
-            published.set_display_name("publish").set_caching_options(False)
-            deployed = serving.deploy(
-                published=published.outputs["published"],
-                evaluation=scored.outputs["evaluation"],
-                scored_model=scored_as,
-                **target,
-                **gate,
-                mode=deploy_mode,
-                protocol=deploy_protocol,
-                gateway=deploy_gateway,
-                gpus=deploy_gpus,
-                cpu=deploy_cpu,
-                cpu_limit=deploy_cpu_limit,
-                memory=deploy_memory,
-                memory_limit=deploy_memory_limit,
-                shared_memory=deploy_shared_memory,
-                minimum_replicas=deploy_minimum_replicas,
-                maximum_replicas=deploy_maximum_replicas,
-                node_selector=deploy_node_selector,
-                tolerations=deploy_tolerations,
-                service_account=deploy_service_account,
-                canary_percent=deploy_canary_percent,
+                built = serving.repository(exported=quantized, backend="onnxruntime", preprocessing="letterbox")
+                served, scored_as = quantized, "quantized"
+            repository = put(built, "model repository").outputs["repository"]
+            published = put(serving.publish(repository=repository, base=deploy_base), "publish")
+            deployed = put(
+                serving.deploy(
+                    published=published.outputs["published"],
+                    evaluation=scored.outputs["evaluation"],
+                    scored_model=scored_as,
+                    **target,
+                    **gate,
+                    mode=deploy_mode,
+                    protocol=deploy_protocol,
+                    gateway=deploy_gateway,
+                    gpus=deploy_gpus,
+                    cpu=deploy_cpu,
+                    cpu_limit=deploy_cpu_limit,
+                    memory=deploy_memory,
+                    memory_limit=deploy_memory_limit,
+                    shared_memory=deploy_shared_memory,
+                    minimum_replicas=deploy_minimum_replicas,
+                    maximum_replicas=deploy_maximum_replicas,
+                    node_selector=deploy_node_selector,
+                    tolerations=deploy_tolerations,
+                    service_account=deploy_service_account,
+                    canary_percent=deploy_canary_percent,
+                ),
+                "deploy",
             )
-            deployed.set_display_name("deploy").set_caching_options(False)
-            answered = evaluation.endpoint(
-                kitti=kitti,
-                model=served,
-                endpoint=deployed.outputs["endpoint"],
-                endpoint_host=deployed.outputs["gateway_host"],
-                min_face_height=eval_min_face_height,
+            answered = put(
+                evaluation.endpoint(
+                    kitti=kitti,
+                    model=served,
+                    endpoint=deployed.outputs["endpoint"],
+                    endpoint_host=deployed.outputs["gateway_host"],
+                    min_face_height=eval_min_face_height,
+                ),
+                "endpoint",
             )
-            answered.set_display_name("endpoint").set_caching_options(False)
-            promoted = serving.promote(
-                deployment=deployed.outputs["deployment"], evaluation=answered.outputs["evaluation"], **gate
+            put(
+                serving.promote(
+                    deployment=deployed.outputs["deployment"], evaluation=answered.outputs["evaluation"], **gate
+                ),
+                "promote",
             )
-            promoted.set_display_name("promote").set_caching_options(False)
 
     return facedetect
 
@@ -467,3 +559,9 @@ class Ranges(TypedDict, total=False):
     deploy_force: bool
     deploy_timeout: Annotated[float, Field(ge=1, le=86_400)]
     eval_min_face_height: Height
+    pool_cpu_node_selector: dict[str, str]
+    pool_cpu_tolerations: list[dict[str, Any]]
+    pool_gpu_type: Annotated[str, Field(pattern=r"^[a-z0-9.-]+(/[A-Za-z0-9._-]+)?$")]
+    pool_gpu_count: Annotated[str, Field(pattern=r"^[0-9]{1,2}$")]
+    pool_gpu_node_selector: dict[str, str]
+    pool_gpu_tolerations: list[dict[str, Any]]

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from components.detectnet_v2 import tao_double
 from components.step import MANIFEST, STAGE_DIR, UserError, write_executor_output
 from components.vision.threads import available_cores
 from pipeline import processes
@@ -58,6 +59,7 @@ class RunSettings:
         name: This run's name; its results go to `<runs>/<name>`.
         resume: Go on where an interrupted run of this name stopped.
         programs: A folder to be searched for programs first; tests put stand-ins there.
+        has_double: Whether a double stands in for NVIDIA's program.
         code: The folder of the installed `components`.
         console: Where progress is shown.
     """
@@ -66,6 +68,7 @@ class RunSettings:
     name: str
     resume: bool = False
     programs: Path | None = None
+    has_double: bool = False
     code: Path = CODE
     # Bound to today's stdout: kfp.local's talk is silenced by redirecting `sys.stdout`.
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
@@ -113,7 +116,7 @@ def run_pipeline(
         UserError: The file cannot run here.
         StageFailure: A stage has failed.
     """
-    compiled = load(pipeline)
+    compiled = load(pipeline, settings.has_double)
     _clear(settings)
     with Progress(list(compiled.stages.values()), settings.console) as progress:
         stages = Stages(compiled, settings, progress, lock, server)
@@ -147,6 +150,11 @@ def _walk(compiled: CompiledPipeline, arguments: Mapping[str, Any], stages: "Sta
         raise_on_error=True,
     )
     walk = components.load_component_from_file(str(compiled.path))
+    spec = walk.component_spec.implementation.graph
+    for component in (spec.root, *spec.components.values()):
+        for task in component.dag.tasks.values():
+            # Further attempts are for nodes that go away; here they would only wait minutes to fail again.
+            task.ClearField("retry_policy")
     try:
         with _replaced(stages), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of settings that mean nothing here: resources, display names
@@ -220,6 +228,10 @@ class Stages:
         self._server = server
         self._store = Store(settings.runs / ".cache")
         self._threads = available_cores()
+        # Where nothing calls NVIDIA's program this folder is never made.
+        self._double = (settings.folder / ".stages" / "tao-double").absolute()
+        if compiled.of_tao:
+            tao_double.install(self._double)
         # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
         self._turn = threading.Lock()
 
@@ -238,6 +250,8 @@ class Stages:
             at = argv.index("--executor-input")
             executor_input = json.loads(argv[at + 1])
             folder = Path(executor_input["outputs"]["outputFile"]).parent
+            if folder.name in self._compiled.of_tao:
+                environment = {**environment, "GRIDBOX_ENGINE": "tao-double"}  # part of the key
             key = stage_key(
                 argv[:at] + argv[at + 2 :],
                 environment,
@@ -280,7 +294,7 @@ class Stages:
 
         code = processes.run(
             [sys.executable if argv[0] in ("python", "python3") else argv[0], *argv[1:]],
-            self._environment(work, environment),
+            self._environment(work, environment, stage),
             work,
             log,
             self._lock,
@@ -309,10 +323,11 @@ class Stages:
         mark.write_text(key.digest, encoding="utf-8")
         return work
 
-    def _environment(self, work: Path, own: Mapping[str, str]) -> dict[str, str]:
+    def _environment(self, work: Path, own: Mapping[str, str], stage: str) -> dict[str, str]:
         # Threads that spin while they wait would take the cores from the data workers.
         threads = str(self._threads)
-        programs = [str(folder) for folder in (self.settings.programs, Path(sys.executable).parent) if folder]
+        double = self._double if stage in self._compiled.of_tao else None
+        programs = [str(folder) for folder in (double, self.settings.programs, Path(sys.executable).parent) if folder]
         return {
             **os.environ,
             "OMP_WAIT_POLICY": "PASSIVE",

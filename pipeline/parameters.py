@@ -84,6 +84,12 @@ def check_ranges(values: Mapping[str, Any], ranges: type) -> None:
         raise UserError(f"parameter {name}{shown}: {reason}") from error
 
 
+def literals_of(ranges: type) -> dict[str, list[str]]:
+    """Returns the values of every parameter that has a fixed set of them."""
+    properties = TypeAdapter(ranges).json_schema()["properties"]
+    return {name: schema["enum"] for name, schema in properties.items() if "enum" in schema}
+
+
 def _describe(schema: Mapping[str, Any]) -> str:
     """Says in words what a JSON schema allows."""
     if "enum" in schema:

@@ -123,7 +123,7 @@ def test_a_second_run_takes_from_the_cache_all_that_does_not_reach_outside(finis
     arguments = [word for setting in LEARNING for word in ("--set", setting)]
     output = run(runs, "--name", "second", *arguments)
     assert time.monotonic() - begin < min(20, seconds / 2)
-    assert output.count(": cached") == first.count(": done") - 5
+    assert output.count(": cached") == first.count(": done") - 6
     published = runs / "published"
     deployment = yaml.safe_load_all((runs / "second/deploy/deployment/manifest.yaml").read_text())
     uri = next(each for each in deployment if each["kind"] == "InferenceService")["spec"]["predictor"]["model"]

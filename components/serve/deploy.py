@@ -134,6 +134,13 @@ def write_deployment(output: Path, service: Service, target: Target, deployed: D
         )
 
 
+def skip_deployment(output: Path) -> None:
+    """Writes that nothing was deployed, because nothing was published."""
+    with publish(output) as scratch:
+        scratch.mkdir()
+        write_manifest(scratch, KIND, {"skipped": True, "target": Target.manifest.value}, {})
+
+
 def manifest_text(service: Service) -> str:
     """Returns the ServingRuntime and the InferenceService as YAML for `kubectl apply --server-side -f`."""
     import yaml

@@ -57,10 +57,12 @@ def publish(
     ] = "",
 ) -> None:
     """Publish a model repository as a new version, for deployment."""
-    from components.serve.published import publish_repository
+    from components.serve.published import publish_repository, skip
 
     if not base:
-        raise UserError("there is nowhere to publish to: give --base (deploy_base), for example s3://models/facenet")
+        skip(published)
+        print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/facenet")
+        return
     done = publish_repository(repository, base, published)
     print(f"{done.storage_uri}: sha256 {done.digest[:16]}…")
 
@@ -124,6 +126,9 @@ def deploy(
     from components.serve.published import fetch_repository, read_published
 
     source = read_published(published)
+    if source is None:
+        _deploy_nothing(target, deployment, endpoint, gateway_host)
+        return
     candidate = read_score(evaluation, scored_model)
     service = Service(
         name=name,
@@ -164,6 +169,16 @@ def deploy(
     address = (deployed.url, "") if target is Target.local else program.endpoint(deployed.url, protocol, gateway)
     _write_endpoint(address, endpoint, gateway_host)
     _say(target, deployment, deployed)
+
+
+def _deploy_nothing(target: Target, deployment: Path, *files: Path | None) -> None:
+    from components.serve import deploy as program
+
+    if target is not Target.manifest:
+        raise UserError(f"target {target}: nothing was published; give --base (deploy_base) to gridbox serve publish")
+    program.skip_deployment(deployment)
+    _write_endpoint(("", ""), *files)
+    print("skipped: nothing was published, so there is nothing to deploy")
 
 
 def _deploy(

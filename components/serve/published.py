@@ -51,6 +51,13 @@ def publish_repository(repository: Path, base: str, output: Path) -> Published:
     return published
 
 
+def skip(output: Path) -> None:
+    """Writes that nothing was published, for a run that has nowhere to publish to."""
+    with publish(output) as scratch:
+        scratch.mkdir()
+        write_manifest(scratch, KIND, {"skipped": True}, {})
+
+
 def _absolute(base: str) -> str:
     return base if "://" in base else str(Path(base).expanduser().absolute())
 
@@ -67,12 +74,15 @@ def fetch_repository(published: Published, destination: Path) -> None:
         raise UserError(f"{shown(published.storage_uri)}: not what was published; publish the model anew")
 
 
-def read_published(path: Path) -> Published:
-    """Reads the artifact that `publish_repository` wrote.
+def read_published(path: Path) -> Published | None:
+    """Reads the artifact that `publish_repository` wrote; None where `skip` did.
 
     Raises:
         UserError: It is another one.
     """
-    settings = read_manifest(path, KIND)["settings"]
+    manifest = read_manifest(path, KIND)
+    if manifest["counts"].get("skipped"):
+        return None
+    settings = manifest["settings"]
     names = ("base", "storage_uri", "version", "digest", "repository")
     return Published(*(settings[name] for name in names))

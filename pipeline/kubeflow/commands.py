@@ -1,0 +1,268 @@
+"""The commands for Kubeflow: each asks for little, says what it does, and teaches by one example."""
+
+import functools
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.step import StageError
+from pipeline.kubeflow import schedules
+from pipeline.kubeflow.session import Limit, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.target import (
+    Assignments,
+    Data,
+    Experiment,
+    PipelineName,
+    Profile,
+    ServiceAccount,
+    Uploaded,
+    argument_values,
+    chosen,
+    package_of_name,
+)
+
+if TYPE_CHECKING:
+    from pipeline.kubeflow.api import Run
+    from pipeline.settings import Configuration
+
+app = typer.Typer()
+app.add_typer(schedules.app, name="schedule", rich_help_panel="Kubeflow")
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    runs = "runs"
+    pipelines = "pipelines"
+    schedules = "schedules"
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or its name (then the newest one).")]
+
+
+@app.command("upload", rich_help_panel="Kubeflow")
+@connected
+def upload_command(configuration: "Configuration", pipeline: PipelineName, profile: Profile = "") -> None:
+    """Upload a pipeline: as a new one, or as a new version of it. The same content is uploaded once.
+
+    gridbox upload facedetect --profile cpu
+    """
+    from pipeline.kubeflow.runs import upload
+
+    session = open_session(configuration)
+    version, is_new = upload(session.api, package_of_name(pipeline, profile, configuration.options()))
+    typer.echo(f"{version.name}: {'uploaded' if is_new else 'is there already, with this very content'}")
+    echo_link(session, f"pipelines/details/{version.pipeline_id}/version/{version.id}")
+
+
+@app.command("submit", rich_help_panel="Kubeflow")
+@connected
+def submit_command(
+    configuration: "Configuration",
+    pipeline: PipelineName,
+    data: Data = "",
+    profile: Profile = "",
+    assignments: Assignments = None,
+    uploaded: Uploaded = False,
+    name: Annotated[str, typer.Option(help="Name of the run; by default the pipeline's and the time.")] = "",
+    experiment: Experiment = "",
+    service_account: ServiceAccount = "",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the run, and leave it to itself.")] = False,
+) -> None:
+    """Run a pipeline in Kubeflow and follow it to its end; the exit code tells how it ended.
+
+    Ctrl-C stops the following, not the run.
+
+    gridbox submit facedetect --data s3://faces/wider --set train_epochs=40
+    """
+    from pipeline.kubeflow.runs import Submission
+
+    session = open_session(configuration)
+    package, version = chosen(session.api, pipeline, profile, uploaded, configuration.options())
+    run = session.api.create_run(
+        Submission(
+            name=name or f"{package.name}-{datetime.now():%Y%m%d-%H%M%S}",
+            package=package,
+            version=version,
+            arguments=argument_values(package, pipeline, data, profile, assignments, uploaded),
+            experiment_id=session.api.experiment(experiment or configuration.settings.experiment),
+            service_account=service_account or configuration.settings.service_account,
+        ).body()
+    )
+    typer.echo(f"run {run.name}: {run.id}")
+    echo_link(session, f"runs/details/{run.id}")
+    if no_wait:
+        typer.echo(f"follow it with: gridbox wait {run.id}")
+        return
+    _follow(session, run, package.stages())
+
+
+@app.command("wait", rich_help_panel="Kubeflow")
+@connected
+def wait_command(configuration: "Configuration", run: RunName) -> None:
+    """Follow a run to its end, as `gridbox submit` does.
+
+    gridbox wait facedetect-20261121-093000
+    """
+    session = open_session(configuration)
+    found = session.api.find_run(run)
+    package = session.api.package_of(found)
+    _follow(session, found, package.stages() if package else {task.name: task.name for task in found.tasks})
+
+
+def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:
+    from pipeline.kubeflow.connection import Unavailable
+    from pipeline.kubeflow.runs import conclude, follow, word
+
+    try:
+        ended = follow(session.api, run, stages, functools.partial(print, flush=True))
+    except KeyboardInterrupt:
+        again = f"follow it with 'gridbox wait {run.id}', end it with 'gridbox cancel {run.id}'"
+        print(f"gridbox: the run goes on in Kubeflow; {again}", file=sys.stderr)
+        raise
+    except Unavailable as error:
+        raise StageError(f"{error}; the run goes on without: gridbox wait {run.id}") from error
+    conclude(session.api, ended, stages)
+    typer.echo(f"run {ended.name}: {word(ended.state)}")
+
+
+@app.command("list", rich_help_panel="Kubeflow")
+@connected
+def list_command(
+    configuration: "Configuration",
+    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.runs,
+    limit: Limit = 20,
+) -> None:
+    """List the newest runs, pipelines or schedules.
+
+    gridbox list pipelines
+    """
+    session = open_session(configuration)
+    if kind is Kind.schedules:
+        schedules.list_schedules(session, limit)
+    elif kind is Kind.pipelines:
+        rows = [[each.name, when(each.created), each.id] for each in session.api.pipelines(limit)]
+        table(("pipeline", "created", "id"), rows)
+    else:
+        from pipeline.kubeflow.runs import word
+
+        found = session.api.runs(limit)
+        table(
+            ("run", "state", "created", "time", "id"),
+            [[each.name, word(each.state), when(each.created), _took(each), each.id] for each in found],
+        )
+
+
+@app.command("logs", rich_help_panel="Kubeflow")
+@connected
+def logs_command(
+    configuration: "Configuration",
+    run: RunName,
+    stage: Annotated[str, typer.Argument(help="By default the stages that failed, or else all.")] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait for more, for as long as the stage runs (asks Kubernetes).")
+    ] = False,
+) -> None:
+    """Show what a run's stages have printed: the last try of each.
+
+    gridbox logs facedetect-20261121-093000 train
+    """
+    from pipeline.kubeflow import logs
+
+    session = open_session(configuration)
+    found = session.api.find_run(run)
+    package = session.api.package_of(found)
+    stages = package.stages() if package else {task.name: task.name for task in found.tasks}
+    wanted = logs.chosen(found, stages, stage)
+    latest = {each.task: each for each in logs.tries(session.api, found, session.cluster, session.pod_namespace)}
+    for task in wanted:
+        attempt = latest.get(task)
+        if attempt is None or attempt.phase in ("Skipped", "Omitted"):
+            typer.echo(f"== {stages[task]}: no pod ran it (taken from the cache, or not begun) ==")
+            continue
+        typer.echo(f"== {stages[task]}: {attempt.phase.lower()}, pod {attempt.pod} ==")
+        lines = (
+            session.cluster().log(session.pod_namespace, attempt.pod, follow=True)
+            if follow
+            else logs.text(session.api, session.server, found, attempt, session.cluster, session.pod_namespace)
+        )
+        for line in lines:
+            print(line, flush=True)
+
+
+@app.command("cancel", rich_help_panel="Kubeflow")
+@connected
+def cancel_command(configuration: "Configuration", run: RunName) -> None:
+    """End a run. Stages that have ended keep their results.
+
+    gridbox cancel facedetect-20261121-093000
+    """
+    from pipeline.kubeflow.api import ENDED
+    from pipeline.kubeflow.runs import word
+
+    session = open_session(configuration)
+    found = session.api.find_run(run)
+    if found.state in ENDED:
+        typer.echo(f"run {found.name}: {word(found.state)} already, nothing to cancel")
+        return
+    session.api.terminate(found.id)
+    typer.echo(f"run {found.name}: is being cancelled; see it end with: gridbox wait {found.id}")
+
+
+@app.command("doctor", rich_help_panel="Kubeflow")
+@connected
+def doctor_command(
+    configuration: "Configuration",
+    pipeline: PipelineName = "facedetect",
+    profile: Profile = "",
+    assignments: Assignments = None,
+) -> None:
+    """Look whether Kubeflow and its cluster have what a pipeline needs; exit code 1 when something is missing.
+
+    Nothing is changed, but for a file in the store that is removed again.
+
+    gridbox doctor facedetect
+    """
+    from pipeline.kubeflow.doctor import examine
+
+    package = package_of_name(pipeline, profile, configuration.options())
+    arguments = argument_values(package, pipeline, "", profile, assignments, uploaded=False)
+    failures = 0
+    for finding in examine(configuration, package, arguments):
+        failures += finding.state == "fail"
+        print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
+        if finding.mend:
+            print(f"{'':<8}-> {finding.mend}", flush=True)
+    if failures:
+        raise StageError(f"{failures} of the checks failed")
+
+
+@app.command("config", rich_help_panel="Kubeflow")
+@connected
+def config_command(configuration: "Configuration") -> None:
+    """Show the settings and who has set them: gridbox.toml, then the environment, then flags.
+
+    gridbox config --namespace team-a
+    """
+    from dataclasses import fields
+
+    from pipeline.settings import Settings
+
+    rows = [
+        [each.name, str(getattr(configuration.settings, each.name)) or "-", configuration.origins[each.name]]
+        for each in fields(Settings)
+    ]
+    credential = configuration.credential()
+    rows.append(["token", "set" if credential else "not set", credential.origin if credential else "-"])
+    table(("setting", "value", "set by"), rows)
+
+
+def _took(run: "Run") -> str:
+    from pipeline.progress import duration
+
+    if not run.created:
+        return "-"
+    return duration(((run.finished or datetime.now(UTC)) - run.created).total_seconds())

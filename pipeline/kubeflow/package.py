@@ -1,0 +1,149 @@
+"""A compiled pipeline as Kubeflow takes it: for a run, for an upload, or as custom resources."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.step import UserError, publish
+
+Document = dict[str, Any]
+
+RESOURCE_VERSION = "pipelines.kubeflow.org/v2beta1"
+DIGEST_LETTERS = 12
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        origin: Where it comes from, for messages.
+        spec: The pipeline's specification.
+        platform: What is said of Kubernetes beside it: secrets, node selectors, volumes; often empty.
+    """
+
+    origin: str
+    spec: Document
+    platform: Document
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return str(self.spec["pipelineInfo"]["name"])
+
+    @property
+    def version_name(self) -> str:
+        """A name for exactly this content: uploading the same twice finds the first."""
+        text = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LETTERS]}"
+
+    @property
+    def parameters(self) -> dict[str, Document]:
+        """By name, what is declared of each parameter: its type, its default, its description."""
+        return dict((self.spec["root"].get("inputDefinitions") or {}).get("parameters") or {})
+
+    @property
+    def types(self) -> dict[str, str]:
+        """By name, the type of each parameter, in the words of `compiled.CompiledPipeline`."""
+        return {name: str(declared.get("parameterType", "STRING")) for name, declared in self.parameters.items()}
+
+    def document(self) -> Document:
+        """Returns the object that the API calls a pipeline specification."""
+        return {"pipeline_spec": self.spec, "platform_spec": self.platform} if self.platform else self.spec
+
+    def text(self) -> bytes:
+        """Returns the YAML file to upload."""
+        documents = [self.spec, self.platform] if self.platform else [self.spec]
+        return str(yaml.dump_all(documents, Dumper=_DUMPER, sort_keys=True)).encode()
+
+    def stages(self) -> dict[str, str]:
+        """Returns the tasks that run a container: by their name in the API, how `gridbox run` calls them here."""
+        return dict(_stages(self.spec["root"]["dag"], self.spec.get("components") or {}))
+
+
+def read(path: Path) -> Package:
+    """Reads a compiled pipeline from a file.
+
+    Raises:
+        UserError: It cannot be read, or is something else.
+    """
+    try:
+        documents = [each for each in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER) if each]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no YAML: {' '.join(str(error).split())[:200]}") from error
+    if documents and isinstance(documents[0], dict) and documents[0].get("kind") in ("Pipeline", "PipelineVersion"):
+        raise UserError(f"{path}: these are custom resources for kubectl; compile without --kubernetes")
+    return from_documents(str(path), *documents[:2])
+
+
+def from_documents(origin: str, spec: Any = None, platform: Any = None) -> Package:  # noqa: ANN401 - from outside
+    """Makes a package of what a file or the API holds.
+
+    Raises:
+        UserError: This is no compiled pipeline.
+    """
+    if isinstance(spec, dict) and isinstance(spec.get("pipeline_spec"), dict):  # as the API gives both back
+        spec, platform = spec["pipeline_spec"], spec.get("platform_spec")
+    package = Package(origin, spec or {}, platform or {})
+    try:
+        _ = package.name, package.stages(), package.types, package.platform.get("platforms")
+        _ = package.spec["deploymentSpec"]["executors"].values()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{origin}: not a compiled pipeline (make one with `gridbox compile`)") from error
+    return package
+
+
+def resources(package: Package) -> str:
+    """Returns a pipeline as custom resources: for installations that keep pipelines in Kubernetes, and for GitOps.
+
+    Their namespace is left to `kubectl -n` and to kustomize.
+    """
+    described = {"description": text} if (text := package.spec["pipelineInfo"].get("description")) else {}
+    pipeline = {
+        "apiVersion": RESOURCE_VERSION,
+        "kind": "Pipeline",
+        "metadata": {"name": package.name},
+        "spec": {"displayName": package.name, **described},
+    }
+    version = {
+        "apiVersion": RESOURCE_VERSION,
+        "kind": "PipelineVersion",
+        "metadata": {"name": package.version_name},
+        "spec": {
+            "displayName": package.version_name,
+            "pipelineName": package.name,
+            "pipelineSpec": package.spec,
+            **({"platformSpec": package.platform} if package.platform else {}),
+            **described,
+        },
+    }
+    return str(yaml.dump_all([pipeline, version], Dumper=_DUMPER, sort_keys=True))
+
+
+def write_resources(file: Path) -> None:
+    """Puts a pipeline's custom resources in the place of its compiled file."""
+    text = resources(read(file))
+    with publish(file) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def _stages(dag: Document, components: Mapping[str, Document]) -> list[tuple[str, str]]:
+    stages: list[tuple[str, str]] = []
+    for key, task in dag["tasks"].items():
+        component = components[task["componentRef"]["name"]]
+        if "dag" in component:
+            stages += _stages(component["dag"], components)
+        else:
+            shown = str((task.get("taskInfo") or {}).get("name") or key)
+            stages.append((str(key), re.sub(r"[^a-z0-9]+", "-", shown.lower()).strip("-")))
+    return stages

@@ -1,0 +1,236 @@
+"""Where each stage runs in a cluster and what it is given there: pools, secrets, volumes, time and further attempts.
+
+What a person chooses for one run (node selectors, tolerations, the kind and number of GPUs) is a parameter of the
+pipeline; what describes the cluster is `Placement`, the table `[placement]` of `gridbox.toml`, read at compile.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from components.step import CHECKPOINTS, RUN_ID, TAO_KEY, UserError
+
+CHECKPOINT_FOLDER, DATA_FOLDER, SCRATCH_FOLDER = "/checkpoints", "/data", "/scratch"
+# Argo's label on every pod of a run: the same for all attempts at it.
+RUN_LABEL = "metadata.labels['pipeline/runid']"
+# The user of our images; NVIDIA's TAO images want root.
+IMAGE_USER = 10001
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+class Pool(StrEnum):
+    """Nodes of one kind."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+    serving = "serving"
+
+
+class Access(StrEnum):
+    """What a stage needs from outside the run."""
+
+    store = "store"
+    data = "data"
+    ngc = "ngc"
+    tao_key = "tao_key"
+    checkpoints = "checkpoints"
+
+
+def _setting(default: Any, help_text: str) -> Any:  # noqa: ANN401 - of the setting's type
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What a cluster offers the stages. An empty text, or 0, leaves a thing away.
+
+    Amounts are Kubernetes' quantities; `…_secret` and `…_claim` are names of Secrets and PersistentVolumeClaims in the
+    namespace of the run.
+    """
+
+    cpu_request: str = _setting("", "Cores a stage on the CPU pool requests.")
+    cpu_limit: str = _setting("", "Cores a stage on the CPU pool may use.")
+    memory_request: str = _setting("", "Memory a stage on the CPU pool requests.")
+    memory_limit: str = _setting("", "Memory a stage on the CPU pool may use.")
+    gpu_cpu_request: str = _setting("", "Cores a stage on the GPU pool requests.")
+    gpu_cpu_limit: str = _setting("", "Cores a stage on the GPU pool may use.")
+    gpu_memory_request: str = _setting("", "Memory a stage on the GPU pool requests.")
+    gpu_memory_limit: str = _setting("", "Memory a stage on the GPU pool may use, its shared memory included.")
+    shared_memory: str = _setting("8Gi", "Size of the memory-backed /dev/shm of a stage on the GPU pool.")
+    image_pull_secret: str = _setting("", "Secret to pull our images with.")
+    ngc_pull_secret: str = _setting("ngc", "Secret to pull NVIDIA's TAO images with.")
+    store_secret: str = _setting("gridbox-s3", "Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    store_endpoint: str = _setting("", "URL of the object store, where it is not AWS.")
+    store_region: str = _setting("", "Region of the object store.")
+    ngc_secret: str = _setting("gridbox-ngc", "Secret with NGC_API_KEY, for NVIDIA's model registry.")
+    tao_key_secret: str = _setting("gridbox-tao", "Secret with TAO_KEY, the key of encrypted TAO models.")
+    data_claim: str = _setting("", f"Claim with data sets, mounted at {DATA_FOLDER}.")
+    checkpoint_claim: str = _setting("", "Claim in which training keeps checkpoints, for attempts after a pre-emption.")
+    scratch_size: str = _setting("", f"Size of a scratch volume for every stage, mounted at {SCRATCH_FOLDER}.")
+    scratch_class: str = _setting("", "Storage class of the scratch volumes.")
+    retries: int = _setting(2, "Further attempts at a stage that failed or was pre-empted.")
+    timeout_hours: float = _setting(24.0, "Hours a stage may take.")
+
+    def __post_init__(self) -> None:
+        if self.retries < 0 or self.timeout_hours < 0:
+            raise UserError("placement: retries and timeout_hours must not be below 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How a stage is placed.
+
+    Attributes:
+        pool: The nodes it runs on.
+        access: What it needs from outside.
+        engine: Which of the stages that have an engine it is, or empty.
+        is_cached: Whether an earlier result may stand for it; not where what it does reaches outside.
+        may_retry: Whether a further attempt can do no harm.
+    """
+
+    pool: Pool = Pool.cpu
+    access: tuple[Access, ...] = ()
+    engine: str = ""
+    is_cached: bool = True
+    may_retry: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """The pipeline parameters that choose nodes, as kfp hands them to the pipeline function."""
+
+    cpu_node_selector: Any
+    cpu_tolerations: Any
+    gpu_node_selector: Any
+    gpu_tolerations: Any
+    gpu_type: Any
+    gpu_count: Any
+    serving_node_selector: Any
+    serving_tolerations: Any
+
+
+def read_placement(table: Mapping[str, object], origin: str) -> Placement:
+    """Reads the table `[placement]`.
+
+    Args:
+        table: Its content.
+        origin: The file, for messages.
+
+    Raises:
+        UserError: It has an unknown entry, or one of another type.
+    """
+    known = {each.name: type(each.default) for each in fields(Placement)}
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"{origin}: [placement] {name}: there is no such setting; {hint}")
+        wanted = known[name]
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not wanted:
+            words = {str: "text in quotes", int: "a whole number", float: "a number"}
+            raise UserError(f"{origin}: [placement] {name}: write {words[wanted]}")
+        values[name] = value
+    return Placement(**values)
+
+
+def place(
+    task: Any,  # noqa: ANN401 - kfp ships no types
+    name: str,
+    stage: Stage,
+    pools: Pools,
+    placement: Placement,
+    *,
+    as_user: int | None,
+    pull_secret: str,
+) -> None:
+    """Says where a task runs and what it is given.
+
+    Args:
+        task: The task.
+        name: What it is called, for the folder of its checkpoints.
+        stage: How it is placed.
+        pools: The parameters that choose nodes.
+        placement: What the cluster offers.
+        as_user: The user to run as; None leaves that to the image.
+        pull_secret: Secret to pull its image with, or empty.
+    """
+    from kfp import kubernetes
+
+    _on_pool(task, stage.pool, pools, placement)
+    for access in stage.access:
+        _give(task, access, name, placement)
+    if pull_secret:
+        kubernetes.set_image_pull_secrets(task, [pull_secret])
+    if placement.scratch_size:
+        kubernetes.add_ephemeral_volume(
+            task,
+            volume_name="scratch",
+            mount_path=SCRATCH_FOLDER,
+            access_modes=["ReadWriteOnce"],
+            size=placement.scratch_size,
+            storage_class_name=placement.scratch_class or None,
+        )
+        task.set_env_variable("TMPDIR", SCRATCH_FOLDER)
+    if placement.timeout_hours:
+        kubernetes.set_timeout(task, round(3600 * placement.timeout_hours))
+    if stage.may_retry and placement.retries:
+        task.set_retry(placement.retries, backoff_duration="60s", backoff_factor=2.0, backoff_max_duration="600s")
+    if as_user is not None:
+        kubernetes.set_security_context(task, run_as_user=as_user, run_as_non_root=True)
+    if not stage.is_cached:
+        task.set_caching_options(False)
+
+
+def _on_pool(task: Any, pool: Pool, pools: Pools, placement: Placement) -> None:  # noqa: ANN401
+    from kfp import kubernetes
+
+    kubernetes.add_node_selector_json(task, getattr(pools, f"{pool}_node_selector"))
+    kubernetes.add_toleration_json(task, getattr(pools, f"{pool}_tolerations"))
+    prefix = "" if pool is Pool.cpu else "gpu_"
+    for name in ("cpu_request", "cpu_limit", "memory_request", "memory_limit"):
+        if amount := getattr(placement, prefix + name):
+            getattr(task, f"set_{name}")(amount)
+    if pool is Pool.cpu:
+        return
+    # A plan is built on one GPU, however many train.
+    count = "1" if pool is Pool.serving else pools.gpu_count
+    task.set_accelerator_type(pools.gpu_type).set_accelerator_limit(count)
+    # kfp forgets to hand these two down into an exit handler's tasks.
+    task.register_pipeline_channels([each for each in (pools.gpu_type, count) if not isinstance(each, str)])
+    if placement.shared_memory:
+        kubernetes.empty_dir_mount(
+            task, "shared-memory", "/dev/shm", medium="Memory", size_limit=placement.shared_memory
+        )
+
+
+def _give(task: Any, access: Access, stage: str, placement: Placement) -> None:  # noqa: ANN401
+    from kfp import kubernetes
+
+    if access is Access.store:
+        _secret(task, placement.store_secret, _S3_KEYS)
+        for variable, value in (("AWS_ENDPOINT_URL", placement.store_endpoint), ("AWS_REGION", placement.store_region)):
+            if value:
+                task.set_env_variable(variable, value)
+    elif access is Access.ngc:
+        _secret(task, placement.ngc_secret, ("NGC_API_KEY",))
+    elif access is Access.tao_key:
+        _secret(task, placement.tao_key_secret, (TAO_KEY,))
+    elif access is Access.data and placement.data_claim:
+        kubernetes.mount_pvc(task, placement.data_claim, DATA_FOLDER)
+    elif access is Access.checkpoints and placement.checkpoint_claim:
+        kubernetes.mount_pvc(task, placement.checkpoint_claim, CHECKPOINT_FOLDER)
+        task.set_env_variable(CHECKPOINTS, f"{CHECKPOINT_FOLDER}/{stage}")
+        kubernetes.use_field_path_as_env(task, RUN_ID, RUN_LABEL)
+
+
+def _secret(task: Any, name: str, keys: tuple[str, ...]) -> None:  # noqa: ANN401
+    from kfp import kubernetes
+
+    if name:
+        # Optional: a folder, or a public bucket, needs no key; who needs one and has none is told so by the stage.
+        kubernetes.use_secret_as_env(task, name, {key: key for key in keys}, optional=True)

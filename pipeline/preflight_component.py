@@ -1,0 +1,38 @@
+# ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
+"""How Kubeflow sees the first stage."""
+
+from kfp import dsl
+
+from components.images import OPEN_ENGINE
+
+
+@dsl.container_component  # type: ignore[untyped-decorator]
+def preflight(
+    data_uri: str,
+    pretrained_uri: str,
+    deploy_base: str,
+    deploy_target: str,
+    deploy_namespace: str,
+    gpu_type: str,
+    gpu_count: str,
+    gpu_node_selector: dict,  # type: ignore[type-arg]
+    gpu_tolerations: list,  # type: ignore[type-arg]
+) -> dsl.ContainerSpec:
+    """Fails in seconds where data, store, permissions or GPUs are missing.
+
+    Args:
+        data_uri: Where the data set is; empty: it will be drawn.
+        pretrained_uri: Where the pretrained weights are; empty: there are none.
+        deploy_base: Where the model will be published; empty: it will not.
+        deploy_target: Where it will be deployed.
+        deploy_namespace: The namespace of the InferenceService.
+        gpu_type: The resource by which the cluster counts GPUs.
+        gpu_count: GPUs of a stage.
+        gpu_node_selector: Labels of their nodes.
+        gpu_tolerations: Taints that are put up with.
+    """
+    return dsl.ContainerSpec(
+        image=OPEN_ENGINE,
+        command=["gridbox"],
+        args=["preflight", "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+    )

@@ -1,0 +1,229 @@
+"""Where the compiled pipeline's stages run in a cluster, and what they are given there."""
+
+import re
+
+import pytest
+import yaml
+from test_pipeline_contract import all_tasks
+
+from components import step
+from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
+from components.step import UserError
+from pipeline import cli
+from pipeline.options import Backend, Engine, Options, Serving, parse_engines
+from pipeline.placement import CHECKPOINT_FOLDER, Placement, read_placement
+
+FULL = Placement(
+    cpu_request="1",
+    memory_limit="8Gi",
+    gpu_memory_request="16Gi",
+    image_pull_secret="pull",
+    store_endpoint="http://store:9000",
+    data_claim="data-sets",
+    checkpoint_claim="kept",
+    scratch_size="50Gi",
+    scratch_class="fast",
+    retries=3,
+    timeout_hours=1.5,
+)
+
+
+class Compiled:
+    def __init__(self, path, options):
+        cli.compile_to("facedetect", path, "tao", options)
+        self.text = path.read_text()
+        self.spec, self.platform = yaml.safe_load_all(self.text)
+        self.tasks = {task["taskInfo"]["name"]: task for task in all_tasks(self.spec).values()}
+
+    def _label(self, stage):
+        component = self.tasks[stage]["componentRef"]["name"]
+        return self.spec["components"][component]["executorLabel"]
+
+    def container(self, stage):
+        return self.spec["deploymentSpec"]["executors"][self._label(stage)]["container"]
+
+    def placed(self, stage):
+        return self.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][self._label(stage)]
+
+    def environment(self, stage):
+        return {entry["name"]: entry["value"] for entry in self.container(stage).get("env", [])}
+
+    def secrets(self, stage):
+        return {
+            (entry["secretName"], pair["envVar"])
+            for entry in self.placed(stage).get("secretAsEnv", [])
+            for pair in entry["keyToEnv"]
+        }
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    variants = {
+        "open": Options(placement=FULL),
+        "gpu": Options(Serving.gpu),
+        "tao": Options(engines=parse_engines("tao,export=open"), placement=FULL),
+        "2.15": Options(backend=Backend.v2_15, placement=FULL),
+    }
+    folder = tmp_path_factory.mktemp("placed")
+    return {name: Compiled(folder / f"{name}.yaml", options) for name, options in variants.items()}
+
+
+GPU_STAGES = {
+    "train",
+    "retrain",
+    "evaluate",
+    "evaluate pretrained",
+    "evaluate pruned",
+    "evaluate retrained",
+    "inference",
+}
+
+
+def test_gpus_go_to_the_stages_that_train_or_evaluate(compiled):
+    for stage in compiled["open"].tasks:
+        resources = compiled["open"].container(stage).get("resources", {})
+        assert ("accelerator" in resources) == (stage in GPU_STAGES), stage
+        assert compiled["open"].container(stage)["image"] == (OPEN_ENGINE_GPU if stage in GPU_STAGES else OPEN_ENGINE)
+
+
+def test_kind_number_and_nodes_of_gpus_are_chosen_when_a_run_is_submitted(compiled):
+    accelerator = compiled["open"].container("train")["resources"]["accelerator"]
+    assert accelerator["resourceType"].endswith("['pipelinechannel--pool_gpu_type']}}")
+    assert accelerator["resourceCount"].endswith("['pipelinechannel--pool_gpu_count']}}")
+    placed = compiled["open"].placed("train")
+    selector = placed["nodeSelector"]["nodeSelectorJson"]
+    assert selector == {"componentInputParameter": "pipelinechannel--pool_gpu_node_selector"}
+    tolerations = [each["tolerationJson"] for each in placed["tolerations"]]
+    assert tolerations == [{"componentInputParameter": "pipelinechannel--pool_gpu_tolerations"}]
+    # Amounts of GPUs must be texts: the driver reads nothing else.
+    declared = compiled["open"].spec["root"]["inputDefinitions"]["parameters"]
+    assert declared["pool_gpu_count"]["parameterType"] == "STRING"
+
+
+@pytest.mark.parametrize("variant", ["open", "gpu", "tao"])
+def test_every_parameter_of_a_placement_reaches_the_tasks_of_the_exit_handler(compiled, variant):
+    """kfp hands down what tasks take as input; those for GPUs it forgets, and the driver would not find them."""
+    text = yaml.safe_dump(compiled[variant].platform) + yaml.safe_dump(compiled[variant].spec["deploymentSpec"])
+    wanted = set(re.findall(r"pipelinechannel--\w+", text))
+    assert wanted
+    handler = compiled[variant].spec["components"]["comp-exit-handler-1"]
+    assert wanted <= set(handler["inputDefinitions"]["parameters"])
+
+
+def test_plan_is_built_on_the_serving_pool_on_one_gpu(compiled):
+    container = compiled["gpu"].container("plan")
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
+    selector = compiled["gpu"].placed("plan")["nodeSelector"]["nodeSelectorJson"]
+    assert selector == {"componentInputParameter": "pipelinechannel--deploy_node_selector"}
+
+
+def test_training_gets_shared_memory_and_keeps_checkpoints_by_run_and_stage(compiled):
+    shared = {"volumeName": "shared-memory", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
+    for stage in ("train", "retrain"):
+        placed = compiled["open"].placed(stage)
+        assert placed["emptyDirMounts"] == [shared]
+        assert [each["mountPath"] for each in placed["pvcMount"]] == [CHECKPOINT_FOLDER]
+        assert compiled["open"].environment(stage)[step.CHECKPOINTS] == f"/checkpoints/{stage}"
+        assert placed["fieldPathAsEnv"] == [{"name": step.RUN_ID, "fieldPath": "metadata.labels['pipeline/runid']"}]
+    assert "emptyDirMounts" not in compiled["open"].placed("kitti")
+
+
+def test_secrets_are_named_and_given_only_to_the_stages_that_need_them(compiled):
+    store = {("gridbox-s3", "AWS_ACCESS_KEY_ID"), ("gridbox-s3", "AWS_SECRET_ACCESS_KEY")}
+    for stage in compiled["open"].tasks:
+        needs_store = stage in ("preflight", "data", "pretrained", "publish", "deploy", "promote")
+        assert compiled["open"].secrets(stage) == (store if needs_store else set()), stage
+    assert compiled["open"].environment("publish")["AWS_ENDPOINT_URL"] == "http://store:9000"
+    assert compiled["tao"].secrets("train") == {("gridbox-tao", "TAO_KEY")}
+    for entry in compiled["open"].placed("publish")["secretAsEnv"]:
+        assert entry["optional"] is True
+
+
+def test_attempts_times_and_volumes_are_those_of_the_settings(compiled):
+    policy = compiled["open"].tasks["train"]["retryPolicy"]
+    assert (policy["maxRetryCount"], policy["backoffDuration"]) == (3, "60s")
+    assert "retryPolicy" not in compiled["open"].tasks["deploy"]
+    assert compiled["open"].placed("train")["activeDeadlineSeconds"] == "5400"
+    volume = compiled["open"].placed("kitti")["genericEphemeralVolume"][0]
+    assert (volume["mountPath"], volume["size"], volume["storageClassName"]) == ("/scratch", "50Gi", "fast")
+    assert compiled["open"].environment("kitti")["TMPDIR"] == "/scratch"
+    assert [each["mountPath"] for each in compiled["open"].placed("data")["pvcMount"]] == ["/data"]
+    assert compiled["open"].placed("kitti")["imagePullSecret"][0]["secretName"] == "pull"
+    resources = compiled["open"].container("kitti")["resources"]
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("1", "8Gi")
+
+
+def test_stages_of_nvidias_program_run_in_its_image_with_its_pull_secret(compiled):
+    tao = compiled["tao"]
+    of_tao = {stage for stage in tao.tasks if tao.container(stage)["image"] == TAO_TOOLKIT}
+    assert of_tao == {*GPU_STAGES, "prune", "records training", "records validation"}
+    for stage in of_tao:
+        assert tao.placed(stage)["imagePullSecret"][0]["secretName"] == "ngc"
+        assert "securityContext" not in tao.placed(stage)  # NVIDIA's image wants root
+        assert tao.container(stage)["command"] == compiled["open"].container(stage)["command"]
+        assert tao.container(stage)["args"] == compiled["open"].container(stage)["args"]
+    assert "accelerator" in tao.container("prune")["resources"]
+    assert tao.container("export")["image"] == OPEN_ENGINE
+
+
+def test_our_images_run_as_their_own_user_where_kubeflow_can_say_so(compiled):
+    context = compiled["open"].placed("train")["securityContext"]
+    assert (context["runAsUser"], context["runAsNonRoot"]) == ("10001", True)
+    assert "securityContext" not in compiled["gpu"].placed("plan")
+    assert not any("securityContext" in compiled["2.15"].placed(stage) for stage in compiled["2.15"].tasks)
+    assert "literals" not in compiled["2.15"].text
+
+
+def test_what_reaches_outside_is_never_taken_from_a_cache(compiled):
+    uncached = {stage for stage, task in compiled["open"].tasks.items() if not task["cachingOptions"]}
+    assert uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "roll back"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nvidia", "must be open or tao"),
+        ("tao,fly=open", "no such stage; there are records, train"),
+        ("tao,train", "must be open or tao"),
+        ("tao,train=open", "NVIDIA's evaluate cannot read the .safetensors that our train writes"),
+        ("open,export=tao", "take the open engine for export, too"),
+    ],
+)
+def test_engines_that_cannot_be_are_refused_in_one_line(text, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        parse_engines(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_engines_are_read_with_their_exceptions():
+    engines = parse_engines("tao,inference=open,export=open")
+    assert {stage for stage, engine in engines.items() if engine is Engine.open} == {"inference", "export"}
+    assert set(parse_engines("open").values()) == {Engine.open}
+
+
+def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path):
+    options = Options(engines=parse_engines("tao"))
+    with pytest.raises(UserError, match=r"train_width=0.25: NVIDIA's program does not know it; leave it at 1.0"):
+        cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
+    cli.compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"retrys": 1}, "did you mean retries"),
+        ({"retries": "1"}, "write a whole number"),
+        ({"retries": True}, "write a whole number"),
+        ({"data_claim": 1}, "write text in quotes"),
+        ({"retries": -1}, "must not be below 0"),
+    ],
+)
+def test_wrong_placement_setting_is_one_line(table, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        read_placement(table, "gridbox.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_hours_are_a_number():
+    assert read_placement({"timeout_hours": 2}, "gridbox.toml") == Placement(timeout_hours=2.0)

@@ -1,0 +1,109 @@
+"""The first stage: what is missing fails it in seconds, in one line that names all of it."""
+
+import io
+
+import pytest
+import s3_server
+from kubeflow_stub import Kubernetes
+from test_kubeflow_doctor import TAINT, node
+
+from components import program
+from components.serve.deploy import DEPLOY_RULES
+from pipeline import preflight
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """A Kubernetes in which the stage runs."""
+    with Kubernetes() as stub:
+        stub.nodes = [node(), node("0", {})]
+        monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        yield stub
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the stage; returns its exit code, what it found by subject, and its last line."""
+
+    def run(*words):
+        code = program.run(preflight.app, [str(word) for word in words], "gridbox preflight")
+        captured = capsys.readouterr()
+        found = {}
+        for line in captured.out.splitlines():
+            state, _, rest = line.partition(" ")
+            subject, _, text = rest.strip().partition(": ")
+            found[subject] = (state, text)
+        assert captured.err.count("\n") == (1 if code else 0)
+        return code, found, captured.err
+
+    return run
+
+
+def test_a_run_that_needs_nothing_passes(call, monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    code, found, _ = call("--gpu-count", 1)
+    assert code == 0
+    assert {subject: state for subject, (state, _) in found.items()} == dict.fromkeys(
+        ["data", "pretrained weights", "store", "nodes"], "skipped"
+    )
+    assert "not published" in found["store"][1]
+
+
+def test_all_that_is_missing_is_named_at_once(call, tmp_path):
+    words = ["--data-uri", tmp_path / "none", "--pretrained-uri", tmp_path / "nothing", "--deploy-target", "local"]
+    code, found, said = call(*words)
+    assert code == 2
+    assert [state for state, _ in found.values()].count("fail") == 3
+    for part in (f"data: {tmp_path}/none: there is nothing here", "pretrained weights", "set deploy_base, for example"):
+        assert part in said
+
+
+def test_data_and_store_in_a_bucket_are_looked_at(call, monkeypatch):
+    with s3_server.running() as environment, s3_server.bucket(environment) as (client, bucket):
+        s3_server.enter(monkeypatch, environment)
+        uri = f"s3://{bucket}/wider_face"
+        code, found, said = call("--data-uri", uri, "--deploy-base", f"s3://{bucket}/models")
+        assert code == 2
+        assert found["store"][0] == "pass"
+        assert "no object lies below this prefix" in said
+        client.put_object(bucket, "wider_face/wider_face_split.zip", io.BytesIO(b"x"), 1)
+        code, found, _ = call("--data-uri", uri, "--pretrained-uri", f"{uri}/wider_face_split.zip")
+        assert code == 0
+        assert found["data"] == ("pass", f"{uri}/ can be read")
+        assert found["pretrained weights"][0] == "pass"
+        assert call("--pretrained-uri", f"{uri}/absent.hdf5")[0] == 2
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        assert "cannot be reached" in call("--deploy-base", f"s3://{bucket}/models")[2]
+
+
+def test_rights_to_deploy_are_asked_for_one_by_one(call, cluster, tmp_path):
+    words = ["--deploy-target", "kserve", "--deploy-namespace", "face", "--deploy-base", tmp_path / "store"]
+    code, found, _ = call(*words)
+    assert code == 0
+    assert found["rights to deploy"] == ("pass", "in face")
+    asked = sum(len(rule["verbs"]) * len(rule["resources"]) for rule in DEPLOY_RULES)
+    assert cluster.count("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews") == asked
+    cluster.denied = {("patch", "inferenceservices")}
+    code, _, said = call(*words)
+    assert code == 2
+    assert "this run may not patch inferenceservices in face" in said
+
+
+def test_nodes_are_held_against_selector_and_taints(call, cluster):
+    cluster.nodes = [node(taints=[TAINT])]
+    words = ["--gpu-count", 1, "--gpu-node-selector", '{"pool": "gpu"}']
+    code, _, said = call(*words)
+    assert code == 2
+    assert "none of 1 nodes has 1 nvidia.com/gpu with pool=gpu" in said
+    assert "tainted nvidia.com/gpu" in said
+    code, found, _ = call(*words, "--gpu-tolerations", '[{"key": "nvidia.com/gpu", "operator": "Exists"}]')
+    assert code == 0
+    assert found["nodes"][0] == "pass"
+
+
+def test_an_account_that_may_not_list_nodes_is_no_failure(call, cluster):
+    cluster.denied = {("list", "nodes")}
+    code, found, _ = call("--gpu-count", 1)
+    assert code == 0
+    assert found["nodes"][0] == "skipped"
