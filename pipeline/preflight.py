@@ -133,7 +133,7 @@ def _rights(namespace: str) -> "Finding":
     ]
     lacking = [f"{verb} {name}" for verb, name, group in asked if not cluster.allows(namespace, verb, name, group)]
     if lacking:
-        mend = "kubectl apply -k manifests/base, or bind the role gridbox-deployer to the service account of the run"
+        mend = "kubectl apply -k manifests/base, or bind the role gridbox-deploy to the service account of the run"
         return Finding("rights to deploy", "fail", f"this run may not {', '.join(lacking)} in {namespace}", mend)
     return Finding("rights to deploy", "pass", f"in {namespace}")
 
