@@ -782,7 +782,11 @@ def _train(options: argparse.Namespace) -> None:
             images_validation=unpack(options.kitti, "validation", place.scratch),
             pretrained_model=weights_file(options.pretrained) if is_present(options.pretrained) else "",
         )
-        spec = place.write_spec(options.spec, values)
+        template = options.spec
+        if is_present(options.pretrained) and not is_detector(options.pretrained):
+            # A backbone has no heads whose graph could be taken over.
+            template = re.sub(r"(?m)^\s*load_graph\s*:\s*true\s*\n", "", template)
+        spec = place.write_spec(template, values)
         extra = [] if float(options.width) == 1.0 else ["--width", options.width]
         extra += [] if int(options.threads) == 0 else ["--threads", options.threads]
         _tao(place, "train", "-e", spec, "-r", place.results, "-n", options.name, *extra)

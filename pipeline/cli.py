@@ -30,6 +30,7 @@ FAMILIES = {
     "serve": "components.serve.commands",
     "detect": "components.serve.detect_command",
     "store": "components.publication_commands",
+    "ngc": "components.ngc.commands",
     "preflight": "pipeline.preflight",
 }
 PIPELINES = ("facedetect",)

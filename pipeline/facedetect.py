@@ -26,7 +26,7 @@ STAGES = {
     "kitti": Stage(),
     "records training": Stage(engine="records"),
     "records validation": Stage(engine="records"),
-    "pretrained": Stage(access=(Access.store, Access.data)),
+    "pretrained": Stage(access=(Access.store, Access.data, Access.ngc)),
     "evaluate pretrained": _EVALUATE,
     "train": Stage(Pool.gpu, (Access.checkpoints,), engine="train"),
     "evaluate": _EVALUATE,
@@ -44,7 +44,7 @@ STAGES = {
     "deploy": Stage(access=(Access.store,), is_cached=False, may_retry=False),
     "endpoint": Stage(is_cached=False),
     "promote": Stage(access=(Access.store,), is_cached=False, may_retry=False),
-    "roll back": Stage(is_cached=False, may_retry=False),
+    "conclude": Stage(is_cached=False, may_retry=False),
 }
 
 
@@ -151,7 +151,8 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             data_occluded_faces: `ignore` or `keep`: the same for heavily occluded faces.
             data_max_images: At most so many images of each split, evenly spaced; 0: all.
             records_spec: Text of the dataset-conversion spec.
-            pretrained_uri: Weights to start from: a file, or an https:// or s3:// URI; empty for random weights.
+            pretrained_uri: Weights to start from: a file, an https:// or s3:// URI, or ngc://org/team/model:version in
+                NVIDIA's registry; empty for random weights.
             train_spec: Text of the experiment spec for training.
             train_epochs: Passes over the training images.
             train_batch_size: Images a step.
@@ -179,8 +180,8 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             int8_max_points_lost: Points of average precision (hundredths) the INT8 model may lose at most.
             deploy_target: `manifest` writes YAML for kubectl apply, `kserve` applies it and waits, `local` serves on
                 this machine while the run lasts (`gridbox run` only).
-            deploy_base: Where published models lie: an s3:// URI, or for a run on one machine a folder; empty: the model is
-                trained and scored, but neither published nor deployed.
+            deploy_base: Where published models lie: an s3:// URI, or for a run on one machine a folder; empty: the
+                model is trained and scored, but neither published nor deployed.
             deploy_name: Name of the InferenceService.
             deploy_namespace: Its namespace.
             deploy_service_account: Account of its pods, whose secrets fetch the model.
@@ -263,8 +264,9 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
         def put(task: Any, name: str) -> Any:  # noqa: ANN401
             return options.put(task, name, STAGES[name], pools)
 
-        undone = put(serving.rollback(**target, force=deploy_force, timeout=deploy_timeout), "roll back")
-        with dsl.ExitHandler(undone, name="workflow"):
+        # The exit handler: it says how the run ended, and undoes what a failed one deployed.
+        concluded = put(serving.conclude(**target, force=deploy_force, timeout=deploy_timeout), "conclude")
+        with dsl.ExitHandler(concluded, name="workflow"):
             checked = put(
                 preflight(
                     data_uri=data_uri,

@@ -101,6 +101,11 @@ def _readable(subject: str, uri: str, archive: str) -> "Finding":
     if not uri:
         return Finding(subject, "skipped", "none are given: a synthetic set is drawn" if archive else "none are given")
     scheme = urlsplit(uri).scheme
+    if scheme == "ngc":
+        from components.ngc.download import look as look_in_ngc
+
+        look_in_ngc(uri)
+        return Finding(subject, "pass", f"{uri} is there")
     if archive and scheme in ("http", "https"):
         uri = join(uri, archive)
     elif archive and scheme == "s3" and not uri.endswith("/"):

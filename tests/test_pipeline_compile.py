@@ -117,7 +117,7 @@ def test_every_parameter_is_passed_explicitly(document):
 
 def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
     for name, task in all_tasks(document).items():
-        wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "rollback" else None
+        wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "conclude" else None
         assert task.get("triggerPolicy") == wanted
     for container in containers(document).values():
         for value in container.get("resources", {}).values():
@@ -194,7 +194,7 @@ def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(f
             load(file)
     compiled = load(file, has_double=True)
     assert compiled.name == "facedetect"
-    outside = {"preflight", "publish", "deploy", "endpoint", "promote", "roll-back"}
+    outside = {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
     assert set(compiled.stages.values()) == {*NAMES, "model-repository", *outside}
     assert compiled.uncached == outside
     of_tao = {name for name in NAMES if name not in ("data", "kitti", "pretrained", "int8", "report")}

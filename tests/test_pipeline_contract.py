@@ -124,7 +124,7 @@ def all_tasks(document):
 LEARNING = "pretrained-weights train train-2 prune inference export int8"
 DATA = "acquire convert dataset-convert dataset-convert-2"
 SCORING = "evaluate evaluate-2 evaluate-3 evaluate-4 report endpoint"
-COMMON = f"{DATA} {LEARNING} {SCORING} preflight publish deploy promote rollback".split()
+COMMON = f"{DATA} {LEARNING} {SCORING} preflight publish deploy promote conclude".split()
 STAGES = {Serving.cpu: [*COMMON, "repository"], Serving.gpu: [*COMMON, "tensorrt", "repository-of-plan"]}
 
 

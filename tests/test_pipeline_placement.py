@@ -176,7 +176,7 @@ def test_our_images_run_as_their_own_user_where_kubeflow_can_say_so(compiled):
 
 def test_what_reaches_outside_is_never_taken_from_a_cache(compiled):
     uncached = {stage for stage, task in compiled["open"].tasks.items() if not task["cachingOptions"]}
-    assert uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "roll back"}
+    assert uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Deployment against a stub of the Kubernetes API: what is applied, what is waited for, and how failures read."""
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -761,9 +762,18 @@ def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
         "force": False,
         "timeout": 5.0,
     }
-    assert stage("rollback", {**undo, "status": {"state": "SUCCEEDED"}}, ()) == 0
-    assert stage("rollback", {**undo, "status": {"state": "FAILED"}}, ()) == 2  # nothing was served before
-    assert stage("rollback", {**undo, "run_id": "run-8", "status": {"state": "FAILED"}}, ()) == 0
+    conclude = functools.partial(stage, "conclude", artifacts=(), outputs=["summary"])
+    failed = {"state": "FAILED", "error": {"code": 9, "message": "the endpoint|differs"}}
+    assert conclude({**undo, "status": {"state": "SUCCEEDED"}}) == 0
+    assert "| deployment | nothing to roll back |" in (inputs / "summary").read_text()
+    assert conclude({**undo, "status": failed}) == 2  # nothing was served before
+    assert conclude({**undo, "run_id": "run-8", "status": failed}) == 0
+    summary = (inputs / "summary").read_text()
+    assert "| why | the endpoint\\|differs |" in summary
+    assert "run run-8 is not what is deployed" in summary
+    assert conclude({**undo, "name": "other", "status": failed}) == 0
+    assert "there is none; run run-9 deployed nothing" in (inputs / "summary").read_text()
+    assert conclude({**undo, "target": "local", "status": failed}) == 0
 
 
 def test_local_target_is_served_by_whoever_runs_the_stage(inputs, monkeypatch, capsys):

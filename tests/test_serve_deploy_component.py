@@ -8,7 +8,7 @@ from typer.main import get_command
 from components.serve import component, deploy_commands, tensorrt
 from components.serve.release import TRITON_IMAGE
 
-PROGRAMS = {"publish": "publish", "deploy": "deploy", "promote": "promote", "rollback": "rollback"}
+PROGRAMS = {"publish": "publish", "deploy": "deploy", "promote": "promote", "conclude": "conclude"}
 
 
 def names_of(component_of):

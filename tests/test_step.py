@@ -378,6 +378,15 @@ def test_retraining_starts_from_the_pruned_model(bench, monkeypatch):
     assert "load_graph: true" in spec
 
 
+def test_training_from_a_backbone_takes_its_weights_and_not_its_graph(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    step.write_manifest(bench.root / "model", "model", {"present": True, "detector": False}, {})
+    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    spec = (bench.root / "stage/scratch/spec.txt").read_text()
+    assert f'pretrained_model_file: "{bench.root}/model/weights/net.hdf5"' in spec
+    assert "load_graph" not in spec
+
+
 def test_flags_that_tao_lacks_are_passed_only_when_set(bench):
     step.run(bench.train(width=0.25, threads=2), step.tao_stage)
     assert bench.calls()[0][-4:] == ["--width", "0.25", "--threads", "2"]

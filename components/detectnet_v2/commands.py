@@ -419,23 +419,32 @@ def export(
 @app.command("pretrained")
 def pretrained(
     model: Annotated[Path, typer.Option("--model", help="Model artifact to write.")],
-    uri: Annotated[str, typer.Option("--uri", help="A file, file://, https:// or s3:// URI; none if unset.")] = "",
+    uri: Annotated[
+        str,
+        typer.Option(
+            "--uri",
+            help="A file, file://, https:// or s3:// URI, or ngc://org/team/model:version[/file] in NVIDIA's registry; "
+            "none if unset.",
+        ),
+    ] = "",
 ) -> None:
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
+    from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
 
+    if uri.startswith(NGC):
+        download_uri(uri, model)
+        return
     with publish(model) as scratch:
         weights = scratch / "weights"
         weights.mkdir(parents=True)
         counts: dict[str, Any] = {"present": bool(uri)}
         if uri:
-            from components.vision.checkpoint import load_pretrained
-
             file = weights / uri.rsplit("/", 1)[-1]
             fetch(uri, file)
-            load_pretrained(file)  # refuses what cannot be used, here rather than in the training
-            counts["file_bytes"] = file.stat().st_size
+            # Refuses what cannot be used, here rather than in the training.
+            counts |= {"file_bytes": file.stat().st_size, **content_of(file)}
         else:
             print("No pretrained weights: training starts from random ones")
         write_manifest(scratch, "model", counts, {})

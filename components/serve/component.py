@@ -6,7 +6,7 @@ step's own service account; neither is a parameter, since Kubeflow shows those.
 """
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Metrics, Model, Output, OutputPath
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Model, Output, OutputPath
 
 from components.images import OPEN_ENGINE
 from components.serve.release import TRITON_IMAGE
@@ -198,7 +198,7 @@ def promote(
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def rollback(
+def conclude(
     name: str,
     namespace: str,
     run_id: str,
@@ -206,16 +206,18 @@ def rollback(
     target: str,
     force: bool,
     timeout: float,
+    summary: Output[Markdown],
 ) -> dsl.ContainerSpec:
-    """Serves again what was served before a run, unless the run succeeded or another was deployed since.
+    """Ends a run: writes how it ended, and serves again what was served before a run that failed.
 
     Args:
         name: Name of the InferenceService.
         namespace: Its namespace.
-        run_id: The run to undo.
-        status: The run's final status as Kubeflow gives it to an exit handler; empty: roll back in any case.
+        run_id: The run.
+        status: The run's final status as Kubeflow gives it to an exit handler.
         target: Where the run deployed; only `kserve` has something to undo.
         force: Whether fields that other field managers own are taken over.
         timeout: Seconds until the service must be ready.
+        summary: How the run ended.
     """
-    return _task("rollback")
+    return _task("conclude")

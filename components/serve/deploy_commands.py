@@ -10,7 +10,7 @@ import typer
 from components.serve.deploy import Target
 from components.serve.kserve import Mode, Protocol
 from components.serve.release import TRITON_IMAGE
-from components.step import UserError
+from components.step import StageError, UserError
 
 if TYPE_CHECKING:
     from components.serve.deploy import Deployed, Gate, Rollout
@@ -230,10 +230,6 @@ def rollback(
     name: Name = "facenet",
     namespace: Namespace = "gridbox",
     run_id: Annotated[str, typer.Option("--run-id", help="Only if this run is what was deployed last.")] = "",
-    status: Annotated[
-        str, typer.Option("--status", help="Kubeflow's final status (JSON): nothing is done after SUCCEEDED.")
-    ] = "",
-    target: Annotated[Target, typer.Option("--target", help="Where it was deployed.")] = Target.kserve,
     force: Force = False,
     timeout: Timeout = 900.0,
     context: Context = "",
@@ -242,10 +238,39 @@ def rollback(
     from components.serve import deploy as program
     from components.serve.cluster import Cluster
 
-    if target is not Target.kserve or (status and _json_object(status).get("state") == "SUCCEEDED"):
-        print("There is nothing to roll back")
-        return
     print(program.roll_back(Cluster(context), name, namespace, run_id, program.Rollout(0, force, timeout)))
+
+
+def conclude(
+    summary: Annotated[Path, typer.Option("--summary", help="Markdown file to write: how the run ended.")],
+    status: Annotated[str, typer.Option("--status", help="Kubeflow's final status of the run (JSON).")],
+    target: Annotated[Target, typer.Option("--target", help="Where it deployed.")] = Target.kserve,
+    name: Name = "facenet",
+    namespace: Namespace = "gridbox",
+    run_id: Annotated[str, typer.Option("--run-id", help="The run.")] = "",
+    force: Force = False,
+    timeout: Timeout = 900.0,
+    context: Context = "",
+) -> None:
+    """End a run: write how it ended, and if it failed, serve again what was served before it."""
+    from components.serve.conclusion import write_summary
+
+    told = _json_object(status)
+    failed, undone = told.get("state") != "SUCCEEDED", "nothing to roll back"
+    try:
+        if failed and target is Target.kserve:
+            from components.serve import deploy as program
+            from components.serve.cluster import Cluster
+
+            undone = "not rolled back"
+            rollout = program.Rollout(0, force, timeout)
+            undone = program.roll_back(Cluster(context), name, namespace, run_id, rollout)
+    except (UserError, StageError) as error:
+        undone = f"not rolled back: {error}"
+        raise
+    finally:
+        write_summary(summary, run_id, told, undone)
+        print(f"{told.get('state', 'unknown')}: {undone}")
 
 
 def mount(app: typer.Typer) -> None:
@@ -253,7 +278,7 @@ def mount(app: typer.Typer) -> None:
     # Its options are parsed by the program itself, which runs where typer is not installed.
     forwarded = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("tensorrt", context_settings=forwarded, add_help_option=False)(tensorrt)
-    for command in (publish, deploy, promote, rollback):
+    for command in (publish, deploy, promote, rollback, conclude):
         app.command(command.__name__)(command)
 
 

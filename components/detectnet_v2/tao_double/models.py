@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
 if TYPE_CHECKING:
     import onnx
 
@@ -67,6 +65,8 @@ def describe(file: Path) -> Described:
     Raises:
         OSError, KeyError: It is no Keras model.
     """
+    import h5py
+
     with h5py.File(file, "r") as stored:
         layers = json.loads(stored.attrs["model_config"])["config"]["layers"]
         _, _, height, width = next(
@@ -129,6 +129,8 @@ def write_pruned(path: Path, source: Path, settings: Any) -> None:  # noqa: ANN4
 
 def _strip(path: Path) -> None:
     """Takes away what only gridbox's writer adds, so that readers meet a file like TAO's, and says whose it is."""
+    import h5py
+
     with h5py.File(path, "r+") as file:
         for name in set(file.attrs) - _KEPT_ATTRIBUTES:
             del file.attrs[name]

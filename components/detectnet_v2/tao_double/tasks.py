@@ -174,10 +174,10 @@ def _evaluate(options: argparse.Namespace, status: StatusWriter) -> None:
     spec = specs.load_experiment(options.experiment_spec)
     if options.framework == "tensorrt":
         raise NotImplementedError("the double runs no TensorRT engine")
+    faults.strike("evaluate")
     _detector(options.model_path, options.key)
     if not _frames(spec, validation=not options.use_training_set):
         raise ValueError("No validation data: set validation_fold or validation_data_source")
-    faults.strike("evaluate")
     _report(spec, status, "Evaluation")
 
 

@@ -1,0 +1,1 @@
+"""Models of NVIDIA's registry NGC as artifacts of a pipeline."""
