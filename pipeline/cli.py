@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -300,22 +299,15 @@ def compile_to(pipeline: str, output: Path, profile: str, options: Options) -> N
     values = profile_values(profile)
     check_arguments(pipeline, values)
     options.check(values)
-    from kfp import compiler
+    from pipeline.compiled import dump
 
     function = module.define(options)
     if options.backend is not Backend.v2_15:
         for name, literals in literals_of(module.Ranges).items():
             parameter = function.pipeline_spec.root.input_definitions.parameters[name]
             parameter.literals.extend(struct_pb2.Value(string_value=each) for each in literals)
-    with publish(output) as scratch, tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "pipeline.yaml")  # the compiler goes by the suffix
-        compiler.Compiler().compile(function, str(file), pipeline_parameters=values)
-        scratch.write_text(_without_header(file.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def _without_header(text: str) -> str:
-    """Cuts kfp's comments above the YAML: a default of many lines, as a spec is, would break out of them."""
-    return text[text.index("\ncomponents:\n") + 1 :]
+    with publish(output) as scratch:
+        scratch.write_text(dump(function, values), encoding="utf-8")
 
 
 def check_arguments(pipeline: str, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import compiler
 from test_pipeline_contract import all_tasks
 
 from components import step
@@ -40,7 +41,7 @@ def file(tmp_path_factory, options):
 
 @pytest.fixture(scope="module")
 def document(file):
-    return next(yaml.safe_load_all(file.read_text()))
+    return next(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader))
 
 
 def containers(document):
@@ -51,6 +52,17 @@ def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
     cli.compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
     assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
+
+
+def test_documents_are_those_that_kfp_writes(file, options, tmp_path):
+    function = facedetect.define(options)
+    compiler.Compiler().compile(function, str(tmp_path / "kfp.yaml"))
+    text = (tmp_path / "kfp.yaml").read_text()
+    theirs = list(yaml.load_all(text[text.index("\ncomponents:\n") :], Loader=yaml.CSafeLoader))
+    ours = list(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader))
+    for parameter in ours[0]["root"]["inputDefinitions"]["parameters"].values():
+        parameter.pop("literals", None)
+    assert ours == theirs
 
 
 def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document):

@@ -43,7 +43,7 @@ def documents(tmp_path_factory):
     for serving in Serving:
         path = tmp_path_factory.mktemp("compiled") / f"{serving}.yaml"
         cli.compile_to("facedetect", path, "micro", Options(serving))
-        compiled[serving] = next(yaml.safe_load_all(path.read_text()))
+        compiled[serving] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     return compiled
 
 

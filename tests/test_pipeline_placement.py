@@ -32,7 +32,7 @@ class Compiled:
     def __init__(self, path, options):
         cli.compile_to("facedetect", path, "tao", options)
         self.text = path.read_text()
-        self.spec, self.platform = yaml.safe_load_all(self.text)
+        self.spec, self.platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
         self.tasks = {task["taskInfo"]["name"]: task for task in all_tasks(self.spec).values()}
 
     def _label(self, stage):
@@ -132,7 +132,8 @@ def test_secrets_are_named_and_given_only_to_the_stages_that_need_them(compiled)
     store = {("gridbox-s3", "AWS_ACCESS_KEY_ID"), ("gridbox-s3", "AWS_SECRET_ACCESS_KEY")}
     for stage in compiled["open"].tasks:
         needs_store = stage in ("preflight", "data", "pretrained", "publish", "deploy", "promote")
-        assert compiled["open"].secrets(stage) == (store if needs_store else set()), stage
+        ngc = {("gridbox-ngc", "NGC_API_KEY")} if stage == "pretrained" else set()
+        assert compiled["open"].secrets(stage) == (store if needs_store else set()) | ngc, stage
     assert compiled["open"].environment("publish")["AWS_ENDPOINT_URL"] == "http://store:9000"
     assert compiled["tao"].secrets("train") == {("gridbox-tao", "TAO_KEY")}
     for entry in compiled["open"].placed("publish")["secretAsEnv"]:
