@@ -142,11 +142,13 @@ def run_command(
     """
     from pipeline.local import LOGS, SERVER_LOG, RunSettings, StageFailure, locked
     from pipeline.serving import RunServer
+    from pipeline.settings import load as load_settings
 
     console = Console(file=sys.stdout)
     run_name = _run_name(pipeline, data, profile, name)
     engines, has_double = _engines_here(engine)
-    settings = RunSettings(runs, run_name, resume, has_double=has_double, console=console)
+    images = load_settings().images
+    settings = RunSettings(runs, run_name, resume, has_double=has_double, images=images, console=console)
     try:
         with RunServer(settings.folder / LOGS / SERVER_LOG) as server:
             with locked(settings.folder) as lock:
@@ -155,7 +157,7 @@ def run_command(
                     data,
                     profile,
                     assignments or [],
-                    Options(engines=engines),
+                    Options(engines=engines, images=images),
                     settings,
                     lock,
                     server,
@@ -211,7 +213,7 @@ def _run(
         arguments = _arguments(pipeline, file, data, profile, assignments, options, settings.runs)
         write_json(given, arguments)
     if keep_serving:
-        if TARGET not in load(file, has_double=True).parameters:
+        if TARGET not in load(file, True, settings.images).parameters:
             raise UserError(f"{file}: the pipeline has no parameter {TARGET}, so there is nothing to keep serving")
         arguments |= {TARGET: "local"}
     run_pipeline(file, arguments, settings, lock, server)
@@ -234,7 +236,7 @@ def _arguments(
         compile_to(pipeline, file, _default_profile(data, profile), options)
     elif profile:
         values = dict(profile_values(profile))
-    compiled = load(file, has_double=True)
+    compiled = load(file, True, options.images)
     values |= {"data_uri": data} if data else {}
     if PUBLISHED in compiled.parameters:
         values |= {PUBLISHED: str((runs / "published").absolute())}

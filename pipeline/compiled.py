@@ -9,11 +9,9 @@ from typing import Any
 
 import yaml
 
-from components.images import OPEN_ENGINE, TAO_TOOLKIT
 from components.step import UserError
+from pipeline.images import Images, repository
 
-# The repository whose stages the programs installed here can stand in for, and that of which there is a double.
-OPEN_REPOSITORY, TAO_REPOSITORY = (image.rpartition(":")[0] for image in (OPEN_ENGINE, TAO_TOOLKIT))
 PYTHON_EXECUTOR = "kfp.dsl.executor_main"
 EXECUTOR_INPUT = "{{$}}"
 # Those in C where PyYAML has them: ten times as fast.
@@ -60,12 +58,13 @@ def dump(pipeline: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401 - kfp
     return str(yaml.dump_all([each for each in documents if each], Dumper=_DUMPER, sort_keys=True))
 
 
-def load(path: Path, has_double: bool = False) -> CompiledPipeline:
+def load(path: Path, has_double: bool = False, images: Images | None = None) -> CompiledPipeline:
     """Reads a compiled pipeline and refuses what cannot run as plain processes.
 
     Args:
         path: The file.
         has_double: Whether a double of NVIDIA's program stands in for it.
+        images: What the images are called for which the programs installed here stand in; ours by default.
 
     Raises:
         UserError: The file is no compiled pipeline, or has a condition on a task's output, an image outside the
@@ -81,7 +80,7 @@ def load(path: Path, has_double: bool = False) -> CompiledPipeline:
         raise UserError(f"{path}: not a compiled pipeline (make one with `gridbox compile`): {error!r:.200}") from error
     components = document.get("components") or {}
     for label, executor in sorted(executors.items()):
-        _check_executor(path, label, executor, has_double)
+        _check_executor(path, label, executor, has_double, images or Images())
     _check_conditions(path, root["dag"], components, frozenset())
     parameters = (root.get("inputDefinitions") or {}).get("parameters") or {}
     types = {key: value["parameterType"] for key, value in parameters.items()}
@@ -90,35 +89,30 @@ def load(path: Path, has_double: bool = False) -> CompiledPipeline:
     of_tao = frozenset(
         stages[label.replace("exec-", "comp-", 1)]
         for label, executor in executors.items()
-        if _repository(executor["container"]["image"]) == TAO_REPOSITORY
+        if repository(executor["container"]["image"]) == repository((images or Images()).tao)
     )
     return CompiledPipeline(path, name, types, stages, uncached, of_tao)
 
 
-def _check_executor(path: Path, label: str, executor: dict[str, Any], has_double: bool) -> None:
+def _check_executor(path: Path, label: str, executor: dict[str, Any], has_double: bool, images: Images) -> None:
     stage, container = label.removeprefix("exec-"), executor.get("container")
     if container is None:
         raise UserError(f"{path}: {stage} is no container component; only those run here")
     words = [*container.get("command", []), *container.get("args", [])]
     if any(PYTHON_EXECUTOR in word for word in words):
         raise UserError(f"{path}: {stage} is a Python-function component; only container components run here")
-    repository = _repository(container["image"])
-    if repository == TAO_REPOSITORY and not has_double:
+    found, known = repository(container["image"]), [repository(image) for image in (images.open, images.open_gpu)]
+    if found == repository(images.tao) and not has_double:
         raise UserError(
             f"{path}: {stage} calls NVIDIA's program, which runs here as a double only: --engine tao-double"
         )
-    if repository not in (OPEN_REPOSITORY, TAO_REPOSITORY):
+    if found not in (*known, repository(images.tao)):
         raise UserError(
-            f"{path}: {stage} has the image {container['image']}; only stages of {OPEN_REPOSITORY} run here"
+            f"{path}: {stage} has the image {container['image']}; only stages of "
+            f"{' and '.join(dict.fromkeys(known))} run here (a mirror is named in gridbox.toml, [images])"
         )
     if EXECUTOR_INPUT not in words:
         raise UserError(f"{path}: {stage} does not take --executor-input {EXECUTOR_INPUT}, so it cannot be followed")
-
-
-def _repository(image: str) -> str:
-    image = image.partition("@")[0]
-    head, separator, tag = image.rpartition(":")
-    return head if separator and "/" not in tag else image
 
 
 def _check_conditions(path: Path, dag: dict[str, Any], components: dict[str, Any], tainted: frozenset[str]) -> None:

@@ -104,6 +104,7 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
         deploy_mode: str = "Standard",
         deploy_protocol: str = "v2",
         deploy_gateway: str = "",
+        deploy_image: str = options.images.triton,
         deploy_precision: str = "fp16",
         deploy_best_batch: int = 16,
         deploy_largest_batch: int = 32,
@@ -188,6 +189,7 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
             deploy_mode: `Standard` or `Knative`: how KServe runs it; cannot be changed later.
             deploy_protocol: `v2` (HTTP) or `grpc-v2`: what the service's port speaks.
             deploy_gateway: Ingress gateway (host:port) to score through where the service's name cannot be resolved.
+            deploy_image: The image of Triton that serves.
             deploy_precision: `fp16` or `fp32`: numbers of the TensorRT plan (compiled with --serving gpu only).
             deploy_best_batch: The batch that the plan is optimised for (--serving gpu only).
             deploy_largest_batch: The largest batch of the plan (--serving gpu only).
@@ -418,6 +420,7 @@ def define(options: Options) -> Any:  # noqa: ANN401 - kfp ships no types
                     published=published.outputs["published"],
                     evaluation=scored.outputs["evaluation"],
                     scored_model=scored_as,
+                    image=deploy_image,
                     **target,
                     **gate,
                     mode=deploy_mode,
@@ -539,6 +542,7 @@ class Ranges(TypedDict, total=False):
     deploy_mode: Literal["Standard", "Knative"]
     deploy_protocol: Literal["v2", "grpc-v2"]
     deploy_gateway: str
+    deploy_image: Annotated[str, Field(min_length=1)]
     deploy_precision: Literal["fp16", "fp32"]
     deploy_best_batch: BatchSize
     deploy_largest_batch: BatchSize

@@ -28,6 +28,7 @@ from components.vision.threads import available_cores
 from pipeline import processes
 from pipeline.cache import CODE, Key, Store, stage_key
 from pipeline.compiled import CompiledPipeline, load
+from pipeline.images import Images
 from pipeline.progress import Progress, current_note
 from pipeline.serving import RunServer
 
@@ -60,6 +61,7 @@ class RunSettings:
         resume: Go on where an interrupted run of this name stopped.
         programs: A folder to be searched for programs first; tests put stand-ins there.
         has_double: Whether a double stands in for NVIDIA's program.
+        images: What the images are called whose programs are installed here.
         code: The folder of the installed `components`.
         console: Where progress is shown.
     """
@@ -69,6 +71,7 @@ class RunSettings:
     resume: bool = False
     programs: Path | None = None
     has_double: bool = False
+    images: Images = field(default_factory=Images)
     code: Path = CODE
     # Bound to today's stdout: kfp.local's talk is silenced by redirecting `sys.stdout`.
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
@@ -116,7 +119,7 @@ def run_pipeline(
         UserError: The file cannot run here.
         StageFailure: A stage has failed.
     """
-    compiled = load(pipeline, settings.has_double)
+    compiled = load(pipeline, settings.has_double, settings.images)
     _clear(settings)
     with Progress(list(compiled.stages.values()), settings.console) as progress:
         stages = Stages(compiled, settings, progress, lock, server)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
 from components.step import UserError
+from pipeline.images import Images
 from pipeline.placement import IMAGE_USER, Access, Placement, Pool, Pools, Stage, place
 
 
@@ -58,12 +58,14 @@ class Options:
         engines: By stage, whose program it calls; ours where nothing is said.
         backend: The oldest Kubeflow Pipelines that shall run the file.
         placement: What the cluster offers.
+        images: What the stages run in.
     """
 
     serving: Serving = Serving.cpu
     engines: Mapping[str, Engine] = field(default_factory=dict)
     backend: Backend = Backend.v2_16
     placement: Placement = field(default_factory=Placement)
+    images: Images = field(default_factory=Images)
 
     def engine(self, stage: str) -> Engine:
         """Returns whose program a stage calls."""
@@ -77,9 +79,11 @@ class Options:
             # TensorFlow 1 in NVIDIA's image wants a GPU for whatever has to do with a network.
             pool = Pool.cpu if stage.engine == "records" else Pool.gpu
             stage = replace(stage, pool=pool, access=(*stage.access, Access.tao_key))
-            task.set_container_image(TAO_TOOLKIT)
-        elif stage.pool is Pool.gpu and task.container_spec.image == OPEN_ENGINE:
-            task.set_container_image(OPEN_ENGINE_GPU)
+            task.set_container_image(self.images.tao)
+        elif stage.pool is Pool.gpu:
+            task.set_container_image(self.images.open_gpu)
+        else:
+            task.set_container_image(self.images.standing_for(task.container_spec.image))
         is_ours = not is_tao and stage.pool is not Pool.serving  # Triton's image has a user of its own
         has_contexts = self.backend is not Backend.v2_15
         place(

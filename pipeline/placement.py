@@ -4,9 +4,7 @@ What a person chooses for one run (node selectors, tolerations, the kind and num
 pipeline; what describes the cluster is `Placement`, the table `[placement]` of `gridbox.toml`, read at compile.
 """
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -109,33 +107,6 @@ class Pools:
     gpu_count: Any
     serving_node_selector: Any
     serving_tolerations: Any
-
-
-def read_placement(table: Mapping[str, object], origin: str) -> Placement:
-    """Reads the table `[placement]`.
-
-    Args:
-        table: Its content.
-        origin: The file, for messages.
-
-    Raises:
-        UserError: It has an unknown entry, or one of another type.
-    """
-    known = {each.name: type(each.default) for each in fields(Placement)}
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"{origin}: [placement] {name}: there is no such setting; {hint}")
-        wanted = known[name]
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not wanted:
-            words = {str: "text in quotes", int: "a whole number", float: "a number"}
-            raise UserError(f"{origin}: [placement] {name}: write {words[wanted]}")
-        values[name] = value
-    return Placement(**values)
 
 
 def place(

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from components.step import UserError
+from pipeline.images import Images
 from pipeline.options import Backend, Options, Serving, parse_engines
-from pipeline.placement import Placement, read_placement
+from pipeline.placement import Placement
+from pipeline.tables import read_table
 
 FILE_NAME = "gridbox.toml"
 PREFIX = "GRIDBOX_"
@@ -26,7 +28,7 @@ TOKEN_VARIABLE = f"{PREFIX}TOKEN"
 PROJECTED_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"
 PROJECTED_TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
 IN_CLUSTER_ENDPOINT = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
-PLACEMENT = "placement"
+PLACEMENT, IMAGES = "placement", "images"
 _PATHS = ("token_file", "ca_file")
 _SECRETS = ("token", "password", "secret", "key")
 
@@ -76,11 +78,13 @@ class Configuration:
         settings: The values that hold.
         origins: By the name of a setting, who has set it: `default`, a file, a variable or a flag.
         placement: What the cluster offers the stages: the file's table `[placement]`.
+        images: What the stages run in: the file's table `[images]`.
     """
 
     settings: Settings
     origins: Mapping[str, str]
     placement: Placement = field(default_factory=Placement)
+    images: Images = field(default_factory=Images)
 
     def options(self) -> Options:
         """Returns how to compile a pipeline.
@@ -94,6 +98,7 @@ class Configuration:
             parse_engines(settings.engine),
             _one_of(Backend, settings.backend, self.origins["backend"]),
             self.placement,
+            self.images,
         )
 
     def credential(self) -> Credential | None:
@@ -144,11 +149,12 @@ def load(flags: Mapping[str, Any] | None = None, folder: Path | None = None) -> 
     """
     values: dict[str, Any] = {}
     origins = {each.name: "default" for each in fields(Settings)}
-    placement = Placement()
+    placement, images = Placement(), Images()
     file = find_file(folder or Path.cwd())
     if file:
         document = _read_file(file)
-        placement = _placement(file, document.pop(PLACEMENT, {}))
+        placement = read_table(Placement, document.pop(PLACEMENT, {}), PLACEMENT, str(file))
+        images = read_table(Images, document.pop(IMAGES, {}), IMAGES, str(file))
         for name, value in _from_document(file, document).items():
             values[name], origins[name] = value, str(file)
     for each in fields(Settings):
@@ -161,7 +167,7 @@ def load(flags: Mapping[str, Any] | None = None, folder: Path | None = None) -> 
     for name in _PATHS:
         if values.get(name):
             values[name] = str(Path(values[name]).expanduser())
-    return Configuration(Settings(**values), origins, placement)
+    return Configuration(Settings(**values), origins, placement, images)
 
 
 def find_file(folder: Path) -> Path | None:
@@ -181,12 +187,6 @@ def _read_file(file: Path) -> dict[str, Any]:
         # The text may hold a secret in the wrong place: say where, not what.
         raise UserError(f"{file}: this is no TOML: {_position(error)}") from error
     return document
-
-
-def _placement(file: Path, table: object) -> Placement:
-    if not isinstance(table, dict):
-        raise UserError(f"{file}: {PLACEMENT}: write a table, [{PLACEMENT}]")
-    return read_placement(table, str(file))
 
 
 def _from_document(file: Path, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from components import step
 from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
 from components.step import UserError
 from pipeline import cli
+from pipeline.compiled import load
+from pipeline.images import Images
 from pipeline.options import Backend, Engine, Options, Serving, parse_engines
-from pipeline.placement import CHECKPOINT_FOLDER, Placement, read_placement
+from pipeline.placement import CHECKPOINT_FOLDER, Placement
+from pipeline.tables import read_table
 
 FULL = Placement(
     cpu_request="1",
@@ -175,6 +178,25 @@ def test_our_images_run_as_their_own_user_where_kubeflow_can_say_so(compiled):
     assert "literals" not in compiled["2.15"].text
 
 
+def test_every_image_of_a_release_has_its_digest_where_the_settings_name_it(tmp_path):
+    digest = "@sha256:" + "0" * 64
+    images = Images(**{name: f"mirror.example/{name}{digest}" for name in ("open", "open_gpu", "triton", "tao")})
+    engines = parse_engines("tao,export=open")
+    compiled = Compiled(tmp_path / "pinned.yaml", Options(Serving.gpu, engines, images=images))
+    named = {compiled.container(stage)["image"] for stage in compiled.tasks}
+    assert named == {f"mirror.example/{name}{digest}" for name in ("open", "triton", "tao")}
+    declared = compiled.spec["root"]["inputDefinitions"]["parameters"]
+    assert declared["deploy_image"]["defaultValue"] == images.triton
+
+
+def test_file_that_names_a_mirror_runs_here_when_the_settings_know_it(tmp_path):
+    images = Images(open="mirror.example/engine:1", open_gpu="mirror.example/engine-gpu:1")
+    cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", Options(images=images))
+    with pytest.raises(UserError, match=r"only stages of ghcr.io/gridbox/gridbox run here .a mirror is named in"):
+        load(tmp_path / "f.yaml")
+    assert load(tmp_path / "f.yaml", images=images).of_tao == frozenset()
+
+
 def test_what_reaches_outside_is_never_taken_from_a_cache(compiled):
     uncached = {stage for stage, task in compiled["open"].tasks.items() if not task["cachingOptions"]}
     assert uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
@@ -222,9 +244,9 @@ def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path
 )
 def test_wrong_placement_setting_is_one_line(table, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        read_placement(table, "gridbox.toml")
+        read_table(Placement, table, "placement", "gridbox.toml")
     assert "\n" not in str(caught.value)
 
 
 def test_whole_hours_are_a_number():
-    assert read_placement({"timeout_hours": 2}, "gridbox.toml") == Placement(timeout_hours=2.0)
+    assert read_table(Placement, {"timeout_hours": 2}, "placement", "gridbox.toml") == Placement(timeout_hours=2.0)

@@ -61,7 +61,7 @@ def test_components_compile_into_one_pipeline(tmp_path):
         repository = built.outputs["repository"]
         published = component.publish(repository=repository, base="s3://models/facenet").outputs["published"]
         deployed = component.deploy(
-            published=published, evaluation=evaluation, scored_model="", target="kserve",
+            published=published, evaluation=evaluation, scored_model="", image="triton:1", target="kserve",
             name="facenet", namespace="face", run_id=run, mode="Standard", protocol="v2", gpus=1, cpu="1",
             cpu_limit="4", memory="4Gi", memory_limit="8Gi", shared_memory="1Gi", minimum_replicas=1,
             maximum_replicas=2, node_selector={}, tolerations=[],

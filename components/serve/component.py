@@ -108,6 +108,7 @@ def deploy(
     published: Input[Artifact],
     evaluation: Input[Artifact],
     scored_model: str,
+    image: str,
     target: str,
     name: str,
     namespace: str,
@@ -142,6 +143,7 @@ def deploy(
         published: The published model repository.
         evaluation: Evaluation of the model.
         scored_model: Which model of the evaluation is deployed; empty: its last one.
+        image: The image of Triton that serves.
         target: `manifest` writes YAML for kubectl apply, `kserve` applies it and waits, `local` starts a Triton here.
         name: Name of the InferenceService.
         namespace: Its namespace.
