@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 RUN    ?= # options for `make run`, for example RUN="--data DIR"
+IMAGES ?= cpu gpu triton client
+BUILD  ?= # options of `docker build` for `make images`, for example BUILD="--build-arg BASE_IMAGE=MIRROR"
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requirements.lock
@@ -10,9 +12,9 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
 	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--extra-index-url $(CPU_INDEX)')" 2>/dev/null)
 
-.PHONY: help run setup test test-long bench lint clean
+.PHONY: help run setup test test-long test-containers bench lint images wheelhouse clean
 help: ## Show this list.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 run: $(VENV)/.run ## Train, prune, retrain, quantise and score a face detector here (synthetic faces; RUN="--data DIR").
 	$(BIN)/gridbox run facedetect $(RUN)
@@ -20,10 +22,18 @@ run: $(VENV)/.run ## Train, prune, retrain, quantise and score a face detector h
 setup: $(VENV)/.setup ## Install everything: the engine, the pipelines, tests and linters.
 
 test: $(VENV)/.setup ## The quick tests, some minutes.
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not containers" -n 2 --dist loadfile
 
 test-long: $(VENV)/.setup ## The long proofs: full runs, kills in every stage.
 	$(BIN)/python -m pytest -m long
+
+test-containers: $(VENV)/.setup build/wheelhouse/.cpu ## The workflow in an image that is built offline (root).
+	@command -v dockerd >/dev/null && command -v debootstrap >/dev/null || { \
+		echo "Docker's daemon or debootstrap is missing: installing Debian's docker.io and debootstrap"; \
+		apt-get update -qq && \
+		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends docker.io iptables debootstrap; } || \
+		echo "they could not be installed: the tests will be skipped"
+	$(BIN)/python -m pytest -m containers tests/test_containers.py
 
 bench: $(VENV)/.setup ## The benchmarks; each prints a ratio from one interleaved run.
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
@@ -35,6 +45,11 @@ lint: $(VENV)/.setup ## Style, types, doors between the rooms, Python 3.8 where 
 	$(BIN)/lint-imports
 	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations components/step.py
 
+images: ## The container images; those that cannot be built are named at the end (IMAGES="cpu client", BUILD=…).
+	PYTHON=$(PYTHON) containers/build.sh $(IMAGES) -- $(BUILD)
+
+wheelhouse: $(IMAGES:%=build/wheelhouse/.%) ## What the images install, for a build without a network (IMAGES=…).
+
 clean: ## Remove runs and caches, not the virtual environment.
 	rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -43,6 +58,10 @@ $(BIN)/python:
 		echo "Python's venv module is missing: installing Debian's python3-venv"; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv; }
 	$(PYTHON) -m venv $(VENV)
+
+build/wheelhouse/.%: Dockerfile pyproject.toml requirements.lock containers/wheelhouse.py | $(BIN)/python
+	$(BIN)/python containers/wheelhouse.py $*
+	@touch $@
 
 $(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
 	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline]'

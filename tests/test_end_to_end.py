@@ -20,6 +20,8 @@ import pytest
 import s3_server
 import torch
 import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components.step import sha256, weights_file
 from components.vision.checkpoint import load_tensors
@@ -107,6 +109,20 @@ def test_endpoint_of_the_published_model_scores_what_the_model_scores_in_process
     deployment = json.loads((folder / "deploy/deployment/manifest.json").read_text())["counts"]
     assert deployment["storage_uri"].startswith(store[0])
     assert deployment["url"].startswith("http://127.0.0.1:")
+
+
+def test_every_stage_has_written_what_kubeflow_reads(finished):
+    files = list((finished[0] / "first").glob("*/executor_output.json"))
+    assert len(files) == finished[1].count(": done")
+    for file in files:
+        json_format.Parse(file.read_text(), pipeline_spec_pb2.ExecutorOutput())
+
+
+def test_no_key_of_the_store_is_written_anywhere(finished, store):
+    secret = store[1]["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in finished[1]
+    for file in finished[0].rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
 
 
 def test_server_of_a_run_ends_with_it(finished):
@@ -237,6 +253,14 @@ def test_real_images_go_all_the_way(real_data, tmp_path):
     counts = json.loads(next((tmp_path / "real/kitti").glob("*/manifest.json")).read_text())["counts"]
     assert counts["training_images"] == counts["validation_images"] == 20
     assert "report" in output
+
+
+@pytest.mark.long
+def test_nvidias_stages_run_as_their_double(tmp_path):
+    output = run(tmp_path, "--name", "tao", "--engine", "tao-double", "--profile", "tao-micro")
+    assert output.count(": done") == len(list((tmp_path / "tao").glob("*/executor_output.json")))
+    weights = {stage: weights_file(tmp_path / "tao" / stage / "model") for stage in STAGES_WITH_WEIGHTS}
+    assert {file.suffix for file in weights.values()} == {".hdf5"}
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import fnmatch
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -41,19 +42,23 @@ def compose(name: str) -> dict[str, Any]:
     return dict(yaml.load((ROOT / name).read_text(encoding="utf-8"), ComposeLoader))
 
 
-def stages() -> dict[str, list[tuple[str, str]]]:
-    """Returns the instructions of each stage of the Dockerfile."""
+def dockerfile() -> str:
+    """Returns the Dockerfile without comments, an instruction a line."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert not text.startswith("# syntax"), "the first line would pull a frontend from a registry"
-    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
-    found: dict[str, list[tuple[str, str]]] = {"": []}
+    return re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
+
+
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Returns the instructions of each stage of the Dockerfile, after those of the stage that it is based on."""
+    found: dict[str, list[tuple[str, str]]] = {"": [], "scratch": []}
     stage = ""
-    for line in filter(None, map(str.strip, joined.splitlines())):
+    for line in filter(None, map(str.strip, dockerfile().splitlines())):
         instruction, _, rest = line.partition(" ")
         if instruction == "FROM":
             base, _, stage = rest.partition(" AS ")
-            assert re.fullmatch(r"\$\{(BASE|TRITON)\}", base), "base images are arguments"
-            found[stage] = []
+            assert base in found or base in ("${BASE_IMAGE}", "${TRITON_IMAGE}"), "base images are arguments"
+            found[stage] = [*found.get(base, [])]
         found[stage].append((instruction, rest.strip()))
     return found
 
@@ -67,28 +72,172 @@ def sources(stage: str) -> Iterator[tuple[str, str]]:
                 yield source, destination
 
 
-@pytest.mark.parametrize("stage", ["cpu", "triton", "client"])
-def test_images_copy_what_exists_and_run_as_nobody_in_particular(stage: str) -> None:
-    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    for source, _ in sources(stage):
-        assert (ROOT / source).exists(), source
-        assert source.split("/")[0] in allowed, f"{source} is left out by .dockerignore"
-    instructions = stages()[stage]
-    users = [rest for instruction, rest in instructions if instruction == "USER"]
-    assert users
-    assert int(users[-1]) > 0
-    assert not [rest for instruction, rest in instructions if instruction == "ADD"]
-    labels = " ".join(rest for instruction, rest in instructions if instruction == "LABEL")
-    assert "org.opencontainers.image.source" in labels
-    for instruction, rest in instructions:
+def commands(stage: str, instruction: str) -> list[str]:
+    return [rest for found, rest in stages()[stage] if found == instruction]
+
+
+TARGETS = ("cpu", "gpu", "client", "triton")
+
+
+@pytest.mark.parametrize("stage", TARGETS)
+def test_images_run_as_nobody_in_particular_and_write_to_tmp_alone(stage: str) -> None:
+    assert int(commands(stage, "USER")[-1]) > 0
+    assert "HOME=/tmp" in " ".join(commands(stage, "ENV"))
+    assert not commands(stage, "ENTRYPOINT"), "Kubeflow gives the whole command; an entry point would stand before it"
+    assert not commands(stage, "VOLUME")
+
+
+@pytest.mark.parametrize("stage", TARGETS)
+def test_images_say_what_they_are_and_hold_no_secret(stage: str) -> None:
+    labels = " ".join(commands(stage, "LABEL"))
+    for name in ("title", "description", "source", "licenses", "base.name"):
+        assert f"org.opencontainers.image.{name}=" in labels
+    for instruction, rest in stages()[stage]:
+        assert instruction != "ADD"
         assert not re.search(r"(?i)secret|password|token=|api_key", rest) or instruction == "CMD", rest
 
 
-def test_docker_sees_no_more_than_it_copies() -> None:
+def test_no_image_pulls_or_downloads_beside_pip() -> None:
+    for stage, instructions in stages().items():
+        for instruction, rest in instructions:
+            assert instruction != "RUN" or not re.search(r"curl|wget|apt-get|git clone", rest), stage
+
+
+@pytest.mark.parametrize("stage", TARGETS)
+def test_images_install_from_the_wheelhouse_of_their_own_where_there_is_one(stage: str) -> None:
+    installs = [rest for rest in commands(stage, "RUN") if "pip install" in rest]
+    assert installs
+    for install in installs:
+        assert f"--find-links /requirements/{stage} " in install
+        assert "from=requirements,target=/requirements" in install
+    assert any(word.startswith("PIP_NO_INDEX") for word in commands(stage, "ARG"))
+
+
+def test_images_of_the_engine_differ_in_nothing_but_pytorch() -> None:
+    wheelhouse = load_script("containers/wheelhouse.py")
+    assert [*wheelhouse.requirements("cpu")] == [*wheelhouse.requirements("gpu")]
+    assert "torch.version.cuda" in " ".join(commands("gpu", "RUN"))
+    assert "whl/cpu" in " ".join(commands("cpu", "RUN"))
+    assert "whl/cpu" not in " ".join(commands("gpu", "RUN"))
+
+
+def test_wheelhouse_holds_what_the_dockerfile_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    wheelhouse = load_script("containers/wheelhouse.py")
+    wanted = {target: [*wheelhouse.requirements(target)] for target in TARGETS}
+    names = {target: {re.split(r"[\[<>=]", word)[0] for word in words} for target, words in wanted.items()}
+    assert {"setuptools", "typer", "torch", "onnxruntime", "tritonclient", "kubernetes", "PyYAML"} <= names["cpu"]
+    assert {"setuptools", "tritonclient", "jupyterlab"} <= names["client"]
+    assert "torch" not in names["client"]
+    assert "kfp" not in set().union(*names.values())
+    assert names["triton"] == {"numpy", "opencv-python-headless"}
+    with pytest.raises(ValueError, match="tpu: the Dockerfile has no such target"):
+        [*wheelhouse.requirements("tpu")]
+
+    called: list[list[str]] = []
+    monkeypatch.setattr(wheelhouse.subprocess, "run", lambda command, **_: called.append(command))
+    monkeypatch.setattr(wheelhouse, "extra_index", lambda _: [])
+    for target in ("gpu", "triton"):
+        assert wheelhouse.gather(target) == ROOT / "build/wheelhouse" / target
+    engine, triton = called
+    assert engine[-len(wanted["gpu"]) :] == wanted["gpu"]
+    assert str(ROOT / "requirements.lock") in engine
+    assert triton[triton.index("--python-version") + 1] == "3.10"
+
+
+def load_script(name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_base_images_are_named_once_with_tag_and_at_most_one_digest() -> None:
+    bases = dict(rest.split("=", 1) for rest in commands("", "ARG"))
+    assert set(bases) == {"BASE_IMAGE", "TRITON_IMAGE"}
+    for image in bases.values():
+        assert re.fullmatch(r"[a-z0-9./-]+:[A-Za-z0-9.-]+(@sha256:[0-9a-f]{64})?", image), image
+    assert bases["TRITON_IMAGE"].partition("@")[0] == f"nvcr.io/nvidia/tritonserver:{TRITON_RELEASE}-py3"
+    others = [ROOT / "docker-compose.yaml", ROOT / "docker-compose.gpu.yaml", *(ROOT / "containers").iterdir()]
+    for file in filter(Path.is_file, others):
+        assert "tritonserver:" not in file.read_text(encoding="utf-8"), file
+        assert "python:3" not in file.read_text(encoding="utf-8"), file
+
+
+@pytest.fixture
+def fake_docker(tmp_path: Path) -> dict[str, str]:
+    """An environment with a Docker client that notes how it is called and cannot build `triton`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "docker"
+    program.write_text('#!/bin/sh\necho "$DOCKER_BUILDKIT $*" >> "$CALLS"\ncase "$*" in *triton*) exit 1;; esac\n')
+    program.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "CALLS": str(tmp_path / "calls"), "PYTHON": sys.executable}
+
+
+def test_build_goes_on_after_an_image_that_cannot_be_built_and_names_it(fake_docker: dict[str, str]) -> None:
+    command = [str(ROOT / "containers/build.sh"), "triton", "cpu", "gpu", "client", "--", "--network", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, env=fake_docker, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "could not be built: triton"
+    _, *calls = Path(fake_docker["CALLS"]).read_text().splitlines()
+    tags = [re.search(r"--target (\S+) --tag (\S+) ", call).groups() for call in calls]  # type: ignore[union-attr]
+    assert dict(tags) == {
+        "triton": TRITON_IMAGE,
+        "cpu": images.OPEN_ENGINE,
+        "gpu": images.OPEN_ENGINE_GPU,
+        "client": compose("docker-compose.yaml")["services"]["triton-client"]["image"],
+    }
+    for call in calls:
+        assert call.startswith("1 build ")
+        assert call.endswith("--network none .")
+        assert re.search(r"image\.revision=[0-9a-f]{40}", call) or not (ROOT / ".git").exists()
+
+
+def test_build_refuses_a_target_that_there_is_not(fake_docker: dict[str, str]) -> None:
+    command = [str(ROOT / "containers/build.sh"), "tpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=fake_docker, timeout=60)
+    assert done.returncode == 2
+    assert "tpu: no such target; there are cpu, gpu, triton and client" in done.stderr
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a file from Docker: the last line that matches it or a folder above it decides."""
+    decided = False
+    parents = [path, *map(str, Path(path).parents)]
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.removeprefix("!")
+        inner = pattern.removeprefix("**/")
+        tried = [part for name in parents for part in (Path(name).name if pattern != inner else name,)]
+        if line and not line.startswith("#") and any(fnmatch.fnmatchcase(each, inner) for each in tried):
+            decided = not line.startswith("!")
+    return decided
+
+
+def test_docker_sees_all_that_it_copies_and_no_more() -> None:
+    for stage in stages():
+        for source, _ in sources(stage):
+            if source == "build/wheelhouse*":
+                source = "build/wheelhouse/cpu/torch-2.whl"
+            else:
+                assert (ROOT / source).exists(), source
+                if (ROOT / source).is_dir():
+                    source += "/some.ipynb"
+            assert not ignored(source), f"{source} is left out by .dockerignore"
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if line and not line.startswith("#")) == "*"
-    for secret in (".env", "manifests/base/s3.env", ".git/config"):
-        assert not any(fnmatch.fnmatch(secret, line[1:] + "*") for line in lines if line.startswith("!"))
+    secrets = (
+        ".env",
+        "manifests/base/s3.env",
+        ".git/config",
+        "components/.env",
+        "notebooks/.ipynb_checkpoints/a.ipynb",
+    )
+    others = ("build/containers/base.tar", "runs/x", ".venv/x", "tests/x.py", "components/__pycache__/a.pyc")
+    for path in (*secrets, *others, "notebooks/images/a.jpg", "build/wheelhouse/.cpu", "Makefile"):
+        assert ignored(path), path
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +258,7 @@ def test_triton_image_holds_all_that_the_models_import(triton_image: Path) -> No
     modules = [
         ".".join(file.relative_to(triton_image).with_suffix("").parts)
         for file in sorted(triton_image.rglob("*.py"))
-        if file.name not in ("__init__.py", "network.py")  # network: only where Triton has no ONNX Runtime
+        if file.name not in ("__init__.py", "network.py", "ensemble.py")  # where Triton has no ONNX Runtime itself
     ]
     assert "components.serve.models.postprocess" in modules
     program = f"""
@@ -137,7 +286,7 @@ def test_triton_image_s_code_runs_on_its_python(triton_image: Path) -> None:
 
 
 def test_triton_image_keeps_numpy_below_2() -> None:
-    (install,) = [rest for _, rest in stages()["triton"] if "pip install" in rest]
+    (install,) = [rest for rest in commands("triton", "RUN") if "pip install" in rest]
     assert re.search(r"numpy==1\.", install), "its Python backend reads wrong inputs with NumPy 2, without an error"
 
 
@@ -146,9 +295,10 @@ def test_compose_names_the_images_and_targets_that_there_are() -> None:
     assert list(services) == ["triton-model-builder", "triton-server", "triton-client"]
     assert services["triton-model-builder"]["image"] == images.OPEN_ENGINE
     assert services["triton-server"]["image"] == TRITON_IMAGE
-    assert services["triton-server"]["build"]["args"]["TRITON"].endswith(f":{TRITON_RELEASE}-py3}}")
     for service in services.values():
-        assert service["build"]["target"] in stages()
+        assert service["build"]["target"] in TARGETS
+        # Named without a value: from the environment or .env, otherwise the Dockerfile's own.
+        assert set(service["build"]["args"]) < {rest.partition("=")[0] for rest in commands("", "ARG")}
 
 
 def test_compose_is_for_this_machine_only() -> None:
@@ -157,7 +307,8 @@ def test_compose_is_for_this_machine_only() -> None:
             assert port.startswith("127.0.0.1:"), name
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
-        assert service["read_only"] is (name != "triton-client")
+        assert service["read_only"] is True, name
+        assert service["tmpfs"] == ["/tmp"], name
 
 
 def test_env_example_has_every_setting_and_no_token() -> None:
