@@ -28,8 +28,8 @@ def pretrained_weights(uri: str, model: Output[Model]) -> dsl.ContainerSpec:
     """Brings pretrained weights in, or the word that there are none.
 
     Args:
-        uri: Where the weights are: a file of the chosen engine, an https:// or s3:// URI, ngc://org/team/model:version, or
-            empty for none.
+        uri: Where the weights are: a file of the chosen engine, an https:// or s3:// URI, ngc://org/team/model:version,
+            or empty for none.
         model: The weights as a model artifact; `present` in its metadata says whether there are any.
     """
     return dsl.ContainerSpec(
