@@ -2,10 +2,10 @@
 
 Both get JPEG bytes and give boxes in the images' own pixels; client, encoding and decoding of messages included. The
 one process tries both ways to use two cores (one network on two threads, two on one each); the better of them counts,
-for each number of clients. Rounds of all of them alternate within one run. Networks are untrained: only their speed
+for each number of clients. They take turns within one run, some images each. Networks are untrained: only their speed
 counts, and the coverage threshold lets as many cells through as a trained network does in a picture with some faces.
 The load average is printed because neighbours on the machine cost speed.
-Run: python benchmarks/serving.py [--network cpu|resnet18] [--rounds 5] [--images 48] [--protocol grpc|http]
+Run: python benchmarks/serving.py [--network cpu|resnet18] [--clients N] [--rounds 5] [--images 48] [--protocol http]
 Soak: python benchmarks/serving.py --minutes 10   (16 clients; errors, and memory of the server and its models)
 """
 
@@ -37,9 +37,10 @@ import torch
 from components.formats.images import Letterbox, decode
 from components.grid.clustering import Clustering, detect
 from components.grid.geometry import GridGeometry
-from components.serve.config import RepositorySettings
+from components.serve.local import local_settings
 from components.serve.repository import REPOSITORY, build_repository
 from components.serve.server import LocalServer
+from components.serve.wheel import STUB
 from components.step import read_manifest, write_manifest
 from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
 from components.vision.onnx_export import TensorNames, export_onnx
@@ -48,6 +49,8 @@ from components.vision.resnet import ResNetConfig
 
 CLIENTS = (1, 4, 16)
 CORES = 2
+# Images of a client before it is another side's turn; few, for the speed of a shared machine drifts.
+TURN = 6
 PICTURES, SIZE = 16, (1024, 683)
 # As a trained network answers a picture with some faces: this many cells, with boxes of this size that agree.
 CANDIDATES, EDGE = 60, 24.0
@@ -204,26 +207,27 @@ class Times:
 
 
 async def compare(
-    sides: dict[str, Ask], images: Sequence[bytes], rounds: int, count: int
+    sides: dict[str, Ask], images: Sequence[bytes], numbers: Sequence[int], rounds: int, count: int
 ) -> dict[tuple[str, int], Times]:
-    """Lets all sides take turns, `rounds` times for each number of clients, `count` images a turn."""
-    times = {(name, clients): Times([], []) for name in sides for clients in CLIENTS}
+    """Lets all sides take short turns, of `count` images together in each round of each number of clients."""
+    times = {(name, clients): Times([], []) for name in sides for clients in numbers}
     for ask in sides.values():
         await drive(ask, iter(images), 2)  # the first images make room in memory
-    for turn in range(rounds):
-        for clients in CLIENTS:
+    for round_, clients in itertools.product(range(rounds), numbers):
+        length = min(count, TURN * clients)
+        for turn, begin in enumerate(range(0, count, length), start=round_):
             for name, ask in list(sides.items())[:: 1 if turn % 2 else -1]:
-                contents = itertools.islice(itertools.cycle(images), count)
+                contents = itertools.islice(itertools.cycle(images), begin, begin + length)
                 latencies, seconds = await drive(ask, contents, clients)
                 times[name, clients].latencies += latencies
-                times[name, clients].rates.append(count / seconds)
+                times[name, clients].rates.append(length / seconds)
     return times
 
 
 def report(network: Network, times: dict[tuple[str, int], Times]) -> None:
     print(f"ResNet-{network.depth}, width {network.width:g}, {network.geometry.width}x{network.geometry.height}")
     names = sorted({name for name, _ in times} - {"served"})
-    for clients in CLIENTS:
+    for clients in sorted({clients for _, clients in times}):
         served = times["served", clients]
         rate, best = max((times[name, clients].rate, name) for name in names)
         p50 = min(times[name, clients].p50 for name in names)
@@ -251,7 +255,7 @@ async def benchmark(
         if len({tuple(counts) for counts in found.values()}) > 1:
             raise SystemExit(f"the sides find different numbers of faces: {found}")
         print(f"{statistics.mean(found['served']):.1f} detections an image, load average {os.getloadavg()[0]:.1f}")
-        report(network, await compare(sides, images, options.rounds, options.images))
+        report(network, await compare(sides, images, options.clients or CLIENTS, options.rounds, options.images))
     finally:
         await served.close()
 
@@ -259,18 +263,24 @@ async def benchmark(
 async def soak(
     images: Sequence[bytes], options: argparse.Namespace, url: str, memory: Callable[[], dict[str, int]]
 ) -> None:
-    """Keeps 16 clients asking, and watches the server's memory."""
+    """Keeps 16 clients asking, and watches the server's memory; another answer than the first one is an error.
+
+    Raises:
+        SystemExit: There were errors, or the memory has grown.
+    """
     served, errors, done = Served(options.protocol, url), 0, 0
     begin, end = time.monotonic(), time.monotonic() + 60 * options.minutes
     settled = 0
+    wanted = [await served.ask(content) for content in images]
 
     async def client() -> None:
         nonlocal errors, done
-        for content in itertools.cycle(images):
+        for content, faces in itertools.cycle(zip(images, wanted, strict=True)):
             if time.monotonic() > end:
                 return
             try:
-                await served.ask(content)
+                if (found := await served.ask(content)) != faces:
+                    raise ValueError(f"{found} faces, at first {faces}")
                 done += 1
             except Exception as error:
                 errors += 1
@@ -291,16 +301,17 @@ async def soak(
         await asyncio.gather(*clients)
     finally:
         await served.close()
-    if settled:
-        growth = last / settled
-        verdict = "within" if growth <= GROWTH and not errors else "MISSES"
-        print(f"{done} images, {errors} errors; memory {growth:.3f} of minute {SETTLED_MINUTES:g} ({verdict} {GROWTH})")
+    growth = last / settled if settled else 1.0
+    verdict = "within" if growth <= GROWTH else "MISSES"
+    print(f"{done} images, {errors} errors; memory {growth:.3f} of minute {SETTLED_MINUTES:g} ({verdict} {GROWTH})")
+    if errors or growth > GROWTH:
+        raise SystemExit(1)
 
 
 @contextlib.contextmanager
 def server(exported: Path, folder: Path) -> Iterator[LocalServer]:
     """Serves a model as `gridbox serve` does."""
-    build_repository(exported, folder / "repository", RepositorySettings("python"))
+    build_repository(exported, folder / "repository", local_settings())
     with LocalServer(folder / "repository" / REPOSITORY, folder / "server.log") as running:
         yield running
 
@@ -311,7 +322,9 @@ def resident(running: LocalServer) -> dict[str, int]:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             arguments = child.cmdline()
-            name = "server" if arguments[0].endswith("tritonserver") else arguments[-2]  # facenet_0_0
+            program = Path(arguments[0]).name
+            # A model's process is called as its model, its group and its number: facenet_0_0.
+            name = {"tritonserver": "server", STUB: arguments[-2]}.get(program, "watchdog")
             memory[name] = child.memory_info().rss
     if running.repairs:
         raise SystemExit(f"the server had to be mended: {running.repairs}")
@@ -322,6 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=sorted(NETWORKS), action="append")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--clients", type=int, action="append", help=f"by default {CLIENTS}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--minutes", type=float, default=0.0, help="soak for so long in place of comparing")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from square_detector import CELL, HEIGHT, WIDTH, write_detector
 
-from components.serve import models
+from components.serve import local, models
 from components.serve.config import RepositorySettings, to_text
 from components.serve.local import find_model, local_repository, local_settings
 from components.serve.release import TRITON_RELEASE
@@ -86,14 +86,14 @@ def built(exported, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("backend", "network"),
+    ("backend", "network", "ensemble"),
     [
-        ("onnxruntime", {"model.onnx", "model.json"}),
-        ("python", {"model.onnx", "model.json", "model.py"}),
-        ("tensorrt", {"model.plan"}),
+        ("onnxruntime", {"model.onnx", "model.json"}, {"placeholder.txt"}),
+        ("python", {"model.onnx", "model.json", "model.py"}, {"model.py"}),
+        ("tensorrt", {"model.plan"}, {"placeholder.txt"}),
     ],
 )
-def test_a_repository_has_four_models_of_one_version(built, backend, network):
+def test_a_repository_has_four_models_of_one_version(built, backend, network, ensemble):
     repository = built[backend] / "repository"
     assert tuple(sorted(folder.name for folder in repository.iterdir())) == NAMES
     files = {
@@ -104,17 +104,20 @@ def test_a_repository_has_four_models_of_one_version(built, backend, network):
         "facenet": network,
         "facenet_preprocess": {"model.py"},
         "facenet_postprocess": {"model.py"},
-        "facenet_ensemble": {"placeholder.txt"},
+        "facenet_ensemble": ensemble,
     }
     # KServe's storage initializer skips empty objects, and with them the ensemble's version.
     assert all(file.stat().st_size for file in repository.rglob("*") if file.is_file())
 
 
-def test_the_models_are_the_sources_that_are_tested_here(built):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_models_are_the_sources_that_are_tested_here(built, backend):
     sources = Path(models.__path__[0])
-    for name, source in (("preprocess", "preprocess"), ("postprocess", "postprocess")):
-        copy = built["onnxruntime"] / "repository" / f"facenet_{name}" / "1" / "model.py"
-        assert copy.read_text() == (sources / f"{source}.py").read_text()
+    found = {copy.parent.parent.name: copy.read_text() for copy in built[backend].glob("repository/*/1/model.py")}
+    wanted = {"facenet_preprocess": "preprocess", "facenet_postprocess": "postprocess"}
+    if backend == "python":
+        wanted |= {"facenet": "network", "facenet_ensemble": "ensemble"}
+    assert found == {name: (sources / f"{source}.py").read_text() for name, source in wanted.items()}
 
 
 def test_the_manifest_says_what_is_served_and_what_a_plan_is_bound_to(built):
@@ -138,7 +141,7 @@ def test_the_same_model_gives_the_same_repository(exported, built, tmp_path):
     assert (tmp_path / "again" / "manifest.json").read_bytes() == (built["python"] / "manifest.json").read_bytes()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
 def test_the_ensemble_joins_tensors_of_equal_kind_and_shape(built, backend):
     found = configs(built[backend])
     ensemble = found["facenet_ensemble"]
@@ -152,7 +155,11 @@ def test_the_ensemble_joins_tensors_of_equal_kind_and_shape(built, backend):
         known.update({step.output_map[name]: outputs[name] for name in step.output_map})
     for tensor in ensemble.output:
         assert known[tensor.name] == (tensor.data_type, list(tensor.dims))
-    assert {model.max_batch_size for model in found.values()} == {32 if backend == "tensorrt" else 8}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_models_take_equal_batches(built, backend):
+    assert {model.max_batch_size for model in configs(built[backend]).values()} == {32 if backend == "tensorrt" else 8}
 
 
 def test_the_ensemble_is_the_contract_with_its_clients(built):
@@ -173,15 +180,23 @@ def test_the_ensemble_is_the_contract_with_its_clients(built):
 
 def test_backends_differ_in_what_runs_the_network_and_nothing_else(built):
     found = {backend: configs(built[backend]) for backend in BACKENDS}
+    runtime = ("platform", "backend", "default_model_filename", "instance_group", "model_warmup", "ensemble_scheduling")
     for name in NAMES:
         for config in (found[backend][name] for backend in BACKENDS):
             config.max_batch_size = 0
             config.ClearField("dynamic_batching")
-            if name == "facenet":
-                for field in ("platform", "backend", "default_model_filename", "instance_group", "model_warmup"):
+            if name in ("facenet", "facenet_ensemble"):
+                for field in runtime:
                     config.ClearField(field)
                 config.parameters.clear()
         assert found["onnxruntime"][name] == found["python"][name] == found["tensorrt"][name]
+
+
+def test_the_one_process_of_the_python_backend_gets_what_the_three_models_get(built):
+    found = {name: parameters(config) for name, config in configs(built["python"]).items()}
+    steps = [found[name] for name in ("facenet", "facenet_preprocess", "facenet_postprocess")]
+    assert found["facenet_ensemble"] == {name: value for step in steps for name, value in step.items()}
+    assert parameters(configs(built["tensorrt"])["facenet_ensemble"]).items() <= found["facenet_ensemble"].items()
 
 
 def test_what_runs_the_network_on_each_backend(built):
@@ -198,6 +213,12 @@ def test_what_runs_the_network_on_each_backend(built):
     kind = model_config_pb2.ModelInstanceGroup
     assert (groups["tensorrt"].kind, groups["tensorrt"].count) == (kind.KIND_GPU, 2)
     assert (groups["onnxruntime"].kind, groups["onnxruntime"].count) == (kind.KIND_CPU, 1)
+    assert (groups["python"].kind, groups["python"].count) == (kind.KIND_CPU, 1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_on_a_cpu_no_request_waits_for_others(built, backend):
+    assert not any(config.HasField("dynamic_batching") for config in configs(built[backend]).values())
 
 
 def test_a_gpu_waits_for_batches_that_it_has_warmed_up(built):
@@ -239,17 +260,20 @@ def test_settings_reach_the_models(exported, tmp_path):
     build_repository(exported, tmp_path / "built", settings)
     found = configs(tmp_path / "built")
     assert {config.max_batch_size for config in found.values()} == {4}
-    assert [group.count for group in found["facenet"].instance_group] == [3]
-    assert parameters(found["facenet"])["threads"] == 2
+    assert [group.count for group in found["facenet_ensemble"].instance_group] == [3]
+    assert [group.count for group in found["facenet"].instance_group] == [1]
+    for name in ("facenet", "facenet_ensemble"):
+        assert parameters(found[name])["threads"] == 2
     for name in ("facenet_preprocess", "facenet_postprocess"):
         assert [group.count for group in found[name].instance_group] == [5]
     assert parameters(found["facenet_preprocess"]) == {
-        "width": WIDTH,
-        "height": HEIGHT,
+        "geometry": GEOMETRY,
         "preprocessing": "stretch",
         "max_image_pixels": 1000,
     }
     assert parameters(found["facenet_postprocess"])["geometry"] == GEOMETRY
+    build_repository(exported, tmp_path / "other", RepositorySettings(instances=3))
+    assert [group.count for group in configs(tmp_path / "other")["facenet"].instance_group] == [3]
 
 
 def test_the_network_in_a_repository_is_an_exported_model_like_any_other(exported, built):
@@ -271,6 +295,14 @@ def test_a_repository_for_another_backend_is_laid_out_anew_for_this_machine(expo
         "max_image_pixels": 1000,
         "threads": 2,
     }
+
+
+def test_copies_of_the_ensemble_and_its_threads_are_as_many_as_cores(monkeypatch):
+    for cores, instances in ((1, 1), (2, 2), (64, 4)):
+        monkeypatch.setattr(local, "available_cores", lambda cores=cores: cores)
+        settings = local_settings()
+        assert (settings.backend, settings.instances, settings.threads) == ("python", instances, cores)
+    assert (local_settings(3).instances, local_settings(3).threads) == (4, 3)
 
 
 def test_a_repository_for_this_machine_is_served_as_it_is(built, tmp_path):

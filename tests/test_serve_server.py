@@ -1,10 +1,14 @@
-"""The local Triton server: what it answers is exact, bad input is refused by the image, and what breaks is mended."""
+"""The local Triton server: what it answers is exact, bad input is refused by the image, and what breaks is mended.
+
+What is asked of the ensemble is asked twice: of the one process that the local server has for it, and of the three
+models with batching that a cluster has.
+"""
 
 import contextlib
+import fcntl
 import functools
 import importlib
 import importlib.metadata
-import json
 import os
 import shutil
 import signal
@@ -15,6 +19,7 @@ import sys
 import time
 import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,7 +33,8 @@ from triton_server import Client, leftovers, needs_triton, texts
 from components.grid.clustering import Clustering
 from components.serve import server as server_module
 from components.serve import wheel
-from components.serve.config import RepositorySettings
+from components.serve.config import Detector, RepositorySettings, configurations
+from components.serve.local import local_settings
 from components.serve.repository import build_repository
 from components.serve.server import LocalServer, Ports
 from components.step import StageError, UserError, read_manifest, write_manifest
@@ -59,19 +65,41 @@ def exported(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("serve") / "exported")
 
 
+def build_one_process(model, folder):
+    settings = RepositorySettings("python", max_batch_size=BATCH, threads=2, instances=2, max_image_pixels=MAX_PIXELS)
+    build_repository(model, folder, settings)
+    return folder / "repository"
+
+
+def build_three_models(model, folder):
+    """Lays a repository out as for a GPU, but for the network, which runs in Python."""
+    predictor = load_predictor(model)
+    names = ("input_1", "output_cov/Sigmoid", "output_bbox/BiasAdd")
+    detector = Detector(predictor.geometry, predictor.class_names, predictor.clustering, *names)
+    repository = build_one_process(model, folder)
+    settings = RepositorySettings("tensorrt", max_batch_size=BATCH, max_image_pixels=MAX_PIXELS)
+    for name, text in configurations(detector, settings).items():
+        if name != "facenet":
+            (repository / name / "config.pbtxt").write_text(text)
+    return repository
+
+
+LAYOUTS = {"one process": build_one_process, "three models": build_three_models}
+
+
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     """Repository of the detector whose answers are known."""
     folder = tmp_path_factory.mktemp("serve")
-    settings = RepositorySettings("python", threads=1, max_image_pixels=MAX_PIXELS)
-    build_repository(write_detector(folder / "exported"), folder / "built", settings)
-    return folder / "built" / "repository"
+    return build_one_process(write_detector(folder / "exported"), folder / "built")
 
 
-@pytest.fixture(scope="module")
-def server(squares, tmp_path_factory):
+@pytest.fixture(scope="module", params=LAYOUTS)
+def server(request, tmp_path_factory):
     """The server that most tests share."""
-    with LocalServer(squares, tmp_path_factory.mktemp("serve") / "server.log") as running:
+    folder = tmp_path_factory.mktemp("serve")
+    repository = LAYOUTS[request.param](write_detector(folder / "exported"), folder / "built")
+    with LocalServer(repository, folder / "server.log") as running:
         yield running
 
 
@@ -126,13 +154,13 @@ def in_process(predictor, content):
 # --- exactness --------------------------------------------------------------------------------------------------------
 
 
-def test_served_boxes_are_those_of_this_process_bit_for_bit(exported, tmp_path):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_served_boxes_are_those_of_this_process_bit_for_bit(exported, tmp_path, layout):
     random = np.random.default_rng(0)
     sizes = [(WIDTH, HEIGHT), (640, 480), (333, 777), (1000, 90), (17, 23), (1, 1), (1500, 1000)]
     images = [encoded(blurred(random, *size), suffix) for size in sizes for suffix in (".png", ".jpg")]
     predictor = load_predictor(exported)
-    build_repository(exported, tmp_path / "built", RepositorySettings("python", threads=2))
-    with LocalServer(tmp_path / "built" / "repository", tmp_path / "log") as running:
+    with LocalServer(LAYOUTS[layout](exported, tmp_path / "built"), tmp_path / "log") as running:
         client = Client(running)
         alone = [client.detections(image)[0] for image in images]
         together = [rows for at in range(0, len(images), 7) for rows in client.detections(*images[at : at + 7])]
@@ -188,18 +216,50 @@ def test_exif_orientation_is_honoured(client):
     np.testing.assert_array_equal(boxes, [cell_box(1, 1), cell_box(4, 3)])
 
 
+@pytest.fixture
+def cv2_threads():
+    threads = cv2.getNumThreads()
+    yield
+    cv2.setNumThreads(threads)
+
+
+@pytest.mark.usefixtures("cv2_threads")
 def test_a_stretched_image_fills_the_network(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "1")  # restored afterwards
-    model = importlib.import_module("components.serve.models.preprocess").TritonPythonModel()
-    values = {"width": WIDTH, "height": HEIGHT, "preprocessing": "stretch", "max_image_pixels": MAX_PIXELS}
-    given = {name: {"string_value": json.dumps(value)} for name, value in values.items()}
-    model.initialize({"model_config": json.dumps({"parameters": given})})
+    geometry = {"width": WIDTH, "height": HEIGHT}
+    values = {"geometry": geometry, "preprocessing": "stretch", "max_image_pixels": MAX_PIXELS}
+    preprocess = importlib.import_module("components.serve.models.preprocess").Preprocess(values, Path())
     wide = cv2.resize(picture([(2, 1)]), (WIDTH * 4, HEIGHT // 2), interpolation=cv2.INTER_NEAREST)
-    prepared = model._prepare(encoded(wide))
-    np.testing.assert_array_equal(prepared.pixels, cv2.resize(wide, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))
-    assert prepared.placement == (1 / 4, 2, 0, 0)
-    assert prepared.size == (HEIGHT // 2, WIDTH * 4, 3)
+    outputs = preprocess({"input_image_data": np.frombuffer(encoded(wide), np.uint8)[None]})
+    stretched = cv2.resize(wide, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[..., ::-1].transpose(2, 0, 1)
+    np.testing.assert_array_equal(outputs["input_1"], stretched[None].astype(np.float32) / np.float32(255))
+    assert outputs["placement"].tolist() == [[1 / 4, 2, 0, 0]]
+    assert outputs["true_image_size"].tolist() == [[HEIGHT // 2, WIDTH * 4, 3]]
+
+
+@pytest.fixture
+def network_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    return importlib.import_module("components.serve.models.network")
+
+
+@pytest.mark.parametrize(("cores", "threads", "takes_turns"), [(2, 2, True), (3, 2, True), (2, 1, False), (4, 0, True)])
+def test_networks_take_turns_where_two_do_not_fit_on_the_cores(
+    exported, monkeypatch, network_module, cores, threads, takes_turns
+):
+    monkeypatch.setattr(network_module, "available_cores", lambda: cores)
+    outputs = ["output_bbox/BiasAdd", "output_cov/Sigmoid"]
+    values = {"file": "model.onnx", "input": "input_1", "outputs": outputs, "threads": threads}
+    network = network_module.Network(values, exported)
+    pixels = np.zeros((1, 3, HEIGHT, WIDTH), np.float32)
+    with (exported / "model.onnx").open("rb") as other, ThreadPoolExecutor() as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        running = pool.submit(network.run, pixels)
+        done, _ = wait([running], timeout=0.3 if takes_turns else 20)
+        assert bool(done) is not takes_turns
+        fcntl.flock(other, fcntl.LOCK_UN)
+        assert [output.shape[0] for output in running.result(20)] == [1, 1]
 
 
 # --- several images ---------------------------------------------------------------------------------------------------
@@ -225,6 +285,7 @@ def test_a_short_jpeg_in_a_request_with_a_long_one_is_whole(client):
     np.testing.assert_array_equal(rows[:, :4], [cell_box(2, 1)])
 
 
+@pytest.mark.parametrize("server", ["three models"], indirect=True)
 def test_concurrent_requests_of_different_lengths_are_batched_and_each_gets_its_own_answer(client):
     before = executions(client, "facenet_preprocess")
     random = np.random.default_rng(2)
@@ -360,6 +421,25 @@ def test_models_run_in_this_environment(server):
         assert not {"PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "PYTEST_CURRENT_TEST"} & environment.keys()
 
 
+@pytest.mark.parametrize("server", ["one process"], indirect=True)
+def test_the_memory_of_an_image_is_kept_for_the_next_one(server, client):
+    image = encoded(np.zeros((900, 1200, 3), np.uint8), ".jpg")
+    processes = [psutil.Process(pid) for name, pid in server._stubs.items() if name.startswith("facenet_ensemble")]
+
+    def fetched():
+        """Returns how many pages the processes have fetched from the kernel."""
+        return sum(
+            int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[7]) for process in processes
+        )
+
+    for _ in range(20):
+        client.ask(image)
+    before = fetched()
+    for _ in range(20):
+        client.ask(image)
+    assert fetched() - before < 20 * 100, "an image has 800 pages"
+
+
 def test_the_log_is_quiet_about_requests(server, client):
     before = server.log.stat().st_size
     client.ask(face_picture((1, 1)))
@@ -394,14 +474,18 @@ def test_what_dies_is_started_again_and_nothing_is_left_behind(squares, tmp_path
 
 def break_and_watch(running, said):
     client = Client(running)
-    for model in ("facenet_preprocess", "facenet"):
-        os.kill(running._stubs[f"{model}_0_0"], signal.SIGKILL)
-        until(lambda: running.repairs)
+    for model in ("facenet_preprocess", "facenet", "facenet_ensemble"):
+        before = running._stubs[f"{model}_0_0"]
+        os.kill(before, signal.SIGKILL)
+        until(lambda: running._stubs[f"{model}_0_0"] != before)  # noqa: B023 - called at once
         until(functools.partial(answered, client))
         assert said == running.repairs == [f"a process of {model} died; loaded the model again"]
         running.repairs.clear()
         said.clear()
+    # The server itself dies while it replaces a process.
     ports, server_process = running.ports, running._process
+    os.kill(running._stubs["facenet_0_0"], signal.SIGKILL)
+    until(lambda: said)
     pending = [client.start(face_picture((1, 1))) for _ in range(30)]
     os.kill(server_process.pid, signal.SIGKILL)
     for request in pending:  # each has an answer or an error, none waits for ever
@@ -409,7 +493,11 @@ def break_and_watch(running, said):
             request.get_result(timeout=30)
     until(functools.partial(answered, client))
     assert running.ports == ports
-    assert said == ["the server ended (exit code -9); started again"]
+    assert said[0] == "a process of facenet died; loaded the model again"
+    assert said[1:] in (
+        ["the server ended (exit code -9); started again"],
+        ["the server does not answer; started again"],
+    )
     client.close()
 
 
@@ -541,7 +629,7 @@ def test_the_command_serves_an_exported_model_until_it_is_interrupted(exported, 
 def test_the_server_ends_with_a_command_that_is_killed(exported, tmp_path):
     process = serve(exported, cache=tmp_path)
     triton = triton_of(process)
-    until(lambda: len(triton.children()) == 3)
+    until(lambda: len(triton.children()) == 3 + local_settings().instances)
     family = [triton, *triton.children()]
     process.kill()
     process.wait()

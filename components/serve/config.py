@@ -26,6 +26,9 @@ MODEL_FILES: Mapping[Backend, str] = {
     "onnxruntime": "model.onnx",
     "python": "model.onnx",
 }
+VERSION = "1"
+# Where a Python-backend model finds the network, seen from its own folder, which is a neighbour.
+NETWORK_FILE = f"../{NETWORK}/{VERSION}/{MODEL_FILES['python']}"
 PREFERRED_BATCHES = (8, 16, 32)
 QUEUE_MICROSECONDS = 100
 
@@ -36,15 +39,16 @@ class RepositorySettings:
 
     Attributes:
         backend: What runs the network: `tensorrt` a plan on a GPU, `onnxruntime` Triton's own backend on a CPU,
-            `python` ONNX Runtime inside the Python backend, where only that exists (the local server).
+            `python` ONNX Runtime inside the Python backend, where only that exists (the local server); there the
+            ensemble is one model that does all three steps.
         preprocessing: `letterbox` keeps the aspect ratio, as `gridbox widerface convert` does; `stretch` does not, as
             `detectnet_v2 inference` does.
         triton_release: Release of the Triton image that shall serve it, for example 24.10.
         max_batch_size: Images in one request, and in one run of the network; 0 for 32 on a GPU and 8 on a CPU, where
             large batches gain nothing.
-        instances: Copies of the network; 0 for 2 on a GPU and 1 on a CPU.
+        instances: Copies of the network, for `python` of the whole ensemble; 0 for 2 on a GPU and 1 on a CPU.
         threads: Threads of one copy on a CPU; 0 for all cores of the machine, whatever a container may use of them.
-        workers: Processes that decode, and as many that cluster.
+        workers: Processes that decode, and as many that cluster; for `python` only what is asked of these models alone.
         max_image_pixels: Larger images are refused before they are decoded.
     """
 
@@ -66,6 +70,11 @@ class RepositorySettings:
     def batch(self) -> int:
         """The maximum batch size."""
         return self.max_batch_size or (32 if self.is_gpu else 8)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the network there are."""
+        return self.instances or (2 if self.is_gpu else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ def configurations(detector: Detector, settings: RepositorySettings) -> dict[str
         NETWORK: _network(detector, settings),
         PREPROCESS: _preprocess(detector, settings),
         POSTPROCESS: _postprocess(detector, settings),
-        ENSEMBLE: _ensemble(detector),
+        ENSEMBLE: _ensemble(detector, settings),
     }
     common = {"max_batch_size": settings.batch}
     return {name: to_text({"name": name, **common, **model}) for name, model in models.items()}
@@ -107,11 +116,7 @@ def configurations(detector: Detector, settings: RepositorySettings) -> dict[str
 
 def _network(detector: Detector, settings: RepositorySettings) -> Message:
     if settings.backend == "python":
-        outputs = [detector.bbox, detector.coverage]
-        runtime = {
-            "backend": "python",
-            "parameters": _parameters(input=detector.input, outputs=outputs, threads=settings.threads),
-        }
+        runtime = {"backend": "python", "parameters": _parameters(**_runtime(detector, settings))}
     elif settings.backend == "onnxruntime":
         runtime = {
             "platform": "onnxruntime_onnx",
@@ -119,22 +124,24 @@ def _network(detector: Detector, settings: RepositorySettings) -> Message:
         }
     else:
         runtime = {"platform": "tensorrt_plan"}
-    kind, count = ("KIND_GPU", 2) if settings.is_gpu else ("KIND_CPU", 1)
+    # In Python the copies are the ensemble's; this one answers those who ask the network alone.
+    count = 1 if settings.backend == "python" else settings.copies
     pixels, coverage, bbox = _tensors(detector)
     return {
         **runtime,
         "default_model_filename": "model.py" if settings.backend == "python" else MODEL_FILES[settings.backend],
         "input": [_tensor(detector.input, "FP32", pixels)],
         "output": [_tensor(detector.bbox, "FP32", bbox), _tensor(detector.coverage, "FP32", coverage)],
-        "instance_group": [{"count": settings.instances or count, "kind": Word(kind)}],
-        "dynamic_batching": _batching(settings),
+        "instance_group": [{"count": count, "kind": Word("KIND_GPU" if settings.is_gpu else "KIND_CPU")}],
+        **_batching(settings),
         "model_warmup": [_warmup(detector.input, pixels, size) for size in _warmup_batches(settings)],
     }
 
 
 def _preprocess(detector: Detector, settings: RepositorySettings) -> Message:
     return {
-        **_python(settings),
+        **_python(settings.workers),
+        **_batching(settings),
         # Encoded images have as many bytes as they have: requests of different lengths share a batch.
         "input": [{**_tensor("input_image_data", "UINT8", [-1]), "allow_ragged_batch": True}],
         "output": [
@@ -143,19 +150,15 @@ def _preprocess(detector: Detector, settings: RepositorySettings) -> Message:
             _tensor("true_image_size", "INT64", [3]),
             _tensor("image_error", "UINT8", [-1]),
         ],
-        "parameters": _parameters(
-            width=detector.geometry.width,
-            height=detector.geometry.height,
-            preprocessing=settings.preprocessing,
-            max_image_pixels=settings.max_image_pixels,
-        ),
+        "parameters": _parameters(**_fitting(detector, settings)),
     }
 
 
 def _postprocess(detector: Detector, settings: RepositorySettings) -> Message:
     _, coverage, bbox = _tensors(detector)
     return {
-        **_python(settings),
+        **_python(settings.workers),
+        **_batching(settings),
         "input": [
             _tensor("output_bbox/BiasAdd", "FP32", bbox),
             _tensor("output_cov/Sigmoid", "FP32", coverage),
@@ -168,13 +171,19 @@ def _postprocess(detector: Detector, settings: RepositorySettings) -> Message:
             _tensor("true_class", "INT32", [-1, 1]),
             _tensor("num_detections", "INT32", [1]),
         ],
-        "parameters": _described(detector),
+        "parameters": _parameters(**_description(detector)),
     }
 
 
-def _ensemble(detector: Detector) -> Message:
+def _ensemble(detector: Detector, settings: RepositorySettings) -> Message:
+    parameters = _description(detector)
+    if settings.backend == "python":
+        parameters |= {**_fitting(detector, settings), **_runtime(detector, settings)}
+        runtime = _python(settings.copies)
+    else:
+        runtime = {"platform": "ensemble", "ensemble_scheduling": _schedule(detector)}
     return {
-        "platform": "ensemble",
+        **runtime,
         "input": [_tensor("input_image_data", "UINT8", [-1])],
         "output": [
             _tensor("true_boxes", "FP32", [-1, 4]),
@@ -184,57 +193,73 @@ def _ensemble(detector: Detector) -> Message:
             _tensor("true_image_size", "INT64", [3]),
             _tensor("image_error", "UINT8", [-1]),
         ],
-        "ensemble_scheduling": {
-            "step": [
-                _step(
-                    PREPROCESS,
-                    {"input_image_data": "input_image_data"},
-                    {
-                        "input_1": "pixels",
-                        "placement": "placement",
-                        "true_image_size": "true_image_size",
-                        "image_error": "image_error",
-                    },
-                ),
-                _step(NETWORK, {detector.input: "pixels"}, {detector.bbox: "bbox", detector.coverage: "coverage"}),
-                _step(
-                    POSTPROCESS,
-                    {
-                        "output_bbox/BiasAdd": "bbox",
-                        "output_cov/Sigmoid": "coverage",
-                        "placement": "placement",
-                        "true_image_size": "true_image_size",
-                    },
-                    {name: name for name in ("true_boxes", "true_proba", "true_class", "num_detections")},
-                ),
-            ]
-        },
-        "parameters": _described(detector),
+        "parameters": _parameters(**parameters),
     }
 
 
-def _python(settings: RepositorySettings) -> Message:
+def _schedule(detector: Detector) -> Message:
     return {
-        "backend": "python",
-        "instance_group": [{"count": settings.workers, "kind": Word("KIND_CPU")}],
-        "dynamic_batching": _batching(settings),
+        "step": [
+            _step(
+                PREPROCESS,
+                {"input_image_data": "input_image_data"},
+                {
+                    "input_1": "pixels",
+                    "placement": "placement",
+                    "true_image_size": "true_image_size",
+                    "image_error": "image_error",
+                },
+            ),
+            _step(NETWORK, {detector.input: "pixels"}, {detector.bbox: "bbox", detector.coverage: "coverage"}),
+            _step(
+                POSTPROCESS,
+                {
+                    "output_bbox/BiasAdd": "bbox",
+                    "output_cov/Sigmoid": "coverage",
+                    "placement": "placement",
+                    "true_image_size": "true_image_size",
+                },
+                {name: name for name in ("true_boxes", "true_proba", "true_class", "num_detections")},
+            ),
+        ]
     }
+
+
+def _python(processes: int) -> dict[str, Any]:
+    return {"backend": "python", "instance_group": [{"count": processes, "kind": Word("KIND_CPU")}]}
 
 
 def _batching(settings: RepositorySettings) -> Message:
-    """On a GPU a request waits a little for others; on a CPU, where batches gain little, none does."""
+    """On a GPU a request waits a little for others. On a CPU they are not joined.
+
+    There a batch takes as long as its images one by one, and the step after it waits for the last of them.
+    """
     if not settings.is_gpu:
         return {}
     preferred = [size for size in PREFERRED_BATCHES if size <= settings.batch]
-    return {"preferred_batch_size": preferred, "max_queue_delay_microseconds": QUEUE_MICROSECONDS}
+    batching = {"preferred_batch_size": preferred, "max_queue_delay_microseconds": QUEUE_MICROSECONDS}
+    return {"dynamic_batching": batching}
 
 
-def _described(detector: Detector) -> Sequence[Message]:
-    return _parameters(
-        class_names=list(detector.class_names),
-        geometry=asdict(detector.geometry),
-        clustering={name: asdict(detector.clustering[name]) for name in detector.class_names},
-    )
+def _description(detector: Detector) -> dict[str, Any]:
+    return {
+        "class_names": list(detector.class_names),
+        "geometry": asdict(detector.geometry),
+        "clustering": {name: asdict(detector.clustering[name]) for name in detector.class_names},
+    }
+
+
+def _fitting(detector: Detector, settings: RepositorySettings) -> dict[str, Any]:
+    return {
+        "geometry": asdict(detector.geometry),
+        "preprocessing": settings.preprocessing,
+        "max_image_pixels": settings.max_image_pixels,
+    }
+
+
+def _runtime(detector: Detector, settings: RepositorySettings) -> dict[str, Any]:
+    outputs = [detector.bbox, detector.coverage]
+    return {"file": NETWORK_FILE, "input": detector.input, "outputs": outputs, "threads": settings.threads}
 
 
 def _parameters(**values: object) -> Sequence[Message]:

@@ -50,9 +50,17 @@ def _newest_first(folders: Iterable[Path]) -> list[Path]:
     return sorted(folders, key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
 
 
+# Of the ensemble; each holds the network in memory.
+MOST_INSTANCES = 4
+
+
 def local_settings(threads: int = 0) -> RepositorySettings:
-    """Returns settings for this machine; 0 threads are those of the cores that may be used."""
-    return RepositorySettings(backend="python", threads=threads or available_cores())
+    """Returns settings for this machine; 0 threads are those of the cores that may be used.
+
+    Copies of the ensemble decode and cluster side by side; the network of one at a time has all cores.
+    """
+    cores = available_cores()
+    return RepositorySettings(backend="python", instances=min(cores, MOST_INSTANCES), threads=threads or cores)
 
 
 def local_repository(model: Path, folder: Path, settings: RepositorySettings) -> Path:

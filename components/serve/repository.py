@@ -13,6 +13,7 @@ from components.serve.config import (
     NETWORK,
     POSTPROCESS,
     PREPROCESS,
+    VERSION,
     Detector,
     RepositorySettings,
     configurations,
@@ -33,7 +34,6 @@ from components.vision.predictor import (
 KIND = "model_repository"
 # In the artifact: what Triton is given.
 REPOSITORY = "repository"
-VERSION = "1"
 PLACEHOLDER_FILE = "placeholder.txt"
 PLACEHOLDER = "Triton wants a version folder of an ensemble, too, and KServe's storage initializer skips empty files.\n"
 
@@ -67,14 +67,15 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
     }
     bound_to = _plan_settings(plan, description, settings) if plan else {}
     with publish(output) as scratch:
-        _write_models(scratch / REPOSITORY, configurations(detector, settings))
+        sources = {PREPROCESS: "preprocess", POSTPROCESS: "postprocess"}
+        if settings.backend == "python":
+            sources |= {NETWORK: "network", ENSEMBLE: "ensemble"}
+        _write_models(scratch / REPOSITORY, configurations(detector, settings), sources)
         version = scratch / REPOSITORY / NETWORK / VERSION
         shutil.copyfile(plan / PLAN_FILE if plan else file, version / MODEL_FILES[settings.backend])
         if plan is None:
             # With it the network is an exported model like any other.
             write_json(description_file(version / MODEL_FILE), description)
-        if settings.backend == "python":
-            shutil.copyfile(_source("network"), version / "model.py")
         counts = {"backend": settings.backend, "classes": len(detector.class_names), "parameters": predictor.parameters}
         served = {**asdict(settings), "max_batch_size": settings.batch}
         write_manifest(scratch, KIND, counts, {"model_name": NETWORK, **description, **served, **bound_to})
@@ -119,17 +120,14 @@ def onnx_file(model: Path) -> Path:
     return file
 
 
-def _write_models(repository: Path, texts: Mapping[str, str]) -> None:
+def _write_models(repository: Path, texts: Mapping[str, str], sources: Mapping[str, str]) -> None:
     for name, text in texts.items():
         (repository / name / VERSION).mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(text, encoding="utf-8")
-    shutil.copyfile(_source("preprocess"), repository / PREPROCESS / VERSION / "model.py")
-    shutil.copyfile(_source("postprocess"), repository / POSTPROCESS / VERSION / "model.py")
-    (repository / ENSEMBLE / VERSION / PLACEHOLDER_FILE).write_text(PLACEHOLDER, encoding="utf-8")
-
-
-def _source(model: str) -> Path:
-    return Path(models.__path__[0], f"{model}.py")
+    for name, source in sources.items():
+        shutil.copyfile(Path(models.__path__[0], f"{source}.py"), repository / name / VERSION / "model.py")
+    if ENSEMBLE not in sources:
+        (repository / ENSEMBLE / VERSION / PLACEHOLDER_FILE).write_text(PLACEHOLDER, encoding="utf-8")
 
 
 def _tensor_names(file: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -36,7 +37,9 @@ EXIT_SECONDS = 5
 ANSWER_SECONDS, LOAD_SECONDS = 2.0, 60.0
 # A model that always crashes is not started for ever.
 MOST_REPAIRS, REPAIRS_SECONDS = 5, 60.0
-TAIL_LINES = 40
+TAIL_LINES = 60
+# Freed memory that the C library keeps; larger blocks, those of images above ten megapixels, are not kept.
+KEPT_BYTES = 32 * 2**20
 _PORT_TROUBLE = re.compile(r"already in use|failed to start")
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = Path("/dev/shm")
@@ -248,6 +251,11 @@ class LocalServer:
         connection = http.client.HTTPConnection(HOST, self.ports.http, timeout=seconds)
         try:
             connection.request(method, path, "{}" if method == "POST" else None)
+            give_up = time.monotonic() + seconds
+            # The models' processes inherit the connection: it stays open when the server has died.
+            while not select.select([connection.sock], [], [], POLL_SECONDS)[0]:
+                if time.monotonic() > give_up or (self._process and self._process.poll() is not None):
+                    raise TimeoutError(f"no answer from {self.http_url}")
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -274,12 +282,14 @@ class LocalServer:
             return
         if all(_is_alive(pid) for pid in self._stubs.values()):
             return
-        lost = self._stubs.keys() - _stubs(self._process.pid).keys()
+        alive = _stubs(self._process.pid)
+        lost = self._stubs.keys() - alive.keys()
         try:
             for model in sorted({instance.rsplit("_", 2)[0] for instance in lost} & self._ready_models()):
                 self._note(f"a process of {model} died; loaded the model again")
                 self._reload(model)
-            self._stubs = _stubs(self._process.pid)
+            # What died meanwhile stays in it, and is found next time.
+            self._stubs = alive | _stubs(self._process.pid)
         except (OSError, http.client.HTTPException):
             self._note("the server does not answer; started again")
             self._restart()
@@ -381,6 +391,9 @@ def _environment() -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
         "HOME": os.environ.get("HOME", "/"),
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Else each image's memory goes back to the kernel and is fetched again, page by page.
+        "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES),
+        "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
         **({"LD_LIBRARY_PATH": str(folder)} if folder else {}),
     }
 

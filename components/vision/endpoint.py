@@ -63,7 +63,7 @@ class Endpoint:
 
     Attributes:
         class_names: What it detects.
-        network_size: Width and height of its network's input, pixels, if one of the ensemble's steps says so.
+        network_size: Width and height of its network's input, pixels, if the ensemble or one of its steps says so.
         parameters: Those of the ensemble's configuration and of its steps', JSON; the ensemble's win.
         in_flight: Images that may be on their way at once.
     """
@@ -140,6 +140,10 @@ class Endpoint:
         self.class_names = tuple(str(name) for name in names)
         if len(self.class_names) > 1 and CLASSES not in outputs:
             raise UserError(f"{self}: {len(self.class_names)} classes, but no output {CLASSES}; make it again")
+        geometry = self.parameters.get("geometry")
+        if isinstance(geometry, dict):
+            self.network_size = int(geometry["width"]), int(geometry["height"])
+            return
         for tensor in (tensor for config in configs for tensor in config.get("input", [])):
             dims = [int(size) for size in tensor["dims"]]
             if len(dims) == 3 and dims[0] == 3 and min(dims) > 0:

@@ -1,38 +1,62 @@
 """The network itself where Triton has no backend for it: ONNX Runtime inside the Python backend."""
 
-from collections.abc import Mapping
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from components.serve.models import tensors
+from components.vision.threads import available_cores
 
 
-class TritonPythonModel:
-    """Runs `model.onnx` on the joined batch of all requests that are waiting."""
+class Network(tensors.Step):
+    """Pixels [N, 3, H, W] to the network's outputs."""
 
-    def initialize(self, args: Mapping[str, str]) -> None:
-        """Loads the network. Parameters: `input` and `outputs`, its tensors' names, and `threads`, 0 for all cores."""
-        parameters = tensors.parameters(args)
+    def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:
+        """Loads the network.
+
+        Args:
+            parameters: `file`, the network's, seen from the folder; `input` and `outputs`, its tensors' names;
+                `threads`, 0 for all cores.
+            folder: The model's.
+        """
         self._input: str = parameters["input"]
         self._outputs: list[str] = parameters["outputs"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = parameters["threads"]
         # Threads that spin while they wait would take the cores from decoding and clustering.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        file = Path(args["model_repository"], args["model_version"], "model.onnx")
+        file = folder / parameters["file"]
         self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        # The processes that run this network take turns where two of them would fight for the cores.
+        cores = available_cores()
+        self._turns = file.open("rb") if 2 * (parameters["threads"] or cores) > cores else None
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Takes [N, 3, H, W] and gives the network's outputs for each request."""
-        batches = [tensors.read(request, self._input) for request in requests]
-        outputs = self._session.run(self._outputs, {self._input: tensors.joined(batches)})
-        ends = np.cumsum([len(batch) for batch in batches])
-        return [
-            tensors.respond(
-                {name: output[end - len(batch) : end] for name, output in zip(self._outputs, outputs, strict=True)}
-            )
-            for batch, end in zip(batches, ends, strict=True)
-        ]
+    def run(self, pixels: tensors.Array) -> list[tensors.Array]:
+        """Returns the outputs in the order of the parameter `outputs`."""
+        with self._turn():
+            return list(self._session.run(self._outputs, {self._input: pixels}))
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._turns is None:
+            yield
+            return
+        fcntl.flock(self._turns, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._turns, fcntl.LOCK_UN)
+
+    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
+        """Returns the outputs by name."""
+        return dict(zip(self._outputs, self.run(inputs[self._input]), strict=True))
+
+
+class TritonPythonModel(tensors.Model):
+    """The network for Triton."""
+
+    step = Network

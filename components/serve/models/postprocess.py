@@ -1,6 +1,7 @@
 """The network's output to boxes in pixels of the images as they were sent."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,21 @@ from components.serve.models import tensors
 UNREADABLE = -1
 
 
-class TritonPythonModel:
+class Postprocess(tensors.Step):
     """Clusters each image's cells, as evaluation does, and maps the boxes back.
 
     They are not cut to the image: a box may reach into the letterbox's border, as it does in evaluation.
     """
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
         """Takes the parameters `geometry`, `class_names`, and `clustering` by class name."""
-        parameters = tensors.parameters(args)
         self._geometry = GridGeometry(**parameters["geometry"])
         self._clustering = [Clustering(**parameters["clustering"][name]) for name in parameters["class_names"]]
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
         """Takes both grids, `placement` and `true_image_size`; gives boxes, scores, classes and their number."""
-        return tensors.respond_each(requests, self._answer)
-
-    def _answer(self, request: Any) -> tensors.Arrays:  # noqa: ANN401 - the backend has no types
         names = ("output_cov/Sigmoid", "output_bbox/BiasAdd", "placement", "true_image_size")
-        images = list(zip(*(tensors.read(request, name) for name in names), strict=True))
+        images = list(zip(*(inputs[name] for name in names), strict=True))
         found = [self._detect(coverage, bbox, placement) for coverage, bbox, placement, _ in images]
         counts = [len(rows) if size[0] else UNREADABLE for rows, (*_, size) in zip(found, images, strict=True)]
         # All images of a request share one length; at least one row, for DLPack knows no empty tensors.
@@ -58,3 +55,9 @@ class TritonPythonModel:
         boxes = (joined[:, :4].astype(np.float64) - np.tile(placement[2:], 2)) / np.tile(placement[:2], 2)
         joined[:, :4] = boxes
         return joined[np.argsort(-joined[:, 4], kind="stable")]
+
+
+class TritonPythonModel(tensors.Model):
+    """The step for Triton."""
+
+    step = Postprocess

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,31 +34,31 @@ class Prepared:
     error: str = ""
 
 
-class TritonPythonModel:
+class Preprocess(tensors.Step):
     """Decodes, fits and scales images.
 
     Of a request for several images those that cannot be read have `true_image_size` 0 and their reason in `image_error`
     (zero-padded UTF-8); a request none of whose images can be read fails.
     """
 
-    def initialize(self, args: Mapping[str, str]) -> None:
-        """Takes the parameters `width`, `height`, `preprocessing` (letterbox or stretch) and `max_image_pixels`."""
-        parameters = tensors.parameters(args)
-        self._width, self._height = parameters["width"], parameters["height"]
+    def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
+        """Takes the parameters `geometry`, `preprocessing` (letterbox or stretch) and `max_image_pixels`."""
+        self._width, self._height = parameters["geometry"]["width"], parameters["geometry"]["height"]
         self._stretch = parameters["preprocessing"] == "stretch"
         self._limit: int = parameters["max_image_pixels"]
         os.environ[LIMIT] = str(self._limit)
         # Only now: it loads OpenCV.
+        import cv2
+
         from components.formats import images
 
-        self._images = images
+        # Processes work on images side by side; threads within one image would cost more than they bring.
+        cv2.setNumThreads(1)
+        self._cv2, self._images = cv2, images
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Takes encoded images [N, bytes] and gives, for each request, what `Prepared` holds."""
-        return tensors.respond_each(requests, self._answer)
-
-    def _answer(self, request: Any) -> tensors.Arrays:  # noqa: ANN401 - the backend has no types
-        prepared = [self._prepare(row.tobytes()) for row in tensors.read(request, "input_image_data")]
+    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
+        """Takes encoded images, `input_image_data` [N, bytes]; gives what `Prepared` holds."""
+        prepared = [self._prepare(row.tobytes()) for row in inputs["input_image_data"]]
         errors = [image.error for image in prepared]
         if all(errors):
             among = f"none of {len(errors)} can be read, the first: " if len(errors) > 1 else ""
@@ -83,9 +84,8 @@ class TritonPythonModel:
             return Prepared(np.zeros((self._height, self._width, 3), np.uint8), error=self._explained(error))
         height, width, channels = image.shape
         if self._stretch:
-            import cv2
-
-            fitted = cv2.resize(image, (self._width, self._height), interpolation=cv2.INTER_AREA)
+            size = self._width, self._height
+            fitted = self._cv2.resize(image, size, interpolation=self._cv2.INTER_AREA)
             placement = self._width / width, self._height / height, 0.0, 0.0
         else:
             letterbox = self._images.Letterbox.fit(width, height, self._width, self._height)
@@ -106,3 +106,9 @@ def _text(lines: list[str]) -> NDArray[np.uint8]:
     for row, line in zip(rows, encoded, strict=True):
         row[: len(line)] = np.frombuffer(line, np.uint8)
     return rows
+
+
+class TritonPythonModel(tensors.Model):
+    """The step for Triton."""
+
+    step = Preprocess

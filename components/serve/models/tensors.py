@@ -1,4 +1,4 @@
-"""Tensors between Triton and a Python-backend model: by DLPack, in both directions.
+"""Between Triton and a Python-backend model: requests one by one, their tensors by DLPack in both directions.
 
 `pb_utils` can convert through NumPy's C interface, too. The backend of the local server was built for NumPy 1; with
 NumPy 2 that conversion reads wrong inputs and writes empty outputs, and says nothing. DLPack is right with either, so
@@ -8,8 +8,10 @@ it is the only way here, and the models come here for every tensor.
 import ctypes
 import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -28,25 +30,59 @@ class RefusedError(Exception):
     """A request that cannot be answered; the text is what its sender reads."""
 
 
-def parameters(arguments: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the parameters of a model's configuration, which are JSON, from what `initialize` gets."""
-    given = json.loads(arguments["model_config"])["parameters"]
-    return {name: json.loads(value["string_value"]) for name, value in given.items()}
+class Step(ABC):
+    """What a model does, in arrays; a call takes a request's inputs and gives its outputs, both by name."""
+
+    @abstractmethod
+    def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:
+        """Takes the parameters of the model's configuration, and its folder."""
+
+    @abstractmethod
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Returns outputs, each with at least one element; the inputs must not be kept or changed.
+
+        Raises:
+            RefusedError: The request cannot be answered.
+        """
 
 
-def read(request: Any, name: str) -> Array:  # noqa: ANN401 - the backend has no types
-    """Returns an input of a request; it must not be kept or changed."""
+class Model:
+    """What Triton wants `TritonPythonModel` to be: a step that answers requests.
+
+    One that fails does so alone, whichever it was batched with.
+    """
+
+    step: ClassVar[type[Step]]
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Makes the step; its parameters are JSON."""
+        config = json.loads(args["model_config"])
+        given = {name: json.loads(value["string_value"]) for name, value in config["parameters"].items()}
+        self._inputs = [tensor["name"] for tensor in config["input"]]
+        self._answer = self.step(given, Path(args["model_repository"]))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Returns a response to each request."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:  # noqa: ANN401 - the backend has no types
+        try:
+            outputs = self._answer({name: _read(request, name) for name in self._inputs})
+            return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
+        except RefusedError as error:
+            return _error(str(error))
+        except Exception as error:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            return _error(f"{type(error).__name__}: {error}")
+
+
+def _read(request: Any, name: str) -> Array:  # noqa: ANN401
     return np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name))
-
-
-def respond(outputs: Arrays) -> Any:  # noqa: ANN401
-    """Returns the response to a request. DLPack knows no empty tensors: each output must have an element."""
-    return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
 
 
 def _tensor(name: str, array: Array) -> Any:  # noqa: ANN401
     if not array.size:
-        raise ValueError(f"output {name} is empty")
+        raise ValueError(f"output {name} is empty, and DLPack knows no empty tensors")
     capsule = np.ascontiguousarray(array).__dlpack__()
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)
     # The backend gives the capsule a wrong name, and NumPy would complain of it in the log, for every tensor.
@@ -54,25 +90,5 @@ def _tensor(name: str, array: Array) -> Any:  # noqa: ANN401
     return tensor
 
 
-def respond_each(requests: Iterable[Any], answer: Callable[[Any], Arrays]) -> list[Any]:
-    """Answers requests one by one: one that fails does so alone, whichever it was batched with."""
-    return [_respond_alone(request, answer) for request in requests]
-
-
-def _respond_alone(request: Any, answer: Callable[[Any], Arrays]) -> Any:  # noqa: ANN401
-    try:
-        return respond(answer(request))
-    except RefusedError as error:
-        return _error(str(error))
-    except Exception as error:
-        pb_utils.Logger.log_error(traceback.format_exc())
-        return _error(f"{type(error).__name__}: {error}")
-
-
 def _error(text: str) -> Any:  # noqa: ANN401
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
-
-
-def joined(arrays: Sequence[Array]) -> Array:
-    """Returns arrays one after the other along the first axis; a single one is not copied."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
