@@ -15,7 +15,7 @@ from components.evaluate import component
 from components.evaluate.commands import app
 from components.evaluate.difference import compare, counterparts
 from components.evaluate.evaluation import Protocol
-from components.evaluate.figures import latency_svg
+from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
 from components.evaluate.served import evaluate_endpoint, network_geometry
 from components.formats.images import Letterbox
@@ -268,9 +268,9 @@ def test_percentiles_are_interpolated_between_the_times():
 
 def test_latency_is_drawn_within_the_plot_for_any_times():
     for seconds in ([0.0001], [0.01, 0.02], [0.5] * 3000, list(np.linspace(0.01, 7, 1000))):
-        svg = latency_svg(seconds)
+        svg = chart_svg(latency_chart([("endpoint", 0, Latency(tuple(seconds), 1, 1.0))]))
         points = [tuple(map(float, point.split(","))) for point in svg.split('points="')[1].split('"')[0].split()]
-        assert all(0 <= x <= 560 and 0 <= y <= 300 for x, y in points)
+        assert all(0 <= x <= 560 and 0 <= y <= 400 for x, y in points)
         assert points[-1][1] == 16.0  # all are done in the end
 
 

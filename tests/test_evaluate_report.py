@@ -21,6 +21,8 @@ from components import program
 from components.evaluate.commands import app
 from components.formats.kitti import SPLITS, read_split
 from components.formats.wider import Face, WiderImage, format_annotations
+from components.measure.evidence import FILE as EVIDENCE
+from components.measure.evidence import read_evidence
 from components.step import read_manifest, sha256
 
 BANDS = "8-16,16-24,24+"
@@ -69,6 +71,7 @@ def test_perfect_detector_scores_one_and_the_artifact_is_whole(tmp_path, score, 
     assert manifest["settings"]["data_digest"] == sha256(kitti / "manifest.json")
     assert manifest["files"]["detections.jsonl"]
     assert manifest["files"]["metrics.json"] is None  # holds times
+    assert read_evidence(folder / EVIDENCE).score.average_precision() == 1.0
     flat = json.loads((tmp_path / "metrics.json").read_text())
     assert flat["mean_average_precision"] == 1.0
     assert flat["average_precision_height_16-24"] == 1.0
@@ -180,13 +183,14 @@ class Page(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.tags, self.addresses, self.names, self.text = [], [], [], []
+        self.tags, self.addresses, self.names, self.text, self.tips = [], [], [], [], []
         self.rows, self.inside = [], None
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.addresses += [value for name, value in attributes if name in ("href", "src", "xlink:href")]
         self.inside = dict(attributes).get("class")
+        self.tips += [value for name, value in attributes if name == "data-tip"]
         if tag == "tr":
             self.rows.append([])
 
@@ -204,15 +208,15 @@ def gallery(file):
     return page
 
 
-def test_report_is_one_file_without_scripts_or_outside_addresses(tmp_path, score):
+def test_report_is_one_file_that_asks_for_nothing_from_outside(tmp_path, score):
     kitti = write_kitti(tmp_path / "kitti", [], random_samples(14, "v"))
     _, _, folder = score("--kitti", kitti, "--report", tmp_path / "copy.html")
     page = gallery(folder / "report.html")
-    assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.addresses
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in page.addresses)
     text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in text  # and the browser holds it to that
     assert not re.findall(r"https?://|url\(|@import|\$\{?\w", text)
     assert (tmp_path / "copy.html").read_text(encoding="utf-8") == text
 
@@ -226,7 +230,7 @@ def test_gallery_shows_the_worst_image_first(tmp_path, score):
     assert page.names[0] == "bad"
     assert "1 missed" in page.text
     assert "1 false" in page.text
-    assert any(re.fullmatch(r"face, score \d\.\d+, found, IoU 1\.00", text) for text in page.text)
+    assert any(re.fullmatch(r"face, score \d\.\d+, found, IoU 1\.00", tip) for tip in page.tips)
 
 
 def test_long_gallery_shows_the_worst_and_some_of_the_rest(tmp_path, score):
@@ -240,11 +244,14 @@ def test_long_gallery_shows_the_worst_and_some_of_the_rest(tmp_path, score):
 
 
 def test_hostile_names_are_escaped(tmp_path, score):
-    hostile = "<script>alert(1)<&'\""
+    hostile = "<script>alert(1)<&'\"|*"
+    plain = write_kitti(tmp_path / "plain", [], [sample("v", [(1, 1)], [face(1, 1)])])
     kitti = write_kitti(tmp_path / "kitti", [], [sample(hostile, [(1, 1)], [face(1, 1)])])
-    _, _, folder = score("--kitti", kitti)
+    _, _, folder = score("--kitti", plain)
+    scripts = gallery(folder / "report.html").tags.count("script")
+    _, _, folder = score("--kitti", kitti, "--markdown", tmp_path / "report.md")
     page = gallery(folder / "report.html")
-    assert "script" not in page.tags
+    assert page.tags.count("script") == scripts
     assert hostile in "".join(page.text)
 
 
@@ -298,6 +305,11 @@ def test_final_report_has_a_row_for_every_stage_and_names_what_is_missing(tmp_pa
     metrics = json.loads(outputs["metrics"].read_text())
     assert metrics["quantization_points_lost"] == pytest.approx(0)
     assert metrics["exported_mean_average_precision"] == metrics["mean_average_precision"]
+    evidence = [read_evidence(outputs["evaluation"] / EVIDENCE, name) for name in ("exported", "quantized")]
+    assert evidence[0].digest == evidence[1].digest
+    assert [kept.score.average_precision() for kept in evidence] == pytest.approx(
+        [metrics["exported_mean_average_precision"], metrics["mean_average_precision"]], abs=1e-12
+    )
     models = [entry["model"] for entry in lines(outputs["evaluation"])]
     assert models == ["exported"] * 13 + ["quantized"] * 13
 

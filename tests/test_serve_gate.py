@@ -3,20 +3,31 @@
 import json
 import math
 
+import kube_stub
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_serve_kserve import service
 
+from components import store
+from components.measure.evidence import FILE, Evidence, digest_of, read_evidence, write_evidence
+from components.measure.matching import ImageBoxes, Matcher
+from components.measure.uncertainty import CurveScore
+from components.objects import open_objects
+from components.serve.cluster import Cluster
+from components.serve.deploy import Gate, Rollout, deploy_kserve
 from components.serve.gate import (
     Score,
     champion_score,
     data_digest,
     judge,
     read_score,
-    score_document,
     score_of_predictor,
+    write_score,
 )
-from components.step import UserError, write_json, write_manifest
+from components.serve.kept_evidence import find_evidence, keep_evidence
+from components.step import StageError, UserError, write_json, write_manifest
 
 SETTINGS = {
     "data_digest": "a" * 64,
@@ -41,6 +52,9 @@ def test_champion_that_is_better_by_more_than_the_margin_is_not_replaced():
     assert not verdict.accepted
     assert "better by 2.00 points, at most 1 are allowed" in verdict.reason
     assert "run 7" in verdict.reason
+    assert f"judged by the plain margin, since no {FILE} of the new model and the model of run 7 is at hand" in (
+        verdict.reason
+    )
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 10_000))
@@ -131,7 +145,7 @@ def test_champion_comes_from_an_evaluation_or_a_score_file_or_a_uri(tmp_path):
     assert champion_score(str(folder)).value == 0.75
     kept = tmp_path / "deployment"
     kept.mkdir()
-    write_json(kept / "score.json", score_document(score(0.5, "abc")))
+    write_score(kept, score(0.5, "abc"))
     for location in (kept, kept / "score.json", (kept / "score.json").as_uri()):
         assert champion_score(str(location)) == Score("the champion", 0.5, "abc")
 
@@ -154,6 +168,203 @@ def test_damaged_score_file_is_one_line(tmp_path, text, said):
         champion_score(str(tmp_path / "missing"))
 
 
-def test_score_that_is_no_number_is_kept_as_none():
-    assert json.dumps(score_document(score(math.nan)), allow_nan=False)
-    assert score_document(score(math.nan))["mean_average_precision"] is None
+def test_score_that_is_no_number_is_kept_as_none(tmp_path):
+    write_score(tmp_path, score(math.nan))
+    assert json.loads((tmp_path / "score.json").read_text())["mean_average_precision"] is None
+    assert not (tmp_path / FILE).exists()
+
+
+# --- Evidence and the paired test ------------------------------------------------------------------------------------
+
+
+def curve_score(found, images=200, seed=0):
+    """One face in each image, found with this probability by a detection of random score."""
+    random = np.random.default_rng(seed)
+    box = np.array([[10.0, 10, 30, 30]])
+    rows = []
+    for hit in random.random(images) < found:
+        shifted = box + (0 if hit else 100)
+        rows.append(ImageBoxes(np.column_stack([shifted, random.random((1, 1))]), box))
+    matcher = Matcher(rows)
+    return CurveScore.of(matcher, matcher.match())
+
+
+def with_evidence(found, model="the new model", digest="images and rules", **more):
+    kept = Evidence(digest, {"face": curve_score(found, **more)})
+    return Score(model, kept.score.average_precision(), "same", kept)
+
+
+def test_model_that_is_worse_for_certain_is_refused_with_the_interval():
+    verdict = judge(with_evidence(0.6), with_evidence(0.9, "the model of run 7"), points=1)
+    assert not verdict.accepted
+    assert "95% interval -" in verdict.reason
+    assert "p = 0.002, paired over 200 images" in verdict.reason
+    assert "for certain worse by more than the 1 points that are allowed" in verdict.reason
+    assert "plain margin" not in verdict.reason
+
+
+def test_a_difference_that_may_be_chance_lets_the_model_pass_where_the_plain_margin_would_not():
+    candidate, served = with_evidence(0.86, images=40, seed=1), with_evidence(0.9, "run 7", images=40, seed=2)
+    assert 100 * (served.value - candidate.value) > 1
+    verdict = judge(candidate, served, points=1)
+    assert verdict.accepted
+    assert "not for certain worse" in verdict.reason
+    assert not judge(score(candidate.value), champion(served.value), points=1).accepted
+
+
+def test_the_margin_moves_the_paired_test():
+    pair = with_evidence(0.6), with_evidence(0.9)
+    assert not judge(*pair, points=5).accepted
+    assert judge(*pair, points=60).accepted
+
+
+@pytest.mark.parametrize("other", [{"digest": "other images"}, {"images": 150}])
+def test_evidence_of_other_images_is_not_paired(other):
+    verdict = judge(with_evidence(0.9), with_evidence(0.5, "run 7", **other), points=1)
+    assert not verdict.accepted
+    assert "not comparable: the evidence of the new model is about other images, or other rules" in verdict.reason
+    assert judge(with_evidence(0.9), with_evidence(0.5, "run 7", **other), 1, accept_incomparable=True).accepted
+
+
+@pytest.mark.parametrize(("first", "second", "named"), [(True, False, "run 7"), (False, True, "the new model")])
+def test_without_evidence_on_one_side_the_plain_margin_judges_and_says_whose_is_missing(first, second, named):
+    sides = [
+        with_evidence(0.9, model) if has else Score(model, 0.9, "same")
+        for has, model in ((first, "the new model"), (second, "run 7"))
+    ]
+    assert f"since no {FILE} of {named} is at hand" in judge(*sides, points=100).reason
+
+
+def test_evidence_is_read_from_an_evaluation_and_kept_with_a_deployment(tmp_path):
+    scores = {"exported": with_evidence(0.9), "quantized": with_evidence(0.7, seed=3)}
+    models = {name: {"mean_average_precision": score.value} for name, score in scores.items()}
+    folder = evaluation(tmp_path / "evaluation", scores["quantized"].value, models=models)
+    write_evidence(folder / FILE, {name: score.evidence for name, score in scores.items()})
+    assert read_score(folder).evidence.score.average_precision() == pytest.approx(scores["quantized"].value, abs=1e-12)
+    chosen = read_score(folder, "exported")
+    assert chosen.evidence.score.average_precision() == pytest.approx(scores["exported"].value, abs=1e-12)
+
+    kept = tmp_path / "deployment"
+    kept.mkdir()
+    write_score(kept, chosen)
+    for location in (kept, (kept / "score.json").as_uri()):
+        served = champion_score(str(location))
+        assert "paired over 200 images" in judge(read_score(folder), served, 1).reason
+    (kept / FILE).unlink()
+    with pytest.raises(UserError, match=f"the {FILE} it names is not beside it"):
+        champion_score(str(kept))
+
+
+def test_evidence_of_another_score_is_refused(tmp_path):
+    folder = evaluation(tmp_path / "evaluation", 0.75)
+    write_evidence(folder / FILE, {"scored": with_evidence(0.5).evidence})
+    with pytest.raises(UserError, match=r"evidence of a score of 0\.\d+, not 0.75"):
+        read_score(folder)
+
+
+def test_the_file_of_evidence_is_the_same_for_the_same_content(tmp_path):
+    for name in ("one", "two"):
+        write_evidence(tmp_path / name, {"a": with_evidence(0.5).evidence})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert digest_of(["a", "b"], {"iou": 0.5}) != digest_of(["b", "a"], {"iou": 0.5})
+
+
+def broken(**changes):
+    arrays = {name: getattr(curve_score(0.5), name) for name in CurveScore.__dataclass_fields__} | changes
+    return Evidence("digest", {"face": CurveScore(**arrays)})
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        broken(image=np.full(200, 200, np.int32)),
+        broken(image=np.full(200, -1, np.int32)),
+        broken(steps=np.array([0, 500])),
+        broken(right_steps=np.array([1])),
+        broken(objects=np.full(200, -1)),
+        broken(objects=np.ones((2, 100), np.int64)),
+        broken(objects=np.full(200, 0.5)),
+        Evidence("digest", {}),
+    ],
+)
+def test_evidence_that_points_anywhere_is_refused_in_one_line(tmp_path, evidence):
+    write_evidence(tmp_path / FILE, {"a": evidence})
+    with pytest.raises(UserError, match="damaged evidence of a score") as refusal:
+        read_evidence(tmp_path / FILE)
+    assert "\n" not in str(refusal.value)
+
+
+def test_file_that_is_no_evidence_is_refused(tmp_path):
+    write_evidence(tmp_path / FILE, {"a": with_evidence(0.5).evidence})
+    whole = (tmp_path / FILE).read_bytes()
+    with pytest.raises(UserError, match="no evidence of b"):
+        read_evidence(tmp_path / FILE, "b")
+    np.savez(tmp_path / "pickled.npz", header=np.array([{}], dtype=object))
+    np.savez(tmp_path / "foreign.npz", other=np.zeros(3))
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("pickled", "foreign", "cut", "text", "missing"):
+        with pytest.raises(UserError, match="damaged evidence of a score"):
+            read_evidence(tmp_path / f"{name}.npz")
+
+
+def test_evidence_of_a_remote_champion_is_fetched_from_beside_its_score(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    write_score(kept, with_evidence(0.9))
+    asked = []
+
+    def fetch(uri, destination, *_):
+        asked.append(uri)
+        destination.write_bytes((kept / uri.rpartition("/")[2]).read_bytes())
+
+    monkeypatch.setattr(store, "fetch", fetch)
+    served = champion_score("s3://runs/7/deployment/score.json")
+    assert asked == ["s3://runs/7/deployment/score.json", f"s3://runs/7/deployment/{FILE}"]
+    assert served.evidence.score.average_precision() == pytest.approx(served.value)
+
+
+VERSION = "versions/20260101T000000Z-abcdef12/repository/"
+
+
+def test_evidence_is_kept_beside_the_published_version_and_found_again(tmp_path, capsys):
+    uri, deployed = f"{tmp_path.as_uri()}/{VERSION}", with_evidence(0.9)
+    plain = Score(deployed.model, deployed.value, "same")
+    assert find_evidence(uri, plain) == plain
+    keep_evidence(uri, plain)
+    assert not [*tmp_path.rglob("*.npz")]
+    keep_evidence(uri, deployed)
+    found = find_evidence(uri, plain)
+    assert found.evidence.digest == deployed.evidence.digest
+    assert not judge(with_evidence(0.6), found, 1).accepted
+    assert find_evidence("s3://a/folder/of/somebody/else", plain) == plain  # nobody is asked
+    assert not capsys.readouterr().err
+
+
+def test_store_that_refuses_evidence_costs_a_warning_and_not_the_deployment(tmp_path, capsys):
+    (tmp_path / "evidence").write_text("a file in the place of the folder")
+    keep_evidence(f"{tmp_path.as_uri()}/{VERSION}", with_evidence(0.9))
+    assert "was not kept, and the next gate goes by the plain margin" in capsys.readouterr().err
+    (tmp_path / "evidence").unlink()
+    keep_evidence(f"{tmp_path.as_uri()}/{VERSION}", with_evidence(0.9))
+    other = champion(0.123, "same")
+    assert find_evidence(f"{tmp_path.as_uri()}/{VERSION}", other) == other
+    assert "evidence of a score of 0." in capsys.readouterr().err
+
+
+def test_the_cluster_s_own_champion_is_paired_with_what_was_kept_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "components.serve.kept_evidence.open_objects", lambda _, patience: open_objects(str(tmp_path / "s3"), patience)
+    )
+    with kube_stub.Kube() as stub:
+        monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
+
+        def put_up(run, new):
+            uri = f"s3://models/facenet/versions/{run}/repository/"
+            of = service(storage_uri=uri, run_id=run, score=new.value, data_digest=new.data)
+            return deploy_kserve(Cluster(), of, new, Gate(), Rollout(timeout=5, interval=0.01))
+
+        assert "nothing is served yet" in put_up("run-1", with_evidence(0.9)).verdict
+        with pytest.raises(StageError, match="for certain worse by more than the 1 points"):
+            put_up("run-2", with_evidence(0.6, seed=5))
+        assert "paired over 200 images" in put_up("run-3", with_evidence(0.95, seed=5)).verdict

@@ -1,36 +1,42 @@
-"""`gridbox evaluate`: score a detector, and write the workflow's final report."""
+"""`gridbox evaluate`: measure predictions, score a detector, and write the workflow's final report."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from components.evaluate import measuring_options as options
 from components.step import UserError
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
     from components.evaluate.evaluation import Evaluated, Protocol
 
-app = typer.Typer(name="evaluate", help="Score detectors and write the report.", no_args_is_help=True)
+# What `gridbox evaluate` with options and without a word is.
+_MEASURE = "measure"
 
 
-class Split(StrEnum):
-    """A split of a data set; `train` and `val` are WIDER FACE's words for the same."""
+class Commands(TyperGroup):
+    """`gridbox evaluate --predictions …` is `gridbox evaluate measure --predictions …`."""
 
-    training = "training"
-    validation = "validation"
-    train = "train"
-    val = "val"
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own copy of click
+        """See the base class."""
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = [_MEASURE, *args]
+        return super().parse_args(ctx, args)
 
-    @property
-    def canonical(self) -> str:
-        """`training` or `validation`."""
-        return {"train": "training", "val": "validation"}.get(self.value, self.value)
+
+app = typer.Typer(
+    name="evaluate",
+    cls=Commands,
+    help="Measure predictions (gridbox evaluate --predictions DIR --truth DIR --protocol wider: see measure), score "
+    "detectors, and write the workflow's report.",
+    no_args_is_help=True,
+)
 
 
 KittiSet = Annotated[Path | None, typer.Option("--kitti", help="KITTI set: an artifact, or TAO's folders.")]
-SplitName = Annotated[Split, typer.Option("--split", help="Which images to score.")]
 Evaluation = Annotated[Path, typer.Option("--evaluation", help="Evaluation artifact to write.")]
 Metrics = Annotated[Path | None, typer.Option("--metrics", help="Flat JSON of numbers to write.")]
 Report = Annotated[Path | None, typer.Option("--report", help="A further copy of report.html to write.")]
@@ -55,11 +61,70 @@ EndpointUrl = Annotated[
     str,
     typer.Option("--endpoint", help="Triton server: host:port (HTTP), http://…, https://…, grpc://… or grpcs://…"),
 ]
-EndpointHost = Annotated[
-    str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
-]
 
 DEFAULT_BANDS = "12-16,16-24,24-40,40-80,80+"
+
+
+@app.command(_MEASURE)
+def measure(
+    truth: options.Truth,
+    protocol: options.ProtocolOption = options.ProtocolName.ap50,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions",
+            help="WIDER FACE's text files, detections.jsonl, KITTI labels with scores, or COCO's.",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Checkpoint, model artifact, exported model or ONNX file to run.")
+    ] = None,
+    endpoint: EndpointUrl = "",
+    name: Annotated[
+        str, typer.Option("--name", help="What to call the model; which one's, where detections.jsonl holds several.")
+    ] = "",
+    images: options.Images = None,
+    split: options.SplitName = options.Split.validation,
+    json: options.Json = False,
+    strict: options.Strict = False,
+    report: options.ReportFile = None,
+    markdown: options.MarkdownFile = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Say how far the scores could be others: bootstrap over the images.")
+    ] = False,
+    iou: options.MatchIou = 0.5,
+    min_height: options.MinHeight = 0.0,
+    mode: options.Mode = options.CurveMode.integrate,
+    height_bands: options.PixelBands = options.PIXEL_BANDS,
+    confidence: options.Confidence = 0.95,
+    replicates: options.Replicates = 1000,
+    endpoint_model: options.EndpointModel = "facenet_ensemble",
+    endpoint_host: options.EndpointHost = "",
+    certificates: options.Certificates = None,
+    in_flight: options.InFlight = 4,
+    timeout: options.Timeout = 60.0,
+) -> None:
+    """Measure predictions, a model or an endpoint by a protocol. It is what gridbox evaluate does without a word.
+
+    gridbox evaluate --predictions DIR --truth DIR --protocol wider --report report.html
+    """
+    from components.evaluate.measuring import Resampling, Serving, Source, run
+
+    given = [*filter(None, (predictions, model, endpoint))]
+    if len(given) != 1:
+        raise UserError("give what to measure with one of --predictions, --model and --endpoint")
+    kind = "predictions" if predictions else "model" if model else "endpoint"
+    measurement, pictures = run(
+        [Source.of(str(given[0]), name, kind)],
+        truth,
+        images,
+        split.canonical,
+        options.rules_of(protocol, iou, min_height, mode, height_bands),
+        strict,
+        Resampling(confidence, replicates) if intervals else None,
+        Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout),
+    )
+    options.deliver(measurement, pictures, json, report, markdown)
 
 
 @app.command("score")
@@ -71,26 +136,23 @@ def score(
     endpoint: EndpointUrl = "",
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
-    split: SplitName = Split.validation,
+    split: options.SplitName = options.Split.validation,
     metrics: Metrics = None,
     report: Report = None,
+    markdown: options.MarkdownFile = None,
     min_face_height: MinHeight = 12.0,
     iou: Iou = 0.5,
     height_bands: Bands = DEFAULT_BANDS,
     ignore_regions: IgnoreRegions = True,
     batch_size: BatchSize = 16,
-    endpoint_model: Annotated[
-        str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images.")
-    ] = "facenet_ensemble",
-    endpoint_host: EndpointHost = "",
-    certificates: Annotated[
-        Path | None, typer.Option("--certificates", help="PEM file of the authorities to trust, for https and grpcs.")
-    ] = None,
-    in_flight: Annotated[int, typer.Option("--in-flight", min=1, help="Images under way to the endpoint at once.")] = 4,
+    endpoint_model: options.EndpointModel = "facenet_ensemble",
+    endpoint_host: options.EndpointHost = "",
+    certificates: options.Certificates = None,
+    in_flight: options.InFlight = 4,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Hand images to an endpoint on this machine in shared memory.")
     ] = False,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds an image may take there.")] = 60.0,
+    timeout: options.Timeout = 60.0,
     differing_images: Annotated[
         float,
         typer.Option(
@@ -106,7 +168,7 @@ def score(
 
     protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
     source = Source(kitti, wider, split.canonical)
-    outputs = Outputs(evaluation, metrics, report)
+    outputs = Outputs(evaluation, metrics, report, markdown)
     if endpoint:
         from components.vision.endpoint import Endpoint
 
@@ -137,9 +199,10 @@ def endpoint(
     kitti: KittiSet,
     model: Annotated[Path, typer.Option("--model", help="The exported model that is served.")],
     endpoint: EndpointUrl = "",
-    endpoint_host: EndpointHost = "",
+    endpoint_host: options.EndpointHost = "",
     metrics: Metrics = None,
     report: Report = None,
+    markdown: options.MarkdownFile = None,
     min_face_height: MinHeight = 12.0,
 ) -> None:
     """Score what a deployment serves, and hold it against its model; without an endpoint, say that nothing is served.
@@ -149,7 +212,7 @@ def endpoint(
     from components.evaluate.program import Outputs, skip_endpoint
 
     if not endpoint:
-        skip_endpoint(Outputs(evaluation, metrics, report))
+        skip_endpoint(Outputs(evaluation, metrics, report, markdown))
         print("skipped: the deployment serves nothing yet (target manifest), so there is no endpoint to score")
         return
     score(
@@ -160,6 +223,7 @@ def endpoint(
         kitti=kitti,
         metrics=metrics,
         report=report,
+        markdown=markdown,
         min_face_height=min_face_height,
     )
 
@@ -171,13 +235,14 @@ def report(
     evaluation: Evaluation,
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
-    split: SplitName = Split.validation,
+    split: options.SplitName = options.Split.validation,
     pretrained_evaluation: StageEvaluation = None,
     trained_evaluation: StageEvaluation = None,
     pruned_evaluation: StageEvaluation = None,
     retrained_evaluation: StageEvaluation = None,
     metrics: Metrics = None,
     report: Report = None,
+    markdown: options.MarkdownFile = None,
     min_face_height: MinHeight = 12.0,
     iou: Iou = 0.5,
     height_bands: Bands = DEFAULT_BANDS,
@@ -197,20 +262,17 @@ def report(
     for name in [name for name, path in earlier.items() if path is None]:
         print(f"{name}: no evaluation given, its row of the table stays empty")
     source = Source(kitti, wider, split.canonical)
-    for result in final_report(exported, quantized, earlier, source, protocol, Outputs(evaluation, metrics, report)):
+    for result in final_report(
+        exported, quantized, earlier, source, protocol, Outputs(evaluation, metrics, report, markdown)
+    ):
         _print(result)
     print(f"Report: {evaluation / 'report.html'}")
 
 
 def _protocol(min_height: float, iou: float, bands: str, ignore_regions: bool, batch_size: int) -> "Protocol":
     from components.evaluate.evaluation import Protocol
-    from components.measure.matching import HeightBand
 
-    try:
-        parsed = tuple(HeightBand.parse(band) for band in bands.split(","))
-    except ValueError as error:
-        raise UserError(f"--height-bands {bands!r}: {error}; write for example 16-24,24-40,40+") from error
-    return Protocol(min_height, iou, parsed, ignore_regions, batch_size)
+    return Protocol(min_height, iou, options.parse_bands(bands), ignore_regions, batch_size)
 
 
 def _print(result: "Evaluated") -> None:

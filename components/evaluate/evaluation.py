@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from components.measure.evidence import FILE as EVIDENCE_FILE
+from components.measure.evidence import Evidence, digest_of, write_evidence
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE, HeightBand, Matching
 from components.measure.summary import summarise
+from components.measure.uncertainty import CurveScore
 from components.progress import track
 from components.step import publish, write_json, write_manifest
 from components.vision.predictor import Predictor
 from components.vision.scoring import ImageSource, Scored, score
 
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
+# Settings of an evaluation that change no score.
+_SHOWN_ONLY = ("height_bands",)
 METRICS_FILE, DETECTIONS_FILE, REPORT_FILE = "metrics.json", "detections.jsonl", "report.html"
 
 
@@ -97,7 +102,7 @@ def summarised(
 def write_evaluation(
     output: Path, models: Sequence[Evaluated], report: str, counts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
-    """Writes the evaluation artifact: `metrics.json`, `detections.jsonl`, `report.html`.
+    """Writes the evaluation artifact: `metrics.json`, `detections.jsonl`, `score_evidence.npz`, `report.html`.
 
     Args:
         output: The artifact directory to make.
@@ -119,9 +124,17 @@ def write_evaluation(
         with (scratch / DETECTIONS_FILE).open("w", encoding="utf-8") as stream:
             for line in _detection_lines(models):
                 stream.write(json.dumps(line) + "\n")
+        write_evidence(scratch / EVIDENCE_FILE, {model.name: evidence_of(model, settings) for model in models})
         summary = {name: final.metrics[name] for name in ("mean_average_precision", "images", "objects")}
         # Times stand in the metrics and in the report.
         write_manifest(scratch, "evaluation", {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
+
+
+def evidence_of(model: Evaluated, settings: Mapping[str, Any]) -> Evidence:
+    """Returns what each image contributed to a model's score, for a paired test against another model later."""
+    rules = {name: value for name, value in settings.items() if name not in _SHOWN_ONLY}
+    classes = {name: CurveScore.of(model.scored.matchers[name], m) for name, m in model.matchings.items()}
+    return Evidence(digest_of(model.scored.ids, {**rules, "classes": sorted(classes)}), classes)
 
 
 def _write_text(path: Path, text: str) -> None:

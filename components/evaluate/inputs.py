@@ -215,13 +215,13 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
         UserError: It is none of these or malformed; or it has faults and none is allowed.
     """
     found = _open_predictions(source, truth, model)
-    predictions = _aligned(found, truth, findings)
+    predictions = aligned(found, truth, findings)
     findings.settle(source)
     return predictions
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """Detections as they were read.
 
     Attributes:
@@ -241,7 +241,7 @@ class _Found:
     classes: Integers
 
 
-def _open_predictions(source: Path, truth: Truth, model: str) -> _Found:
+def _open_predictions(source: Path, truth: Truth, model: str) -> Found:
     lines = source / DETECTIONS_FILE if source.is_dir() else source
     if lines.suffix == ".jsonl" and lines.is_file():
         return _json_lines(lines, model)
@@ -257,16 +257,16 @@ def _open_predictions(source: Path, truth: Truth, model: str) -> _Found:
     return _wider_found(source, truth)
 
 
-def _wider_found(source: Path, truth: Truth) -> _Found:
+def _wider_found(source: Path, truth: Truth) -> Found:
     if len(truth.class_names) != 1:
         raise UserError(f"{source}: WIDER FACE's detections name no class, and the truth has {len(truth.class_names)}")
     content = read_wider_predictions(source)
     image = np.repeat(np.arange(len(content.names)), content.counts)
     classes = np.zeros(len(image), np.int64)
-    return _Found(content.names, image, _corners(content.rows), content.rows[:, 4], truth.class_names, classes)
+    return Found(content.names, image, _corners(content.rows), content.rows[:, 4], truth.class_names, classes)
 
 
-def _coco_found(file: Path, truth: Truth) -> _Found:
+def _coco_found(file: Path, truth: Truth) -> Found:
     if not truth.image_ids:
         raise UserError(f"{file}: COCO's results number their images, and only COCO annotations say which these are")
     content = coco.read_results(file)
@@ -274,7 +274,7 @@ def _coco_found(file: Path, truth: Truth) -> _Found:
     numbers, image = np.unique(np.concatenate([truth.image_ids, content.image_ids]).astype(int), return_inverse=True)
     kinds, classes = np.unique(content.category_ids, return_inverse=True)
     class_names = dict(zip(truth.class_ids, truth.class_names, strict=True))
-    return _Found(
+    return Found(
         [known.get(number, f"image {number}") for number in numbers.tolist()],
         image[len(truth.image_ids) :],
         _corners(content.boxes),
@@ -284,7 +284,7 @@ def _coco_found(file: Path, truth: Truth) -> _Found:
     )
 
 
-def _kitti_found(labels: Path) -> _Found:
+def _kitti_found(labels: Path) -> Found:
     names: list[str] = []
     rows: list[tuple[int, Label]] = []
     for file in sorted(labels.glob("*.txt")):
@@ -296,7 +296,7 @@ def _kitti_found(labels: Path) -> _Found:
     return _gathered(names, ((i, label.class_name, label.box, label.score) for i, label in rows))
 
 
-def _json_lines(file: Path, model: str) -> _Found:
+def _json_lines(file: Path, model: str) -> Found:
     documents = list(_documents(file))
     models = sorted({str(document.get("model", "")) for _, document in documents})
     if model and model not in models:
@@ -324,6 +324,14 @@ def _json_lines(file: Path, model: str) -> _Found:
         raise UserError(f"{file}: a box is not four numbers, or a score is none: {error}") from error
 
 
+def models_in(source: Path) -> list[str]:
+    """Returns whose detections a `detections.jsonl` (or the folder with it) holds; none of anything else."""
+    lines = source / DETECTIONS_FILE if source.is_dir() else source
+    if lines.suffix != ".jsonl" or not lines.is_file():
+        return []
+    return sorted({str(document.get("model", "")) for _, document in _documents(lines)} - {""})
+
+
 def _documents(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         with file.open(encoding="utf-8") as stream:
@@ -337,11 +345,11 @@ def _documents(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UserError(f"{file}: not readable JSON lines: {error}") from error
 
 
-def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Any, Any]]) -> _Found:
+def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Any, Any]]) -> Found:
     """Makes arrays of rows of image, class, box and score."""
     columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
     class_names = sorted(set(columns[1]))
-    return _Found(
+    return Found(
         names,
         np.array(columns[0], np.int64),
         np.array(columns[2], np.float64).reshape(-1, 4),
@@ -351,10 +359,10 @@ def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Any, Any]]) -
     )
 
 
-def _aligned(found: _Found, truth: Truth, findings: Findings) -> Predictions:
+def aligned(found: Found, truth: Truth, findings: Findings) -> Predictions:
     """Orders detections by the truth's images, and leaves out what cannot be right."""
     index = _index_of(truth.images)
-    image_of_name = np.array([index.get(_key(name), _NO_CLASS) for name in found.images], np.int64)
+    image_of_name = np.array([index.get(image_key(name), _NO_CLASS) for name in found.images], np.int64)
     unknown = np.flatnonzero(image_of_name < 0)
     example = found.images[unknown[0]] if len(unknown) else ""
     findings.fault("images with predictions that the truth does not know", len(unknown), example)
@@ -390,12 +398,14 @@ def _aligned(found: _Found, truth: Truth, findings: Findings) -> Predictions:
 def _index_of(images: Sequence[str]) -> dict[str, int]:
     index: dict[str, int] = {}
     for number, name in enumerate(images):
-        if index.setdefault(_key(name), number) != number:
-            raise UserError(f"truth: {images[index[_key(name)]]} and {name} differ only in their suffix; rename one")
+        if index.setdefault(image_key(name), number) != number:
+            raise UserError(
+                f"truth: {images[index[image_key(name)]]} and {name} differ only in their suffix; rename one"
+            )
     return index
 
 
-def _key(name: str) -> str:
+def image_key(name: str) -> str:
     """Returns an image's name without the suffix of an image file."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and dot + suffix.lower() in _IMAGE_SUFFIXES else name

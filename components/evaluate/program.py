@@ -16,10 +16,12 @@ from components.evaluate.evaluation import (
     flat_metrics,
     write_evaluation,
 )
-from components.evaluate.report import DataSet, Serving, render
+from components.evaluate.report import render
+from components.evaluate.report_markdown import render_markdown
 from components.evaluate.served import evaluate_endpoint, network_geometry
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
 from components.evaluate.wider import WiderImages
+from components.evaluate.workflow_page import DataSet, Serving, workflow_page
 from components.grid.geometry import GridGeometry
 from components.step import MANIFEST, StageError, UserError, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
@@ -77,11 +79,12 @@ def _is_synthetic(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where the results go: the artifact, and optionally flat JSON for Kubeflow's Metrics and a copy of the report."""
+    """Where the results go: the artifact, and optionally flat JSON for Kubeflow's Metrics and copies of the report."""
 
     evaluation: Path
     metrics: Path | None
     report: Path | None
+    markdown: Path | None = None
 
 
 def score_model(model: Path, source: Source, protocol: Protocol, outputs: Outputs) -> Evaluated:
@@ -143,16 +146,14 @@ def score_endpoint(
 
 def skip_endpoint(outputs: Outputs) -> None:
     """Writes the evaluation of a deployment that serves nothing: it says so in the place of every figure."""
-    html = (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Not scored</title>'
-        "<p>The model was not deployed but written as a manifest, so there is no endpoint to score.</p></html>\n"
-    )
+    said = "The model was not deployed but written as a manifest, so there is no endpoint to score."
+    html = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Not scored</title><p>{said}</p></html>\n'
     with publish(outputs.evaluation) as scratch:
         scratch.mkdir()
         (scratch / REPORT_FILE).write_text(html, encoding="utf-8")
         write_json(scratch / METRICS_FILE, {"skipped": True})
         write_manifest(scratch, "evaluation", {"skipped": True}, {})
-    _write_copies(outputs, html, {"skipped": True})
+    _write_copies(outputs, html, f"# Not scored\n\n{said}\n", {"skipped": True})
 
 
 def _refuse_stranger(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
@@ -210,7 +211,8 @@ def _write(
     serving: Serving | None = None,
 ) -> None:
     data = source.describe()
-    html = render(models, rows, images, data, protocol, serving)
+    page = workflow_page(models, rows, images, data, protocol, serving)
+    html = render(page)
     settings: dict[str, Any] = {
         "split": source.split,
         "min_face_height": protocol.min_height,
@@ -221,12 +223,18 @@ def _write(
         "data_digest": source.digest,
     }
     write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
-    _write_copies(outputs, html, {**flat_metrics(models), **extra})
+    _write_copies(outputs, html, render_markdown(page), {**flat_metrics(models), **extra})
 
 
-def _write_copies(outputs: Outputs, html: str, figures: Mapping[str, float]) -> None:
-    if outputs.report is not None:
-        with publish(outputs.report) as scratch:
-            scratch.write_text(html, encoding="utf-8")
+def _write_copies(outputs: Outputs, html: str, markdown: str, figures: Mapping[str, float]) -> None:
+    for file, text in ((outputs.report, html), (outputs.markdown, markdown)):
+        if file is not None:
+            write_text(file, text)
     if outputs.metrics is not None:
         write_json(outputs.metrics, figures)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file, beside it first."""
+    with publish(file) as scratch:
+        scratch.write_text(text, encoding="utf-8")

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.serve.cluster import DEFINITION, INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
-from components.serve.gate import SCORE_FILE, Score, Verdict, judge, score_document, score_of_predictor
+from components.serve.gate import Score, Verdict, judge, score_of_predictor, write_score
 from components.serve.host import ask
+from components.serve.kept_evidence import find_evidence, keep_evidence
 from components.serve.kserve import (
     Document,
     Mode,
@@ -21,7 +22,7 @@ from components.serve.kserve import (
 from components.serve.release import TRITON_RELEASE
 from components.serve.rollout import Live, challenge, promoted, rolled_back
 from components.serve.waiting import address, wait
-from components.step import StageError, UserError, publish, read_manifest, write_json, write_manifest
+from components.step import StageError, UserError, publish, read_manifest, write_manifest
 
 KIND = "deployment"
 MANIFEST_FILE = "manifest.yaml"
@@ -110,11 +111,13 @@ class Deployed:
 
 def write_deployment(output: Path, service: Service, target: Target, deployed: Deployed, candidate: Score) -> None:
     """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
+    if target is Target.manifest:  # somebody will apply it
+        keep_evidence(service.storage_uri, candidate)
     with publish(output) as scratch:
         scratch.mkdir()
         text = manifest_text(service)
         (scratch / MANIFEST_FILE).write_text(text, encoding="utf-8")
-        write_json(scratch / SCORE_FILE, score_document(candidate))
+        write_score(scratch, candidate)
         write_manifest(
             scratch,
             KIND,
@@ -193,11 +196,13 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
     new = inference_service(service)
     for attempt in range(1, _ATTEMPTS + 1):
         live = _live(cluster, service.name, service.namespace)
-        verdict = _passed(judge(candidate, _champion(live, service, gate), gate.points, gate.accept_incomparable))
+        champion = _champion(live, service, gate, candidate)
+        verdict = _passed(judge(candidate, champion, gate.points, gate.accept_incomparable))
         if live and rollout.percent and service.mode is Mode.standard:
             _check_canaries(cluster)
         document = challenge(new, live, service.run_id, rollout.percent)
         if attempt == 1:
+            keep_evidence(service.storage_uri, candidate)
             cluster.apply(SERVING_RUNTIME, serving_runtime(service), rollout.force)
         try:
             applied = cluster.apply(INFERENCE_SERVICE, document, rollout.force)
@@ -215,15 +220,21 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
     return Deployed(address(ready), str(ready.get("status", {}).get("url", "")), percent, verdict.reason)
 
 
-def _champion(live: Live | None, service: Service, gate: Gate) -> Score | None:
-    """Returns the score of what is served now."""
+def _champion(live: Live | None, service: Service, gate: Gate, candidate: Score) -> Score | None:
+    """Returns the score of what is served now, with the evidence that the candidate's can be paired with."""
     kept = live.champion(service.run_id) if live else None
     if kept and kept["predictor"].get("model", {}).get("storageUri") == service.storage_uri:
         raise UserError(
             f"{service.storage_uri} is served already, and KServe rolls nothing out for the same URI; publish the "
             "model anew"
         )
-    return gate.champion or (score_of_predictor(kept["predictor"]) if kept else None)
+    return gate.champion or (_served_score(kept["predictor"], candidate) if kept else None)
+
+
+def _served_score(predictor: Mapping[str, Any], candidate: Score) -> Score:
+    score = score_of_predictor(predictor)
+    uri = str(predictor.get("model", {}).get("storageUri", ""))
+    return find_evidence(uri, score) if candidate.evidence else score
 
 
 def _passed(verdict: Verdict) -> Verdict:
@@ -276,7 +287,7 @@ def promote(
     live.require(run_id)
     if measured is not None:
         former = live.former
-        champion = gate.champion or (score_of_predictor(former["predictor"]) if former else None)
+        champion = gate.champion or (_served_score(former["predictor"], measured) if former else None)
         verdict = judge(measured, champion, gate.points, gate.accept_incomparable)
     if not verdict.accepted:
         back = roll_back(cluster, name, namespace, run_id, rollout)

@@ -1,23 +1,33 @@
-"""The quality gate: whether a model may replace the one that is served, judged by their scores on the same images."""
+"""The quality gate: whether a model may replace the one that is served, judged by their scores on the same images.
+
+Where the outcomes behind both scores are known, a paired test over the images judges: the model is refused when it is
+worse by more than the margin for certain, so that neither chance nor a handful of images decides. Otherwise the plain
+margin does, and the verdict says so.
+"""
 
 import hashlib
 import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from components import store
+from components.measure.evidence import FILE as EVIDENCE_FILE
+from components.measure.evidence import Evidence, read_evidence, write_evidence
+from components.measure.uncertainty import paired_difference
 from components.serve.kserve import DATA, RUN, SCORE
-from components.step import MANIFEST, UserError, read_manifest
+from components.step import MANIFEST, UserError, read_manifest, sha256, write_json
 
 SCORE_FILE = "score.json"
 # What a score depends on besides the model; the rest of an evaluation's settings says how results are shown.
 _RULES = ("data_digest", "split", "min_face_height", "iou_threshold", "ignore_regions")
 _METRICS_FILE = "metrics.json"
+# By how much a score may differ from the one that its evidence gives: sums in another order.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +38,13 @@ class Score:
         model: What messages call it.
         value: Mean average precision at IoU 0.5, 0 to 1; None where there is none, and NaN is none.
         data: Digest of the images and of the rules by which they were scored, or empty where nobody wrote it down.
+        evidence: What each image contributed to it, where that was kept.
     """
 
     model: str
     value: float | None
     data: str
+    evidence: Evidence | None = field(default=None, repr=False)
 
     @property
     def is_number(self) -> bool:
@@ -73,15 +85,40 @@ def judge(candidate: Score, champion: Score | None, points: float, accept_incomp
         return Verdict(
             accept_incomparable, f"not comparable: {incomparable}" + ("" if accept_incomparable else f"; {mend}")
         )
+    if candidate.evidence and champion.evidence:
+        return _judge_pair(candidate, champion, candidate.evidence, champion.evidence, points)
+    return _judge_margin(candidate, champion, points)
+
+
+def _judge_pair(candidate: Score, champion: Score, first: Evidence, second: Evidence, points: float) -> Verdict:
+    """Refuses where the whole interval of the difference lies below the margin."""
+    difference = paired_difference(first.score, second.score)
+    interval = difference.interval
+    low, value, high = (100 * edge for edge in (interval.low, interval.value, interval.high))
+    scores = (
+        f"{_scores(candidate, champion)}, {value:+.2f} points ({interval.confidence:.0%} interval {low:+.2f} to "
+        f"{high:+.2f}, p = {difference.p_value:.3f}, paired over {first.score.images:,} images)"
+    )
+    if high < -points - 1e-9:
+        return Verdict(False, f"{scores}: for certain worse by more than the {points:g} points that are allowed")
+    return Verdict(True, f"{scores}: not for certain worse by more than the {points:g} points that are allowed")
+
+
+def _judge_margin(candidate: Score, champion: Score, points: float) -> Verdict:
     assert candidate.value is not None
     assert champion.value is not None
     lead = 100 * (champion.value - candidate.value)
-    scores = f"{candidate.model} scores {candidate.value:.4f}, {champion.model} {champion.value:.4f} on the same images"
+    scores = _scores(candidate, champion)
+    without = " and ".join(score.model for score in (candidate, champion) if not score.evidence)
+    how = f"judged by the plain margin, since no {EVIDENCE_FILE} of {without} is at hand"
     if lead > points + 1e-9:  # exactly the margin is allowed, whatever a float makes of it
-        return Verdict(
-            False, f"{scores}: what is served is better by {lead:.2f} points, at most {points:g} are allowed"
-        )
-    return Verdict(True, scores)
+        better = f"what is served is better by {lead:.2f} points, at most {points:g} are allowed"
+        return Verdict(False, f"{scores}: {better} ({how})")
+    return Verdict(True, f"{scores} ({how})")
+
+
+def _scores(candidate: Score, champion: Score) -> str:
+    return f"{candidate.model} scores {candidate.value:.4f}, {champion.model} {champion.value:.4f} on the same images"
 
 
 def _incomparable(candidate: Score, champion: Score) -> str:
@@ -92,6 +129,9 @@ def _incomparable(candidate: Score, champion: Score) -> str:
         return f"the score of {nameless} does not say on which images"
     if candidate.data != champion.data:
         return f"{candidate.model} was scored on other images, or by other rules, than {champion.model}"
+    first, second = candidate.evidence, champion.evidence
+    if first and second and (first.digest, first.score.images) != (second.digest, second.score.images):
+        return f"the evidence of {candidate.model} is about other images, or other rules, than that of {champion.model}"
     return ""
 
 
@@ -106,14 +146,14 @@ def score_of_predictor(predictor: Mapping[str, Any]) -> Score:
 
 
 def read_score(evaluation: Path, model: str = "") -> Score:
-    """Reads a score from an evaluation artifact.
+    """Reads a score from an evaluation artifact, with its evidence where the artifact has it.
 
     Args:
         evaluation: The artifact, of a model or of an endpoint.
         model: Which of its models; empty for the last one, whose score is the evaluation's.
 
     Raises:
-        UserError: It is no evaluation, or has no such model.
+        UserError: It is no evaluation, has no such model, or its evidence is damaged or another score's.
     """
     manifest = read_manifest(evaluation, "evaluation")
     value = manifest["counts"].get("mean_average_precision")
@@ -123,7 +163,24 @@ def read_score(evaluation: Path, model: str = "") -> Score:
             known = ", ".join(sorted(models)) or "none"
             raise UserError(f"{evaluation}: no model {model!r} was scored here, but {known}; name one of them")
         value = models[model].get("mean_average_precision")
-    return Score(model or "the new model", None if value is None else float(value), data_digest(manifest["settings"]))
+    digest = data_digest(manifest["settings"])
+    score = Score(model or "the new model", None if value is None else float(value), digest)
+    return with_evidence(score, evaluation / EVIDENCE_FILE, model)
+
+
+def with_evidence(score: Score, file: Path, model: str = "") -> Score:
+    """Adds the evidence from a file; none where there is no such file, or no score.
+
+    Raises:
+        UserError: It is damaged, or that of another score.
+    """
+    if not score.is_number or not file.is_file():
+        return score
+    evidence = read_evidence(file, model)
+    found = evidence.score.average_precision()
+    if score.value is None or not abs(found - score.value) <= _ROUNDING:
+        raise UserError(f"{file}: evidence of a score of {found:.4f}, not {score.value}; evaluate the model again")
+    return replace(score, evidence=evidence)
 
 
 def data_digest(settings: Mapping[str, Any]) -> str:
@@ -135,7 +192,7 @@ def data_digest(settings: Mapping[str, Any]) -> str:
 
 
 def champion_score(location: str) -> Score:
-    """Reads the champion's score from where a deployment or an evaluation was kept.
+    """Reads the champion's score from where a deployment or an evaluation was kept, with its evidence if it is there.
 
     Args:
         location: An evaluation artifact, or the `score.json` of a deployment: a path, file://, https:// or s3:// URI.
@@ -147,13 +204,16 @@ def champion_score(location: str) -> Score:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / SCORE_FILE
             store.fetch(location, file)
+            if digest := _evidence_digest(_json(file)):
+                parts = urlsplit(location)
+                beside = parts._replace(path=f"{parts.path.rpartition('/')[0]}/{EVIDENCE_FILE}")
+                store.fetch(beside.geturl(), file.with_name(EVIDENCE_FILE), digest)
             return _score_file(file, location)
     path = store.local_path(location)
     if (path / SCORE_FILE).is_file():
         path = path / SCORE_FILE
     if (path / MANIFEST).is_file():
-        score = read_score(path)
-        return Score("the champion", score.value, score.data)
+        return replace(read_score(path), model="the champion")
     if not path.is_file():
         raise UserError(f"{location}: neither an evaluation nor a {SCORE_FILE} is here; name one")
     return _score_file(path, location)
@@ -164,12 +224,26 @@ def _score_file(file: Path, location: str) -> Score:
     value = document.get("mean_average_precision")
     if "mean_average_precision" not in document or not (value is None or isinstance(value, int | float)):
         raise UserError(f"{store.shown(location)}: mean_average_precision is missing or no number; give a {SCORE_FILE}")
-    return Score("the champion", None if value is None else float(value), str(document.get("data_digest") or ""))
+    score = Score("the champion", None if value is None else float(value), str(document.get("data_digest") or ""))
+    digest, evidence = _evidence_digest(document), file.with_name(EVIDENCE_FILE)
+    if not digest:
+        return score
+    if not evidence.is_file() or sha256(evidence) != digest:
+        raise UserError(f"{store.shown(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
+    return with_evidence(score, evidence)
 
 
-def score_document(score: Score) -> dict[str, Any]:
-    """Returns what `champion_score` reads."""
-    return {"mean_average_precision": score.value if score.is_number else None, "data_digest": score.data}
+def _evidence_digest(document: Mapping[str, Any]) -> str:
+    return str(document.get("evidence_sha256") or "")
+
+
+def write_score(folder: Path, score: Score) -> None:
+    """Writes what `champion_score` reads: `score.json` and, beside it, the evidence, which it names by its digest."""
+    document = {"mean_average_precision": score.value if score.is_number else None, "data_digest": score.data}
+    if score.evidence:
+        write_evidence(folder / EVIDENCE_FILE, {score.model: score.evidence})
+        document["evidence_sha256"] = sha256(folder / EVIDENCE_FILE)
+    write_json(folder / SCORE_FILE, document)
 
 
 def _json(file: Path) -> dict[str, Any]:

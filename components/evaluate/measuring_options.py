@@ -1,0 +1,162 @@
+"""The options that `gridbox evaluate` and `gridbox compare` share, and what becomes of them."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from components.step import UserError
+
+if TYPE_CHECKING:
+    from components.evaluate.measuring import Measurement
+    from components.evaluate.pictures import Pictures
+    from components.evaluate.protocols import Rules
+    from components.measure.matching import HeightBand
+
+
+class Split(StrEnum):
+    """A split of a data set; `train` and `val` are WIDER FACE's words for the same."""
+
+    training = "training"
+    validation = "validation"
+    train = "train"
+    val = "val"
+
+    @property
+    def canonical(self) -> str:
+        """`training` or `validation`."""
+        return {"train": "training", "val": "validation"}.get(self.value, self.value)
+
+
+class ProtocolName(StrEnum):
+    """See `components.evaluate.protocols.Protocol`, which this names without loading NumPy."""
+
+    wider = "wider"
+    coco = "coco"
+    tao = "tao"
+    ap50 = "ap50"
+
+
+class CurveMode(StrEnum):
+    """See `components.measure.curve.AveragePrecisionMode`."""
+
+    integrate = "integrate"
+    sample = "sample"
+
+
+Truth = Annotated[
+    Path,
+    typer.Option(
+        "--truth",
+        help="KITTI set, WIDER FACE folder or *_bbx_gt.txt, folder of its .mat files, or COCO's .json.",
+    ),
+]
+ProtocolOption = Annotated[
+    ProtocolName,
+    typer.Option(
+        "--protocol",
+        help="wider: Easy, Medium and Hard; coco: AP@[.50:.95] and by size; tao: TAO's own AP; ap50: area at --iou.",
+    ),
+]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the images, where they are not in --truth's folder.")
+]
+SplitName = Annotated[Split, typer.Option("--split", help="Which images to score.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail on faults of the input instead of leaving them out.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="The report to write: one HTML file.")]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="The report's figures as Markdown to write.")]
+MatchIou = Annotated[
+    float, typer.Option("--iou", min=0.01, max=1.0, help="Smallest intersection over union of a match.")
+]
+MinHeight = Annotated[
+    float, typer.Option("--min-height", min=0, help="tao, ap50: smallest object that counts, pixels of the truth.")
+]
+Mode = Annotated[CurveMode, typer.Option("--mode", help="tao, ap50: area under the curve, or mean at 11 recalls.")]
+PixelBands = Annotated[
+    str, typer.Option("--height-bands", help="Heights, pixels of the truth, to break the report down by.")
+]
+Confidence = Annotated[
+    float, typer.Option("--confidence", min=0.5, max=0.999, help="Share of the draws inside an interval.")
+]
+Replicates = Annotated[int, typer.Option("--replicates", min=100, help="Draws of an interval.")]
+EndpointModel = Annotated[str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images.")]
+EndpointHost = Annotated[
+    str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
+]
+Certificates = Annotated[
+    Path | None, typer.Option("--certificates", help="PEM file of the authorities to trust, for https and grpcs.")
+]
+InFlight = Annotated[int, typer.Option("--in-flight", min=1, help="Images under way to the endpoint at once.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds an image may take there.")]
+
+PIXEL_BANDS = "0-16,16-32,32-64,64-128,128+"
+
+
+def parse_bands(text: str) -> tuple["HeightBand", ...]:
+    """Reads `16-24,24-40,40+`.
+
+    Raises:
+        UserError: It is something else.
+    """
+    from components.measure.matching import HeightBand
+
+    try:
+        return tuple(HeightBand.parse(band) for band in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--height-bands {text!r}: {error}; write for example 16-24,24-40,40+") from error
+
+
+def rules_of(protocol: ProtocolName, iou: float, min_height: float, mode: CurveMode, bands: str) -> "Rules":
+    """Returns the rules that the options ask for."""
+    from components.evaluate.protocols import Protocol, Rules
+
+    return Rules(Protocol(protocol.value), iou, min_height, mode.value, parse_bands(bands))
+
+
+def deliver(
+    measurement: "Measurement", pictures: "Pictures", as_json: bool, report: Path | None, markdown: Path | None
+) -> None:
+    """Writes the reports, says on standard error what was remarkable, and prints the figures."""
+    from components.evaluate.measuring_page import measuring_page
+    from components.evaluate.program import write_text
+    from components.evaluate.report import render
+    from components.evaluate.report_markdown import render_markdown
+
+    for line in measurement.finding_lines():
+        print(line, file=sys.stderr)
+    if report or markdown:
+        page = measuring_page(measurement, pictures if report else pictures.nowhere())
+        for file, renderer in ((report, render), (markdown, render_markdown)):
+            if file is not None:
+                write_text(file, renderer(page))
+    if as_json:
+        print(json.dumps(measurement.document(), allow_nan=False))
+        return
+    _print(measurement)
+    for file in filter(None, (report, markdown)):
+        print(f"Report: {file}")
+
+
+def _print(measurement: "Measurement") -> None:
+    from components.evaluate.measuring_page import percent
+    from components.evaluate.protocols import label
+
+    images, rules = len(measurement.truth.images), measurement.rules
+    for result, found in zip(measurement.results, measurement.detected, strict=True):
+        objects = f"{result.measured.objects():,} {result.measured.noun}"
+        print(f"{result.name}: {len(found.predictions.scores):,} detections, {objects} in {images:,} images")
+        for name, figure in result.figures.items():
+            interval = measurement.intervals.get((result.name, name))
+            around = f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
+            print(f"  {label(name, rules):18} {percent(figure.value):>9}{around}")
+    for difference in measurement.differences:
+        interval = difference.paired.interval
+        print(
+            f"{label(difference.figure, rules)}: {difference.model} − {difference.baseline} = "
+            f"{100 * interval.value:+.2f} points ({100 * interval.low:+.2f} to {100 * interval.high:+.2f}), "
+            f"p = {difference.paired.p_value:.3f}"
+        )

@@ -1,0 +1,199 @@
+"""The report of predictions that were measured: of one model, or of several side by side."""
+
+from collections.abc import Sequence
+
+from components.evaluate.breakdown import by_attribute, by_event, by_height
+from components.evaluate.figures import Chart, Whisker, official_line, points
+from components.evaluate.gallery import make_gallery
+from components.evaluate.measured import Measured, counts_over_thresholds
+from components.evaluate.measuring import Difference, Measurement
+from components.evaluate.page import NONE, Intervals, Page, Table, size
+from components.evaluate.pictures import Pictures
+from components.evaluate.protocols import MAIN, Protocol, Rules, label
+from components.evaluate.workflow_page import class_curves, gallery_text
+from components.measure.wider import SUBSETS
+
+_PROTOCOLS = {
+    Protocol.wider: "the official protocol of WIDER FACE",
+    Protocol.coco: "COCO’s protocol (faster-coco-eval)",
+    Protocol.tao: "TAO’s average precision, its defects included",
+    Protocol.ap50: "average precision, the area under the whole curve",
+}
+
+
+def measuring_page(measurement: Measurement, pictures: Pictures) -> Page:
+    """Returns the report; pictures of the images that are at hand are in it."""
+    models, rules = [result.measured for result in measurement.results], measurement.rules
+    noun = models[0].noun
+    gallery, text = None, ""
+    if pictures.available:
+        gallery = make_gallery(models, pictures.available, pictures.decoded)
+        text = gallery_text(models, gallery.shown, gallery.of)
+    names = [model.name for model in models]
+    what = "detection" if len(models) == 1 else "detection, models compared"
+    return Page(
+        title=f"{'Face' if noun == 'faces' else 'Object'} {what}",
+        subtitle=(
+            f"{len(measurement.truth.images):,} images, {models[0].objects():,} {noun}"
+            f"{_detections(measurement)}, measured by {_PROTOCOLS[rules.protocol]}"
+        ),
+        synthetic=False,
+        headline=_headline(measurement),
+        models=names,
+        noun=noun,
+        measure=f"{'AP' if len(models[0].matchings) == 1 else 'mAP'}@{rules.iou:g}",
+        counts=counts_over_thresholds(models),
+        heights=by_height(models, rules.bands),
+        height_axis="Height in the image, pixels",
+        method=_method(measurement, noun),
+        scores=_scores(measurement),
+        intervals=_intervals(measurement),
+        charts=_charts(measurement, models),
+        events=by_event(models),
+        attributes=by_attribute(models),
+        latencies=[
+            (name, number, found.latency)
+            for number, (name, found) in enumerate(zip(names, measurement.detected, strict=True))
+            if found.latency
+        ],
+        gallery=gallery,
+        gallery_text=text,
+        findings=measurement.finding_lines(),
+    )
+
+
+def _detections(measurement: Measurement) -> str:
+    """Of one model; those of several stand in their table."""
+    if len(measurement.detected) > 1:
+        return ""
+    return f", {len(measurement.detected[0].predictions.scores):,} detections of {measurement.results[0].name}"
+
+
+def percent(value: float | None) -> str:
+    """Returns for example `90.70 %`."""
+    return NONE if value is None else f"{100 * value:.2f} %"
+
+
+def _headline(measurement: Measurement) -> list[tuple[str, str]]:
+    rules, results = measurement.rules, measurement.results
+    main = MAIN[rules.protocol]
+    if len(results) == 1:
+        figures = dict(results[0].figures)
+        order = [main, *(name for name in figures if name != main)][:6]
+        return [(label(name, rules), percent(figures[name].value)) for name in order]
+    entries = [
+        (
+            f"points {label(d.figure, rules)}, {d.model} − {d.baseline} (p = {d.paired.p_value:.3f})",
+            points(d.paired.interval.value, signed=True),
+        )
+        for d in measurement.differences
+        if len(results) == 2 and d.figure == _telling(rules)
+    ]
+    return entries + [
+        (f"{label(main, rules)}, {result.name}", percent(result.figures[main].value)) for result in results
+    ]
+
+
+def _telling(rules: Rules) -> str:
+    """Returns the figure whose difference stands in the headline."""
+    return MAIN[rules.protocol] if rules.protocol in (Protocol.wider, Protocol.ap50) else "ap_area"
+
+
+def _scores(measurement: Measurement) -> list[Table]:
+    rules, results = measurement.rules, measurement.results
+    names = list(results[0].figures)
+    known = [found.parameters is not None or found.images_per_second is not None for found in measurement.detected]
+    if len(results) == 1 and not any(known):
+        return []  # the headline says it all
+    rows, head = [], ["Model", *(label(name, rules) for name in names), "Detections"]
+    if any(known):
+        head += ["Parameters", "File size", "Images per second"]
+    for result, found in zip(results, measurement.detected, strict=True):
+        values = (percent(result.figures[name].value) for name in names)
+        row = [result.name, *values, f"{len(found.predictions.scores):,}"]
+        if any(known):
+            row += [
+                NONE if found.parameters is None else f"{found.parameters:,}",
+                NONE if found.file_bytes is None else size(found.file_bytes),
+                NONE if found.images_per_second is None else f"{found.images_per_second:.1f}",
+            ]
+        rows.append(row)
+    return [Table("Scores", head, rows)]
+
+
+def _intervals(measurement: Measurement) -> list[Intervals]:
+    if not measurement.intervals:
+        return []
+    rules, several = measurement.rules, len(measurement.results) > 1
+    colors = {result.name: number for number, result in enumerate(measurement.results)}
+    ordered = sorted(measurement.intervals, key=lambda key: [*measurement.results[0].figures].index(key[1]))
+    whiskers = [
+        Whisker(
+            f"{label(name, rules)}, {model}" if several else label(name, rules),
+            colors[model],
+            measurement.intervals[model, name],
+        )
+        for model, name in ordered
+    ]
+    confidence = f"{whiskers[0].interval.confidence:.0%}"
+    drawn = f"{whiskers[0].interval.replicates:,}"
+    text = f"Where each score lies with a confidence of {confidence}, had other images of the kind been drawn."
+    found = [Intervals("Scores and their intervals", "Points (hundredths)", text, whiskers)]
+    if measurement.differences:
+        pairs = [
+            Whisker(_pair(d, rules), colors[d.model], d.paired.interval, d.paired.p_value)
+            for d in measurement.differences
+        ]
+        text = (
+            f"On the same images, drawn {drawn} times. Where an interval keeps clear of 0, chance is hardly "
+            "the reason; p says how often chance alone would make a difference as large."
+        )
+        found.append(Intervals("Differences", "Points (hundredths)", text, pairs, from_zero=True))
+    return found
+
+
+def _pair(difference: Difference, rules: Rules) -> str:
+    return f"{label(difference.figure, rules)}, {difference.model} − {difference.baseline}"
+
+
+def _charts(measurement: Measurement, models: Sequence[Measured]) -> list[Chart]:
+    if measurement.rules.protocol is not Protocol.wider:
+        return [class_curves(models)]
+    charts = []
+    for subset in SUBSETS:
+        lines = [
+            official_line(result.name, number, result.official[subset])
+            for number, result in enumerate(measurement.results)
+        ]
+        charts.append(Chart(f"{subset.capitalize()}: precision and recall", [line for line in lines if line]))
+    return charts
+
+
+def _method(measurement: Measurement, noun: str) -> list[str]:
+    rules = measurement.rules
+    lines = []
+    if rules.protocol is Protocol.wider:
+        lines.append(
+            "Easy, Medium and Hard follow the official protocol: stretched scores, whole pixels, 1,000 thresholds. "
+            f"All else counts all {noun} that the annotators did not discard, at IoU 0.5, with the area under the "
+            "whole curve."
+        )
+    elif rules.protocol is Protocol.coco:
+        lines.append(
+            "COCO’s figures keep the 100 best detections of an image and 101 recalls; “whole area” and all drawings "
+            "keep all detections, at IoU 0.5."
+        )
+    elif rules.protocol is Protocol.tao:
+        lines.append("TAO’s figure has its program’s defects; “whole area” and all drawings are without them.")
+    lines.append(
+        f"A detection is right when its intersection over union with one of the {noun}, not found by a better "
+        f"detection, is at least {rules.iou:g}; every further detection of it is wrong. Inside ignore regions nothing "
+        "counts."
+    )
+    if measurement.intervals:
+        lines.append(
+            "Intervals and p-values come from the bootstrap over images (Efron, 1979): images are drawn with "
+            "replacement, for all models the same ones."
+        )
+    lines.append("The dots mark the best F1 of each curve, the rings the chosen threshold.")
+    return lines

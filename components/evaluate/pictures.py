@@ -1,0 +1,94 @@
+"""The images behind a truth, where they are at hand: of a KITTI set, of a WIDER FACE folder, or of any folder."""
+
+from collections.abc import Collection, Iterator
+from copy import copy
+from pathlib import Path
+from typing import Self
+
+from components.evaluate.inputs import image_key
+from components.formats.images import Image, ImageError, decode
+from components.formats.kitti import SPLITS, read_split
+from components.formats.wider import OFFICIAL_NAMES, WiderSource
+from components.measure.dataset import Truth
+from components.step import UserError
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+class Pictures:
+    """The images at hand. They are told apart by their names without a suffix, as predictions are.
+
+    Attributes:
+        available: Names, as the truth has them, of the images at hand.
+    """
+
+    def __init__(self, truth: Truth, source: Path | None, split: str) -> None:
+        """Looks which images are at hand; they are read when they are needed.
+
+        Args:
+            truth: Whose images.
+            source: Where they are, or None.
+            split: Of a KITTI set or of WIDER FACE.
+
+        Raises:
+            UserError: The source is named, and no folder.
+        """
+        if source is not None and not source.is_dir():
+            raise UserError(f"{source}: no folder of images; give one, or leave out --images")
+        self._source, self._split = source, split
+        self._kitti = source is not None and any((source / name).is_dir() for name in SPLITS)
+        self._wider: WiderSource | None = None
+        self._files = {} if source is None or self._kitti else self._find(source)
+        self.available = {name for name in truth.images if self._kitti or image_key(name) in self._files}
+
+    def nowhere(self) -> Self:
+        """Returns the same, with no image at hand."""
+        other = copy(self)
+        other.available = set()
+        return other
+
+    def _find(self, source: Path) -> dict[str, str]:
+        """Returns by image the name of its file."""
+        part = f"WIDER_{OFFICIAL_NAMES[self._split]}"
+        if (source / part).is_dir() or (source / f"{part}.zip").is_file():
+            self._wider = WiderSource(source)
+            names = [*self._wider.files(self._split)]
+        else:
+            files = (file for file in source.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            names = [file.relative_to(source).as_posix() for file in files]
+        return {image_key(name): name for name in names}
+
+    def encoded(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Yields names of images and their undecoded bytes; of a KITTI set in its order, otherwise in that of `wanted`.
+
+        Raises:
+            UserError: One is not at hand, or cannot be read.
+        """
+        missing = [name for name in wanted if name not in self.available]
+        if missing:
+            where = f"{self._source}: " if self._source else ""
+            raise UserError(
+                f"{where}{len(missing)} of {len(wanted)} images are not at hand (first: {missing[0]}); name their "
+                "folder with --images"
+            )
+        if self._kitti and self._source:
+            chosen = set(wanted)
+            yield from ((s.id, s.image) for s in read_split(self._source, self._split) if s.id in chosen)
+            return
+        for name in wanted:
+            yield name, self._read(self._files[image_key(name)])
+
+    def decoded(self, wanted: Collection[str]) -> Iterator[tuple[str, Image]]:
+        """Yields names of images and their pixels [H, W, 3], BGR; see `encoded`."""
+        for name, content in self.encoded(wanted):
+            try:
+                yield name, decode(content)
+            except ImageError as error:
+                raise UserError(f"{self._source}: {name}: {error}; replace or remove this image") from error
+
+    def _read(self, file: str) -> bytes:
+        assert self._source is not None
+        try:
+            return self._wider.read(self._split, file) if self._wider else (self._source / file).read_bytes()
+        except (OSError, ImageError) as error:
+            raise UserError(f"{self._source}: {file}: {error}; replace or remove this image") from error
