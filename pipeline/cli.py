@@ -26,6 +26,7 @@ FAMILIES = {
     "detectnet_v2": "components.detectnet_v2.commands",
     "convert": "components.convert.commands",
     "evaluate": "components.evaluate.commands",
+    "compare": "components.evaluate.compare_command",
     "serve": "components.serve.commands",
     "detect": "components.serve.detect_command",
     "store": "components.publication_commands",
@@ -164,7 +165,7 @@ def run_command(
                     keep_serving,
                 )
             if keep_serving:
-                server.serve_on()
+                server.serve_on(settings.folder)
     except StageFailure as failure:
         _explain_failure(failure)
     except KeyboardInterrupt:

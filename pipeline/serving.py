@@ -18,13 +18,11 @@ class RunServer:
 
     Attributes:
         server: The server, once a stage has asked for it.
-        model: What it serves.
     """
 
     def __init__(self, log: Path) -> None:
         """Takes the file for what the server prints; nothing is started yet."""
         self.server: LocalServer | None = None
-        self.model = Path()
         self._log = log
         self._held = ExitStack()
         self._folder = Path()
@@ -47,8 +45,11 @@ class RunServer:
         """Starts the server if a stage waits for it. The thread that calls it must live as long as the server."""
         attend(self._folder, self._serve)
 
-    def serve_on(self) -> None:
+    def serve_on(self, run: Path) -> None:
         """Serves until somebody presses Ctrl-C.
+
+        Args:
+            run: The run's folder, to be named.
 
         Raises:
             UserError: No stage has asked for a server.
@@ -58,8 +59,8 @@ class RunServer:
 
         if self.server is None:
             raise UserError("nothing was deployed to this machine; deploy_target must be local")
-        introduce(self.server, self.model)
         try:
+            introduce(self.server, run)
             self.server.wait()
         except KeyboardInterrupt:
             print("stopping")
@@ -72,5 +73,4 @@ class RunServer:
             self.server.stop()
         repository = local_repository(model, Path(tempfile.mkdtemp(dir=self._folder)) / "local", local_settings())
         self.server = self._held.enter_context(LocalServer(repository, self._log))
-        self.model = model
         return Served(self.server.http_url, self.server.grpc_url)

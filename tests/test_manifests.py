@@ -275,7 +275,7 @@ def test_one_place_names_the_triton_release(rendered: dict[str, list[Document]])
     assert (values["repository"], values["tag"]) == (release["newName"], release["newTag"])
     assert chart["appVersion"] == release["newTag"]
     assert images == {TRITON_IMAGE}
-    (base,) = re.findall(r"^ARG TRITON=.*:(\S+)-py3$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    (base,) = re.findall(r"^ARG TRITON_IMAGE=.*:(\S+)-py3$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert base == TRITON_RELEASE
 
 
