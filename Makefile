@@ -72,5 +72,8 @@ $(VENV)/.setup: $(VENV)/.run
 	@ldconfig -p | grep -q 'libpython3\.11\.so\.1\.0' || { echo "Triton's Python backend needs libpython3.11: installing it"; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython3.11; } || \
 		echo "libpython3.11 could not be installed: the tests of the local Triton will be skipped"
+	@command -v chromium >/dev/null || { echo "the report is tested in a browser: installing Debian's chromium"; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "chromium could not be installed: the test of the report in a browser will be skipped"
 	$(PIP) --no-deps nvidia-pytriton  # its tritonserver only: its own pins would hold everything else back
 	@touch $@

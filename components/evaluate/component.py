@@ -2,7 +2,7 @@
 """How Kubeflow sees the final evaluation and that of the endpoint."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output
 
 from components.images import OPEN_ENGINE
 
@@ -20,6 +20,7 @@ def report(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     report: Output[HTML],
+    markdown: Output[Markdown],
 ) -> dsl.ContainerSpec:
     """Scores the exported and the quantised model on the validation images and writes the report.
 
@@ -35,6 +36,7 @@ def report(
         evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
         metrics: Average precision overall and by height, points lost by quantisation, size and speed.
         report: The report, one self-contained page.
+        markdown: Its twin for Kubeflow's own page.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
@@ -53,6 +55,7 @@ def endpoint(
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     report: Output[HTML],
+    markdown: Output[Markdown],
 ) -> dsl.ContainerSpec:
     """Scores the served detector on the validation images, and holds its boxes against those of its model.
 
@@ -65,6 +68,7 @@ def endpoint(
         evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
         metrics: Average precision overall and by height, latency and throughput of the endpoint.
         report: The report, one self-contained page.
+        markdown: Its twin for Kubeflow's own page.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,

@@ -74,7 +74,8 @@ def make_gallery(models: Sequence[Measured], available: Collection[str], read: R
         objects = sum(mark.kind != "ignored" for mark in there)
         panes = [("Ground truth", f"{objects:,} {models[0].noun[: -1 if objects == 1 else None]}", there)]
         for model, at, of_model in zip(models, thresholds, counts, strict=True):
-            panes.append((_pane_title(model, models), _counted(of_model[index]), detection_marks(model, at, index)))
+            title, counted = ("Detections", _f1_text(of_model[index])) if len(models) == 1 else (model.name, "")
+            panes.append((title, counted + _counted(of_model[index]), detection_marks(model, at, index)))
         figures.append(_figure(number, names[index], pictures[names[index]], panes))
     return Gallery("\n".join(figures), len(figures), len(at_hand))
 
@@ -134,15 +135,15 @@ def truth_marks(models: Sequence[Measured], thresholds: Sequence[dict[str, float
     return marks
 
 
-def _pane_title(model: Measured, models: Sequence[Measured]) -> str:
-    return "Detections" if len(models) == 1 else model.name
+def _f1_text(counts: Integers) -> str:
+    return f"F1 {f1(counts[None]).item():.2f}: "
 
 
 def _counted(counts: Integers) -> str:
     found, false, missed = counts.tolist()
     errors = [f'<span class="missed">{missed} missed</span>'] * bool(missed)
     errors += [f'<span class="false">{false} false</span>'] * bool(false)
-    return f"F1 {f1(counts[None]).item():.2f}: " + ", ".join([f"{found} found", *errors])
+    return ", ".join([f"{found} found", *errors])
 
 
 def _figure(number: int, name: str, picture: Image, panes: Sequence[tuple[str, str, Sequence[_Mark]]]) -> str:
