@@ -21,7 +21,7 @@ from typer.main import get_command
 from components import step
 from components.serve import tensorrt
 from pipeline import cli
-from pipeline.options import Options, Serving
+from pipeline.options import Options, Serving, parse_engines
 
 # As recorded from a launcher (ids shortened): the order of fields and the extra ones are Kubeflow's.
 RECORDED = """{"outputs":{"outputFile":"/minio/mlpipeline/v2/artifacts/facedetect/7b1/prune/output_metadata.json",
@@ -36,14 +36,17 @@ RECORDED = """{"outputs":{"outputFile":"/minio/mlpipeline/v2/artifacts/facedetec
 "target_ratio":0}}}"""
 
 
+VARIANTS = {"cpu": Options(), "gpu": Options(Serving.gpu), "tao": Options(engines=parse_engines("tao"))}
+
+
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
-    """The compiled pipeline, serving on CPUs and on GPUs."""
+    """The compiled pipeline: serving on CPUs and on GPUs, and with NVIDIA's engine."""
     compiled = {}
-    for serving in Serving:
-        path = tmp_path_factory.mktemp("compiled") / f"{serving}.yaml"
-        cli.compile_to("facedetect", path, "micro", Options(serving))
-        compiled[serving] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+    for name, options in VARIANTS.items():
+        path = tmp_path_factory.mktemp("compiled") / f"{name}.yaml"
+        cli.compile_to("facedetect", path, "tao-micro", options)
+        compiled[name] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
     return compiled
 
 
@@ -125,17 +128,21 @@ LEARNING = "pretrained-weights train train-2 prune inference export int8"
 DATA = "acquire convert dataset-convert dataset-convert-2"
 SCORING = "evaluate evaluate-2 evaluate-3 evaluate-4 report endpoint"
 COMMON = f"{DATA} {LEARNING} {SCORING} preflight publish deploy promote conclude".split()
-STAGES = {Serving.cpu: [*COMMON, "repository"], Serving.gpu: [*COMMON, "tensorrt", "repository-of-plan"]}
+STAGES = {
+    "cpu": [*COMMON, "repository"],
+    "gpu": [*COMMON, "tensorrt", "repository-of-plan"],
+    "tao": [*COMMON, "repository"],
+}
 
 
-@pytest.mark.parametrize("serving", Serving)
-def test_every_stage_is_tested_here(documents, serving):
-    assert sorted(all_tasks(documents[serving])) == sorted(STAGES[serving])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_stage_is_tested_here(documents, variant):
+    assert sorted(all_tasks(documents[variant])) == sorted(STAGES[variant])
 
 
-@pytest.mark.parametrize(("serving", "name"), [(serving, name) for serving in Serving for name in STAGES[serving]])
-def test_stage_takes_the_flags_of_kubeflows_executor_input(documents, mounts, serving, name):
-    document = documents[serving]
+@pytest.mark.parametrize(("variant", "name"), [(variant, name) for variant in VARIANTS for name in STAGES[variant]])
+def test_stage_takes_the_flags_of_kubeflows_executor_input(documents, mounts, variant, name):
+    document = documents[variant]
     given = executor_input(document, name, mounts)
     json_format.ParseDict(given, pipeline_spec_pb2.ExecutorInput())  # it is one
     flags = step.flags_from_executor_input(step.parse_executor_input(json.dumps(given)))
@@ -178,5 +185,5 @@ def test_recorded_executor_input_prunes_a_model(tmp_path, mounts, monkeypatch):
 
 
 def test_source_embedded_in_the_pipeline_is_that_of_step(documents):
-    command = documents[Serving.cpu]["deploymentSpec"]["executors"]["exec-train"]["container"]["command"]
+    command = documents["cpu"]["deploymentSpec"]["executors"]["exec-train"]["container"]["command"]
     assert command[-1] == test_step.SOURCE
