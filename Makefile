@@ -22,7 +22,7 @@ run: $(VENV)/.run ## Train, prune, retrain, quantise and score a face detector h
 setup: $(VENV)/.setup ## Install everything: the engine, the pipelines, tests and linters.
 
 test: $(VENV)/.setup ## The quick tests, some minutes.
-	$(BIN)/python -m pytest -m "not long and not containers" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long and not containers" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.setup ## The long proofs: full runs, kills in every stage.
 	$(BIN)/python -m pytest -m long
