@@ -15,51 +15,16 @@ from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kubeflow_stub import Kubernetes, Pipelines, certificates
 
-from components import program
 from components.step import UserError
-from pipeline import cli, settings
-from pipeline.kubeflow import connection, package, runs
+from pipeline.kubeflow import package
 from pipeline.kubeflow.schedules import trigger_of
 
 CANARY = "canary-7d20aa"
 CLUSTER_CANARY = "canary-c44e19"
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    return kubeflow_pipeline.compile_to(tmp_path_factory.mktemp("kubeflow") / "tiny.yaml")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    """No settings but a test's own, no Kubernetes, and no patience."""
-    for name in list(settings.os.environ):
-        if name.startswith("GRIDBOX_") or name.lower().endswith("_proxy") or name == "KUBERNETES_SERVICE_HOST":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(runs, "SHORTEST_PAUSE", 0.001)
-    monkeypatch.setattr(runs, "LONGEST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def stub(monkeypatch):
-    with Pipelines() as stub:
-        monkeypatch.setenv("GRIDBOX_ENDPOINT", stub.url)
-        yield stub
-
-
-@pytest.fixture
-def gridbox(capsys):
-    def call(*words):
-        code = program.run(cli.app, [str(word) for word in words], "gridbox")
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return call
+pytest_plugins = ["kubeflow_fixtures"]
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def posted(stub, path):
@@ -146,9 +111,9 @@ def test_submit_streams_states_and_ends_well(stub, gridbox, compiled):
         f"run first: {run_id}",
         f"see it at {stub.url}/#/runs/details/{run_id}",
         "[ 1/2] fit: running",
-        "[ 1/2] fit: done in 0.0 s",
+        "[ 1/2] fit: done in 10.0 s",
         "[ 2/2] score-it: running",
-        "[ 2/2] score-it: done in 0.0 s",
+        "[ 2/2] score-it: done in 10.0 s",
         "run first: done",
     ]
 
@@ -255,11 +220,13 @@ def test_an_unknown_pipeline(gridbox, words):
     assert "no pipeline of this name is uploaded" in err or "no such pipeline" in err
 
 
-def test_a_server_that_goes_away_does_not_end_the_run(stub, gridbox, compiled):
-    stub.fail("GET", ".*/runs/.*", 503, times=99)
-    code, _, err = gridbox("submit", compiled)
+def test_a_server_that_goes_away_does_not_end_the_run(stub, gridbox, compiled, monkeypatch):
+    monkeypatch.setenv("GRIDBOX_PATIENCE", "0.05")
+    stub.fail("GET", ".*/v2beta1/runs/.*", 503, times=999)
+    code, out, err = gridbox("submit", compiled)
     (run_id,) = stub.runs
     assert code == 1
+    assert out.count("the server fails (503): boom; it is starting or overloaded") == 1, "said once, then retried"
     assert f"the run goes on without: gridbox wait {run_id}" in err
 
 
