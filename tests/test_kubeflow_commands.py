@@ -191,6 +191,44 @@ def test_wrong_values_start_nothing(stub, gridbox, compiled, words, reason):
     assert not stub.runs
 
 
+def test_local_mistakes_are_told_before_anybody_is_asked(gridbox, compiled, monkeypatch):
+    monkeypatch.setenv("GRIDBOX_ENDPOINT", "http://127.0.0.1:1")
+    for words in (("submit", compiled), ("schedule", "create", compiled, "--every", "1d"), ("upload", "nothing")):
+        code, _, err = gridbox(*words, "--set", "train_epocs=3")
+        assert code == 2
+        assert "did you mean train_epochs" in err or "no such pipeline" in err
+
+
+@pytest.mark.parametrize(("value", "letters"), [("s3://a/$$b", "$$"), ("s3://$(KEY)/b", "$("), ("s3://{{x}}", "{{")])
+@pytest.mark.parametrize("words", [("submit",), ("schedule", "create", "--every", "1d")])
+def test_what_would_not_arrive_as_written_is_refused(stub, gridbox, compiled, words, value, letters):
+    code, _, err = gridbox(*words, compiled, "--set", f"data_uri={value}")
+    assert code == 2
+    assert f"parameter data_uri: {letters} would not arrive as written" in err
+    assert not stub.runs
+    assert not stub.schedules
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_path_that_a_claim_mounts_is_one_of_the_cluster(gridbox, compiled):
+    assert gridbox("submit", compiled, "--data", "/cache/faces", "--no-wait")[0] == 0
+    code, _, err = gridbox("submit", compiled, "--data", "/cachet/faces")
+    assert code == 2
+    assert "or a path below /cache" in err
+
+
+def test_a_run_without_the_cache_says_so_for_every_task(stub, gridbox, tmp_path):
+    file = kubeflow_pipeline.compile_nested_to(tmp_path / "nested.yaml")
+    assert "enableCache: true" in file.read_text()
+    assert gridbox("submit", file, "--no-cache", "--no-wait")[0] == 0
+    spec = posted(stub, "runs")["pipeline_spec"]
+    assert "enableCache" not in json.dumps(spec)
+    gridbox("upload", file)
+    code, _, err = gridbox("submit", "nested", "--uploaded", "--no-cache")
+    assert code == 2
+    assert "an uploaded pipeline keeps its cache" in err
+
+
 @pytest.mark.usefixtures("stub")
 @pytest.mark.parametrize(
     ("text", "reason"),
@@ -385,6 +423,13 @@ def test_a_schedule_runs_an_uploaded_version_one_at_a_time(stub, gridbox, compil
     assert body["runtime_config"] == {"parameters": {"train_epochs": 7}}
     (schedule,) = stub.schedules
     assert f"{stub.url}/#/recurringrun/details/{schedule}" in out
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_schedule_is_read_back_as_it_was_written(gridbox, compiled):
+    for cron in ("0 3 * * 1", "30 0 3 * * 1"):
+        shown = gridbox("schedule", "create", compiled, "--cron", cron, "--name", cron)[1]
+        assert f": cron {cron}, " in shown
 
 
 def test_schedules_are_switched_and_deleted(stub, gridbox, compiled):

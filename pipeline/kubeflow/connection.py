@@ -255,7 +255,7 @@ def _retries(repeatable: bool) -> urllib3.Retry:
     """Connections that never came about are tried again for every call; answers only where nothing can happen twice."""
     return urllib3.Retry(
         total=TRIES - 1,
-        read=1,  # a server that never answers costs the time-out twice, no more
+        read=2,  # a server that never answers costs the time-out three times, no more
         allowed_methods=None if repeatable else ("GET",),  # empty would mean all of them
         status_forcelist=RETRIED_STATUS,
         backoff_factor=PAUSE_SECONDS,
