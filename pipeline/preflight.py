@@ -12,7 +12,7 @@ import typer
 from components.step import UserError
 
 if TYPE_CHECKING:
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
 app = typer.Typer(name="preflight", add_completion=False, rich_markup_mode=None)
 # The smallest of the three archives: where it is, the others are.
@@ -81,7 +81,8 @@ def preflight(
 
 def examine(plan: Plan) -> Iterator["Finding"]:
     """Yields a finding after each check."""
-    from pipeline.kubeflow.doctor import attempted, store
+    from pipeline.kubeflow.doctor import store
+    from pipeline.kubeflow.findings import attempted
 
     yield from attempted("data", _readable, "data", plan.data_uri, ARCHIVE)
     yield from attempted("pretrained weights", _readable, "pretrained weights", plan.pretrained_uri, "")
@@ -96,7 +97,7 @@ def examine(plan: Plan) -> Iterator["Finding"]:
 
 def _readable(subject: str, uri: str, archive: str) -> "Finding":
     from components.store import Patience, join, look, shown
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     if not uri:
         return Finding(subject, "skipped", "none are given: a synthetic set is drawn" if archive else "none are given")
@@ -115,7 +116,7 @@ def _readable(subject: str, uri: str, archive: str) -> "Finding":
 
 
 def _without_store(target: str) -> "Finding":
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     if target == "manifest":
         return Finding("store", "skipped", "deploy_base is empty: the model is trained and scored, but not published")
@@ -126,7 +127,7 @@ def _without_store(target: str) -> "Finding":
 def _rights(namespace: str) -> "Finding":
     from components.serve.deploy import DEPLOY_RULES
     from pipeline.kubeflow.cluster import Cluster
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     cluster = Cluster()
     asked = [
@@ -145,7 +146,8 @@ def _rights(namespace: str) -> "Finding":
 
 def _gpus(plan: Plan) -> Iterator["Finding"]:
     from pipeline.kubeflow.cluster import Cluster
-    from pipeline.kubeflow.doctor import Finding, pools
+    from pipeline.kubeflow.doctor import pools
+    from pipeline.kubeflow.findings import Finding
     from pipeline.kubeflow.needs import Pool
 
     if not plan.gpu_count:

@@ -30,6 +30,14 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret: whether the stages can do without it, and whether images are pulled with it."""
+
+    is_optional: bool
+    is_for_images: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Feature:
     """Something that servers understand from a release on, or, with `broken`, in all but one."""
 
@@ -44,15 +52,19 @@ def values(package: Package, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | dict(arguments)
 
 
-def secrets(package: Package, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns the secrets that stages use, and of each whether they can do without."""
-    found: dict[str, bool] = {}
+def secrets(package: Package, given: Mapping[str, Any]) -> dict[str, Secret]:
+    """Returns the secrets that stages use, by their name."""
+    found: dict[str, Secret] = {}
     for settings in _kubernetes(package).values():
         for kind in ("secretAsEnv", "secretAsVolume", "imagePullSecret"):
             for each in settings.get(kind) or []:
                 name = _resolved(each.get("secretNameParameter") or each.get("secretName"), given)
                 if name:
-                    found[str(name)] = found.get(str(name), True) and bool(each.get("optional"))
+                    known = found.get(str(name), Secret(is_optional=True, is_for_images=False))
+                    found[str(name)] = Secret(
+                        known.is_optional and bool(each.get("optional")),
+                        known.is_for_images or kind == "imagePullSecret",
+                    )
     return found
 
 
