@@ -58,7 +58,7 @@ def package_of_name(pipeline: str, profile: str, options: "Options") -> "Package
     Raises:
         UserError: There is none, or it is no compiled pipeline.
     """
-    from pipeline import cli
+    from pipeline import compiling as cli
     from pipeline.kubeflow.package import read
 
     if pipeline not in cli.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml"):
@@ -77,7 +77,7 @@ def argument_values(
     Raises:
         UserError: A name or value is wrong, or a path of this machine is given where the cluster must read it.
     """
-    from pipeline import cli
+    from pipeline import compiling as cli
     from pipeline.parameters import parse_assignments
     from pipeline.profiles import profile as profile_values
 
