@@ -6,7 +6,6 @@ installation's `templateDefaults` have a retry strategy). `test_workflow_size.py
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +43,6 @@ _LAUNCHER = [
 # The fixed templates: driver and executor of a container, the same with retries, driver of a DAG.
 _FIXED_TEMPLATES = 2430 + 484 + 2038 + 1029 + 2479 + 2242
 _RETRY = ("retry-max-count", "retry-backoff-duration", "retry-backoff-factor", "retry-backoff-max-duration")
-_CHANNEL = re.compile(r"\{\{\$\.inputs\.parameters\['(.+?)'\]\}\}")
 
 
 @dataclass
@@ -109,7 +107,7 @@ class _Builder:
         self._argument("root", "components-root", _compact(root))
         entry = {"component": "{{workflow.parameters.components-root}}", "runtime-config": runtime}
         self._spec("root", _template("entrypoint", [_parameters(entry)]) + 900)
-        self._dag_nodes("root", root, "", {"component": _compact(root), "runtime-config": runtime, "task": ""}, "root")
+        self._dag_nodes("root", "", {"component": _compact(root), "runtime-config": runtime, "task": ""}, "root")
         self.result.spec += _FIXED_TEMPLATES + 700
         self._nodes("root", _dag_node("", {}), 2)
         self._walk("root", root["dag"], "(0).root(0)", self.values)
@@ -131,7 +129,7 @@ class _Builder:
                 driver = {"component": f"{{{{workflow.parameters.components-{label}}}}}", "task": _compact(task)}
                 self._spec(name, _task(f"{name}-driver", driver) + _task(name, {"parent-dag-id": "{{tasks…}}"}) + 250)
                 inputs = {"component": _compact(component), "runtime-config": "", "task": _compact(task)}
-                self._dag_nodes(name, component, path, inputs, name)
+                self._dag_nodes(name, path, inputs, name)
                 self._walk(label, component["dag"], f"{path}.{name}(0)", given)
             else:
                 self._stage(name, task, component, f"{path}.{name}", given)
@@ -248,9 +246,7 @@ class _Builder:
 
     def _value(self, source: Document, values: Mapping[str, Any]) -> Any:
         if "runtimeValue" in source:
-            constant = source["runtimeValue"].get("constant")
-            found = _CHANNEL.fullmatch(constant) if isinstance(constant, str) else None
-            return constant if found is None or constant in values else constant
+            return source["runtimeValue"].get("constant")
         if "componentInputParameter" in source:
             return values.get(source["componentInputParameter"], "")
         if "taskFinalStatus" in source:
@@ -270,7 +266,7 @@ class _Builder:
         self.result.nodes += count * len(node)
         self.result.by_stage[stage] += count * len(node)
 
-    def _dag_nodes(self, stage: str, component: Document, path: str, inputs: Mapping[str, str], name: str) -> None:
+    def _dag_nodes(self, stage: str, path: str, inputs: Mapping[str, str], name: str) -> None:
         told = {**inputs, "task-name": name, "parent-dag-id": "1", "iteration-index": "-1", "driver-type": "DAG"}
         outputs = {"execution-id": "2", "iteration-count": "0", "condition": "nil"}
         self._nodes(stage, _pod_node(f"{path}.{name}-driver", told, outputs), 2)
