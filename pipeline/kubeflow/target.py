@@ -69,16 +69,16 @@ def compiled_target(
     Raises:
         UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
     """
-    from pipeline import cli
+    from pipeline import compiling
     from pipeline.kubeflow.package import read
 
     if _is_file(pipeline):
         package = read(Path(pipeline))
         return Target(package, None, argument_values(package, data, profile, assignments))
     given = ({"data_uri": data} if data else {}) | _parsed(pipeline, assignments)
-    arguments, bound = _split_values(pipeline, given)
+    arguments, bound = compiling.split_values(pipeline, given)
     package = _compiled(pipeline, options, profile, bound)
-    cli.check_arguments(pipeline, arguments)
+    compiling.check_arguments(pipeline, arguments)
     _check_readable(package, arguments)
     return Target(package, None, arguments)
 
@@ -126,24 +126,20 @@ def argument_values(package: "Package", data: str, profile: str, assignments: Se
         UserError: A name or value is wrong, or is bound in the file, or a path of this machine is given where the
             cluster must read it.
     """
-    from pipeline import cli
+    from pipeline import compiling
     from pipeline.parameters import parse_assignments
     from pipeline.profiles import profile as profile_values
 
     types = package.types
-    known = _parameter_types(package.name) if package.name in cli.PIPELINES else {}
-    given = parse_assignments(assignments or (), {**known, **types})
-    for name in given:
-        if name not in types:
-            raise UserError(
-                f"--set {name}: is bound in {package.origin}; bind another value with gridbox compile {package.name} "
-                f"--set {name}=…"
-            )
+    known = compiling.parameter_types(package.name) if package.name in compiling.PIPELINES else {}
     values = dict(profile_values(profile)) if profile else {}
-    values |= ({"data_uri": data} if data else {}) | given
-    for unknown in sorted(set(values) - set(types)):
-        raise UserError(f"{package.origin}: the pipeline has no parameter {unknown}")
-    cli.check_arguments(package.name, values)
+    values |= {"data_uri": data} if data else {}
+    values |= parse_assignments(assignments or (), {**known, **types})
+    for name in sorted(set(values) - set(types)):
+        if name in known:
+            raise UserError(f"{name}: is bound in {package.origin}; compile, or submit {package.name}, with its value")
+        raise UserError(f"{package.origin}: the pipeline has no parameter {name}")
+    compiling.check_arguments(package.name, values)
     _check_readable(package, values)
     return values
 
@@ -166,52 +162,23 @@ def _check_readable(package: "Package", values: Mapping[str, Any]) -> None:
 
 
 def _is_file(pipeline: str) -> bool:
-    from pipeline import cli
+    from pipeline import compiling
 
-    return pipeline not in cli.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml")
+    return pipeline not in compiling.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml")
 
 
 def _parsed(pipeline: str, assignments: Sequence[str] | None) -> dict[str, Any]:
+    from pipeline import compiling
     from pipeline.parameters import parse_assignments
 
-    return parse_assignments(assignments, _parameter_types(pipeline)) if assignments else {}
+    return parse_assignments(assignments, compiling.parameter_types(pipeline)) if assignments else {}
 
 
 def _compiled(pipeline: str, options: "Options", profile: str, bound: dict[str, Any]) -> "Package":
+    from pipeline import compiling
     from pipeline.kubeflow.package import read
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pipeline.yaml")
-        _compile_to(pipeline, file, profile or "tao", options, bound)
+        compiling.compile_to(pipeline, file, profile or "tao", options, bound)
         return read(file)
-
-
-# --- until pipeline.cli binds parameters -----------------------------------------------------------------------------
-
-
-def _parameter_types(pipeline: str) -> dict[str, str]:
-    from pipeline import cli
-    from pipeline.kubeflow.package import read
-    from pipeline.options import Options
-
-    if hasattr(cli, "parameter_types"):
-        return dict(cli.parameter_types(pipeline))
-    with tempfile.TemporaryDirectory() as folder:
-        cli.compile_to(pipeline, Path(folder, "pipeline.yaml"), "tao", Options())
-        return read(Path(folder, "pipeline.yaml")).types
-
-
-def _split_values(pipeline: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    from pipeline import cli
-
-    return cli.split_values(pipeline, values) if hasattr(cli, "split_values") else (values, {})
-
-
-def _compile_to(pipeline: str, output: Path, profile: str, options: "Options", bound: dict[str, Any]) -> None:
-    from pipeline import cli
-
-    compile_to: Any = cli.compile_to
-    if hasattr(cli, "split_values"):
-        compile_to(pipeline, output, profile, options, bound)
-    else:
-        compile_to(pipeline, output, profile, options)
