@@ -31,8 +31,8 @@ def fitted(service: Service, repository: Mapping[str, Any]) -> Service:
     maker = repository.get("gridbox_version", "")
     if maker != GRIDBOX_VERSION:
         raise UserError(
-            f"the model repository was made by gridbox {maker or '(not recorded)'}, the image that serves has the code of "
-            f"{GRIDBOX_VERSION}; build the repository again"
+            f"the model repository was made by gridbox {maker or '(not recorded)'}, the image that serves has the code "
+            f"of {GRIDBOX_VERSION}; build the repository again"
         )
     if backend != "tensorrt":
         return service
