@@ -1,7 +1,7 @@
 """The Kubeflow Pipelines API (v2beta1) and a Kubernetes beneath it, small enough to be understood.
 
 They follow Kubeflow Pipelines 2.17.0 over Argo 4.0.5: what the API says of a run is derived from its Argo workflow
-(`argo_nodes.py`) by the rules of `backend/src/apiserver` (`toApiPipelineTaskDetail`, `report_server.go`), and held
+(`argo_workflow.py`) by the rules of `backend/src/apiserver` (`toApiPipelineTaskDetail`, `report_server.go`), and held
 against recordings of a real server (`test_kubeflow_recordings.py`).
 
 What they are asked is held against kfp's own descriptions: bodies against the models of `kfp_server_api`, pipelines
@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import kfp_server_api
 import yaml
-from argo_nodes import STATES, Workflow
+from argo_workflow import STATES, Workflow
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from argo_nodes import Workflow, fnv
+from argo_workflow import Workflow, fnv
 from kubeflow_stub import Pipelines
 
 from pipeline.kubeflow import api, sources, workflow
