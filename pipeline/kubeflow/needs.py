@@ -20,7 +20,7 @@ class Pool:
         resource: What they want of a node, as `nvidia.com/gpu`.
         count: How many of it.
         selector: Labels that the node must bear.
-        tolerations: Taints that are put up with, as a pod has them.
+        tolerations: Those of the pods.
     """
 
     resource: str
