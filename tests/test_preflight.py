@@ -85,11 +85,11 @@ def test_data_and_store_in_a_bucket_are_looked_at(call, monkeypatch):
 def test_a_claim_that_the_stages_user_cannot_write_to(call, monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "checkpoints" / "preflight"))
-    assert call()[1]["checkpoints"][0] == "pass"
+    assert call("--gpu-count", 0)[1]["checkpoints"][0] == "pass"
     assert not [each for each in (tmp_path / "checkpoints").rglob("*") if each.is_file()]
     (tmp_path / "file").touch()  # root, as which tests may run, is refused by no mode of a folder
     monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "file" / "preflight"))
-    code, found, said = call()
+    code, found, said = call("--gpu-count", 0)
     assert code == 2
     assert found["checkpoints"][0] == "fail"
     assert f"user {os.getuid()} cannot write to {tmp_path}/file/preflight: Not a directory; give the claim's" in said
