@@ -275,6 +275,7 @@ class Pipelines(Stub):
         self.messages = {}  # by stage, why its pod failed
         self.retried = set()  # stages with retries of their own
         self.exit_handlers = {}  # by the path of an exit task, the group that it follows
+        self.message = ""  # why the workflow as a whole ended as it did
         self.compressed_from = None  # the look from which the workflow's status is too large for Argo
         self._looks = {}
 
@@ -495,7 +496,9 @@ class Pipelines(Stub):
     def workflow(self, run_id):
         """The Argo workflow of a run, as the older API keeps it: whatever Argo wrote, compressed or not."""
         look = max(0, self._looks.get(run_id, len(self.script)) - 1)
-        return self._workflow(look).document(run_id, self._is_compressed(look))
+        document = self._workflow(look).document(run_id, self._is_compressed(look))
+        document["status"] |= {"message": self.message} if self.message else {}
+        return document
 
     def pod(self, task):
         """The name of the pod that ran a stage."""

@@ -1,10 +1,12 @@
 """`gridbox submit` and `wait` to the end of a run: whoever still speaks is asked, and silence is said, too."""
 
+import json
 import re
 
 import kubeflow_pipeline
 import pytest
 from kubeflow_stub import Kubernetes
+from test_kubeflow_recordings import looks
 
 from pipeline.kubeflow import logs
 
@@ -108,6 +110,31 @@ def test_a_failed_stage_ends_with_the_last_line_of_its_program(stub, gridbox, co
     stub.logs = {stub.pod("fit"): LAUNCHER.format(own=own)}
     _, _, err = gridbox("submit", compiled)
     assert "  fit: failed: gridbox fit: /checkpoints is not writable; chown it to 10001 (exit code 1)\n" in err
+
+
+def test_a_workflow_that_argo_gave_up_says_why(stub, gridbox, compiled):
+    stub.script, stub.message = [({"fit": "SUCCEEDED"}, "FAILED")], "workflow is longer than maximum allowed size"
+    code, _, err = gridbox("submit", compiled)
+    assert code == 1
+    assert "): failed: workflow is longer than maximum allowed size\n" in err
+
+
+def test_a_recorded_run_whose_details_stood_still_is_followed_to_its_end(stub, gridbox):
+    """Its pipeline is not recorded, and no other source speaks: what remains is the details, as far as they go."""
+    stub.has_v1 = False
+    run_id = looks()[0]["run_id"]
+    for look in (looks()[-2], *looks()):  # the first answer is to the question which run it is
+        text = json.dumps(look)
+        stub.fail("GET", f"/apis/v2beta1/runs/{run_id}", 200, body=text, content_type="application/json")
+    code, out, _ = gridbox("wait", run_id)
+    assert code == 0
+    said = lines_of_stages(out)
+    assert said[0] == "[ 1/20] exit-handler-1: running"
+    assert "[19/20] publish: running" in said
+    assert [line for line in said if line.endswith("done in 10.0 s")]
+    *_, last, end = out.splitlines()
+    assert last == "Kubeflow gives no details any more of exit-handler-1, publish; the run itself: done"
+    assert end.endswith(": done")
 
 
 def test_a_driver_that_fails_names_its_stage_and_its_last_error(stub, gridbox, compiled):

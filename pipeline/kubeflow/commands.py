@@ -123,12 +123,9 @@ def wait_command(configuration: "Configuration", run: RunName) -> None:
 
 
 def _stages(session: Session, run: "Run") -> dict[str, str]:
-    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow says."""
-    from pipeline.kubeflow import workflow
-
-    if package := session.api.package_of(run):
-        return package.stages()
-    return workflow.paths(session.sources().workflow(run) or {}) or {task.name: task.name for task in run.tasks}
+    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow or details say."""
+    package = session.api.package_of(run)
+    return package.stages() if package else session.sources().stages(run)
 
 
 def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:

@@ -68,7 +68,8 @@ class Follower:
         """
         if run.state in ("SUCCEEDED", "SKIPPED"):
             return
-        lines = [f"run {run.name} ({run.id}): {word(run.state)}" + (f": {run.error}" if run.error else "")]
+        why = run.error or self._sources.message()
+        lines = [f"run {run.name} ({run.id}): {word(run.state)}" + (f": {why}" if why else "")]
         if run.state == "FAILED":
             lines += [f"  {line}" for line in self._failures(run)]
             lines.append(f"  its logs: gridbox logs {run.id}")

@@ -44,6 +44,17 @@ class Sources:
             self._tasks, self._asked = run.tasks, time.monotonic()
         return argo.states(self._workflow or {}) or of_details(run.tasks, stages)
 
+    def stages(self, run: Run) -> dict[str, str]:
+        """Returns the stages that have begun, of a run whose pipeline is gone: by their path, their name."""
+        if found := argo.paths(self.workflow(run) or {}):
+            return found
+        names = {task.name for task in run.tasks} - {"root"}
+        return {name: name for name in sorted(names) if f"{name}-driver" in names}
+
+    def message(self) -> str:
+        """Returns why the workflow as a whole ended as it did; mostly empty."""
+        return " ".join(str(((self._workflow or {}).get("status") or {}).get("message") or "").split())
+
     def workflow(self, run: Run) -> Document | None:
         """Returns the Argo workflow behind a run, or None where nobody tells."""
         if self._has_older_api:
