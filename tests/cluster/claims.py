@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+
 from cluster.bench import LABELS
 
 

@@ -4,11 +4,11 @@ import json
 import os
 
 import pytest
+
 from cluster import serving
 from cluster import settings as cluster_settings
 from cluster.place import SERVICE, Place
 from cluster.table import CHECK, Table
-
 from components.step import StageError, UserError
 from pipeline import settings as gridbox_settings
 from pipeline.kubeflow.session import open_session

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+
 from cluster import serving, workflow
 from cluster.bench import NAME as BENCH
 from cluster.bench import Bench
 from cluster.commands import Kubectl, follow, gridbox
-
 from pipeline.kubeflow.package import read
 
 # The one ensemble of the workflow's repository.

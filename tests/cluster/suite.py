@@ -4,6 +4,7 @@ import re
 import time
 
 import pytest
+
 from cluster import serving, workflow
 from cluster.claims import claim
 from cluster.commands import gridbox
