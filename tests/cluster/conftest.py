@@ -80,7 +80,15 @@ def figure(record_property):
 def manifests(place, tmp_path_factory):
     """A copy of the manifests with the store's keys in it, removed as soon as it is not needed."""
     folder = tmp_path_factory.mktemp("manifests")
-    serving.copy_manifests(folder, serving.keys(place.kubectl, place.runs, place.configuration.placement.store_secret))
+    placement = place.configuration.placement
+    scheme, _, host = (placement.store_endpoint or "https://s3.amazonaws.com").partition("://")
+    values = {
+        "store": f"{scheme}://{host}", "store-https": str(int(scheme == "https")), "store-region": placement.store_region,
+        "pod-security": serving.pod_security(place.kubectl),
+        "pipeline-account": place.account, "pipeline-namespace": place.runs,
+    }  # fmt: skip
+    keys = serving.keys(place.kubectl, place.runs, placement.store_secret)
+    serving.copy_manifests(folder, keys, {name: value for name, value in values.items() if value})
     yield folder
     (folder / "manifests/base/s3.env").unlink()
 
@@ -93,8 +101,7 @@ def installed(place, manifests):
     found = place.kubectl.get(f"/api/v1/namespaces/{place.namespace}")
     if found and not serving.MARK.items() <= (found["metadata"].get("labels") or {}).items():
         pytest.fail(f"namespace {place.namespace} is not this suite's; give another TEST_CLUSTER_NAMESPACE")
-    endpoint = place.configuration.placement.store_endpoint
-    folder = serving.overlay(manifests, serving.OVERLAY, place.namespace, place.runs, place.account, endpoint)
+    folder = serving.overlay(manifests, serving.OVERLAY, place.namespace)
     place.kubectl("apply", "--server-side", "-k", folder).ok()
     place.kubectl("label", "namespace", place.namespace, *(f"{key}={value}" for key, value in serving.MARK.items()),
                   "--overwrite").ok()  # fmt: skip

@@ -150,7 +150,7 @@ class Place:
 
     def left(self):
         """Yields what is left in the cluster."""
-        yield f"runs named {SERVICE}-… and the uploaded pipeline {self.package.name} in Kubeflow"
+        yield f"runs named {SERVICE}-… and the uploaded pipeline {self.workflow} in Kubeflow"
         if self.settings.keep:
             yield f"namespace {self.namespace}, pod {BENCH} in {self.runs}, objects below {self.store} (as asked)"
 

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 # What docs/kubeflow.md has a user apply before the pipeline deploys.
-OVERLAY = "pipeline-target"
+OVERLAY = "pipeline-kserve"
 DEPLOY_ROLE = "gridbox-deploy"
 MARK = {"gridbox-test": "true"}
 
@@ -52,52 +52,44 @@ def keys(kubectl, namespace, secret):
     return "".join(f"{name}={values[name]}\n" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 
 
-def copy_manifests(folder, env):
-    """Copies the manifests beside the overlays to come, with the keys in them; the folder is readable by us alone."""
+def copy_manifests(folder, env, settings):
+    """Copies the manifests beside the overlays to come, with the store's keys and the settings of this cluster in them."""
     folder.chmod(0o700)
     shutil.copytree(ROOT / "manifests", folder / "manifests")
     (folder / "manifests/base/s3.env").write_text(env, encoding="utf-8")
+    file = folder / "manifests/settings/settings.yaml"
+    document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert settings.keys() <= document["data"].keys(), f"{file} has no {settings.keys() - document['data'].keys()}"
+    document["data"] |= settings
+    file.write_text(yaml.safe_dump(document), encoding="utf-8")
 
 
-def overlay(folder, name, namespace, runs_namespace="", account="", endpoint=""):
-    """Writes an overlay of a user's own over one of ours, with the namespace changed; returns its folder.
+def overlay(folder, name, namespace):
+    """Writes an overlay of a user's own over one of ours, in another namespace; returns its folder.
 
     Roles of the whole cluster get names of their own: those of an installation that is there must stay as they are.
     """
     own = folder / name.replace("/", "-")
-    own.mkdir()
-    subject = {"kind": "ServiceAccount", "name": account, "namespace": runs_namespace}
+    own.mkdir(exist_ok=True)
+    role = [{"op": "replace", "path": "/metadata/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
+    bound = [*role, {"op": "replace", "path": "/roleRef/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
+    patches = {"ClusterRole": role, "ClusterRoleBinding": bound}
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
         "resources": [f"../manifests/overlays/{name}"],
+        "patches": [
+            {"target": {"kind": kind, "name": DEPLOY_ROLE}, "patch": json.dumps(patch), "options": {"allowNameChange": True}}
+            for kind, patch in patches.items()
+        ],
     }
-    patches = []
-    if account:
-        role = f"{DEPLOY_ROLE}-{namespace}"
-        patches += [
-            _patch("ClusterRole", DEPLOY_ROLE, [_replace("/metadata/name", role)], rename=True),
-            _patch(
-                "ClusterRoleBinding", DEPLOY_ROLE,
-                [_replace("/metadata/name", role), _replace("/roleRef/name", role), _replace("/subjects", [subject])],
-                rename=True,
-            ),
-            _patch("RoleBinding", DEPLOY_ROLE, [_replace("/subjects", [subject])]),
-        ]  # fmt: skip
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        told = {"s3-endpoint": host, "s3-usehttps": str(int(scheme == "https"))}
-        annotations = [(f"/metadata/annotations/serving.kserve.io~1{name}", value) for name, value in told.items()]
-        patches.append(_patch("Secret", "", [_replace(path, value) for path, value in annotations]))
-    (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | {"patches": patches}), encoding="utf-8")
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
     return own
 
 
-def _replace(path, value):
-    return {"op": "replace", "path": path, "value": value}
-
-
-def _patch(kind, name, operations, rename=False):
-    target = {"kind": kind, **({"name": name} if name else {})}
-    return {"target": target, "patch": json.dumps(operations), "options": {"allowNameChange": rename}}
+def pod_security(kubectl):
+    """Returns the strictest level under which this KServe's own container may start (manifests/README.md)."""
+    found = kubectl.get("/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers/default")
+    container = ((found or {}).get("spec") or {}).get("container") or {}
+    return "restricted" if container.get("securityContext") else "baseline"

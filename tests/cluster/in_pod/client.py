@@ -43,7 +43,7 @@ def ask(host, port, model, content):
         exchange(connection, "POST", f"/v2/models/{model}/infer", content)
     finally:
         connection.close()
-    return config.get("parameters", {}).get("gridbox_digest", {}).get("string_value", "")
+    return json.loads(config["parameters"]["gridbox_digest"]["string_value"])
 
 
 def main(url, model, out):
@@ -54,7 +54,7 @@ def main(url, model, out):
             line = {"start": time.time(), "digest": "", "error": ""}
             try:
                 line["digest"] = ask(parts.hostname, parts.port or 80, model, content)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
                 line["error"] = f"{type(error).__name__}: {error}"
             line["end"] = time.time()
             lines.write(json.dumps(line) + "\n")
