@@ -3,6 +3,8 @@
     <base>/versions/<version>/…      the folder's files, never changed after
     <base>/records/<version>.json    written when all of them are there and verified: names, sizes, SHA-256
     <base>/current.json              the pointer to the version that is served, written last
+    <base>/evidence/<version>.npz    what the score of a deployed version rests on
+    <base>/held/<holder>.json        versions that a deployment serves or can go back to
 
 A reader resolves the pointer; a publish that ends before the pointer is written leaves the former version served, and
 what it has left behind (a version without a record) is recognised, counted and removed by `prune`.
@@ -23,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from components.store import Interrupted, Patience, Report, retried
 
 LAYOUT_VERSION = 1
 POINTER = "current.json"
-VERSIONS, RECORDS = "versions/", "records/"
+VERSIONS, RECORDS, EVIDENCE, HELD = "versions/", "records/", "evidence/", "held/"
 _VERSION = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{8}")
 # The pointer stays small. Older versions than these are judged by their age, see `prune`.
 _FORMER_NAMED = 100
@@ -140,6 +143,7 @@ def publish(
     source: Path,
     base: str,
     *,
+    serve: bool = True,
     expected: str | None = None,
     report: Report | None = None,
     patience: Patience | None = None,
@@ -149,6 +153,7 @@ def publish(
     Args:
         source: An artifact, a model repository, checkpoints: any folder of plain files.
         base: A path, `file:///folder` or `s3://bucket/prefix`. The bucket must exist.
+        serve: Whether it becomes the served version; otherwise `point` makes it that later.
         expected: The version that must be served now for this one to replace it; empty where none must be. None:
             whatever is served is replaced.
         report: Told the bytes that have been moved of all there are to move: each counts when sent and when read back.
@@ -168,8 +173,40 @@ def publish(
     published = _describe(Path(source), files, version, f"{objects.uri}{VERSIONS}{version}/")
     record = _document(published) | {"files": {file.name: [file.size, file.sha256] for file in files}}
     _write_verified(objects, f"{RECORDS}{version}.json", record, patience)
-    _point(objects, published, expected, patience)
+    if serve:
+        _point(objects, published, expected, patience)
     return published
+
+
+def point(base: str, version: str, patience: Patience | None = None) -> Published:
+    """Makes a version that is published already the served one.
+
+    Raises:
+        UserError: There is no such version, or the store refuses or cannot be reached.
+    """
+    patience = patience or Patience()
+    objects = open_objects(base, patience)
+    published, _ = _read_record(objects, version, patience)
+    _point(objects, published, None, patience)
+    return published
+
+
+def hold(base: str, holder: str, versions: Iterable[str], patience: Patience | None = None) -> None:
+    """Has `prune` spare versions, in the place of those that the holder named before.
+
+    Args:
+        base: As in `publish`.
+        holder: Who needs them, for example `namespace.name` of a deployment.
+        versions: Their names.
+        patience: Tries, pauses and timeouts of a request.
+
+    Raises:
+        UserError: The store refuses or cannot be reached.
+    """
+    patience = patience or Patience()
+    objects = open_objects(base, patience)
+    document = {"layout": LAYOUT_VERSION, "versions": sorted(versions)}
+    _write_verified(objects, f"{HELD}{holder}.json", document, patience)
 
 
 def resolve(base: str, patience: Patience | None = None) -> Published:
@@ -224,7 +261,7 @@ def versions(base: str, patience: Patience | None = None) -> Versions:
 def prune(base: str, keep: int, *, young: timedelta = YOUNG, patience: Patience | None = None) -> Pruned:
     """Removes old versions and left-overs.
 
-    The served version and the newest `keep` stay. So does what may belong to a publish that is still at work, as long
+    The served version, those that a deployment holds, and the newest `keep` stay. So does what may belong to a publish that is still at work, as long
     as it is younger than `young`: versions without a record, and versions that have not been served yet.
 
     Args:
@@ -243,8 +280,8 @@ def prune(base: str, keep: int, *, young: timedelta = YOUNG, patience: Patience 
     objects = open_objects(base, patience)
     found, pointer = _survey(objects, patience)
     started = datetime.now(UTC) - young
-    served = found.served.version if found.served else ""
-    old = [each for each in found.complete[:-keep] if each.version != served]
+    needed = _held(objects, patience) | ({found.served.version} if found.served else set())
+    old = [each for each in found.complete[:-keep] if each.version not in needed]
     settled = set(pointer.former if pointer else ())
     gone = [each for each in old if each.version in settled or datetime.fromisoformat(each.time) < started]
     stale = [each for each in found.leftovers if each.modified < started]
@@ -422,12 +459,16 @@ def _document(published: Published) -> dict[str, Any]:
 
 def _point(objects: Objects, published: Published, expected: str | None, patience: Patience) -> None:
     """Makes a version the served one and reads the pointer back."""
+    begun = retried(lambda: _read_pointer(objects), objects.uri, patience)
+    was_replaced = begun is not None and published.version in begun.former  # long ago: it is to be served again
 
     def write() -> bool:
         """Makes one try; returns whether the version is served, or was until another publisher replaced it."""
         current = _read_pointer(objects)
         # The answer to an earlier try may have been lost, and others may have published since.
-        if current and published.version in (current.published.version, *current.former):
+        if current and (
+            current.published.version == published.version or (not was_replaced and published.version in current.former)
+        ):
             return True
         _check_expected(current, expected, objects)
         former = (*current.former, current.published.version)[-_FORMER_NAMED:] if current else ()
@@ -534,6 +575,16 @@ def _survey(objects: Objects, patience: Patience) -> tuple[Versions, _Pointer | 
     return found, pointer
 
 
+def _held(objects: Objects, patience: Patience) -> set[str]:
+    """Returns the versions that deployments serve or can go back to."""
+    held: set[str] = set()
+    for entry in retried(lambda: objects.listed(HELD), objects.uri, patience):
+        found = retried(partial(objects.read, entry.name), objects.uri + entry.name, patience)
+        if found is not None:
+            held |= {str(version) for version in _parsed(found[0], objects.uri + entry.name).get("versions", [])}
+    return held
+
+
 def _leftovers(entries: Iterable[Entry], complete: Iterable[str]) -> tuple[Leftover, ...]:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -551,7 +602,7 @@ def _remove_version(objects: Objects, version: str, patience: Patience) -> None:
     # The record goes first: from then on the rest is a left-over, should this break off.
     _remove(objects, [Entry(f"{RECORDS}{version}.json", 0, datetime.now(UTC))], patience)
     files = retried(lambda: objects.listed(f"{VERSIONS}{version}/"), objects.uri, patience)
-    _remove(objects, files, patience)
+    _remove(objects, [*files, Entry(f"{EVIDENCE}{version}.npz", 0, datetime.now(UTC))], patience)
 
 
 def _remove(objects: Objects, entries: Iterable[Entry], patience: Patience) -> None:

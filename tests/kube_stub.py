@@ -1,8 +1,8 @@
 """A Kubernetes API server with KServe in it, small enough to be understood: what it is asked is checked and recorded.
 
 It knows server-side apply (ownership by leaf, conflicts, force, removal of what is no longer applied), generations,
-resource versions, access rules, admission, and a controller that makes services ready after some looks at them. Lists
-are owned as a whole, as in KServe's definition but for a few lists that nobody shares here.
+resource versions, access rules, admission, dry runs, and lists by label; `kserve_stub` makes children and pods of the
+services. Lists are owned as a whole, as in KServe's definition but for a few lists that nobody shares here.
 """
 
 import contextlib
@@ -15,12 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+from kserve_stub import KServe
 
 TOKEN = "a-token-of-the-stub"
 KINDS = {
     ("serving.kserve.io", "v1beta1", "inferenceservices"): "InferenceService",
     ("serving.kserve.io", "v1alpha1", "servingruntimes"): "ServingRuntime",
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions"): "CustomResourceDefinition",
+    ("apps", "v1", "deployments"): "Deployment",
+    ("serving.knative.dev", "v1", "services"): "Service",
+    ("", "v1", "pods"): "Pod",
+    ("", "v1", "configmaps"): "ConfigMap",
 }
 DEFINITION = "inferenceservices.serving.kserve.io"
 MODE = "serving.kserve.io/deploymentMode"
@@ -106,33 +111,6 @@ def drop(document, path):
             parents[depth - 1].pop(path[depth - 1], None)
 
 
-def ready_status(document, looks, delay=2):
-    """KServe's status of a service that becomes ready at the second look."""
-    metadata, spec = document["metadata"], document["spec"]
-    name, namespace = metadata["name"], metadata["namespace"]
-    if looks < delay:
-        former = copy.deepcopy(document.get("status", {}))  # that of the former generation still
-        former.setdefault("observedGeneration", 0)
-        return former
-    local = f"{namespace}.svc.cluster.local"
-    traffic = [{"latestRevision": True, "percent": 100, "url": f"http://latest-{name}-predictor.{local}"}]
-    status = {
-        "observedGeneration": metadata["generation"],
-        "conditions": [
-            {"type": "PredictorReady", "status": "True"},
-            {"type": "Ready", "status": "True"},
-        ],
-        "url": f"http://{name}-{namespace}.example.com",
-        "address": {"url": f"http://{name}-predictor.{local}"},
-        "modelStatus": {"transitionStatus": "UpToDate"},
-        "components": {"predictor": {"traffic": traffic}},
-        "deploymentMode": metadata["annotations"].get(MODE, ""),
-    }
-    if spec.get("canary"):
-        status["canaryStatuses"] = [{"name": each["predictor"]["name"], "ready": True} for each in spec["canary"]]
-    return status
-
-
 class Kube:
     """The server. Use it as a context; `kubeconfig` writes the file that leads to it."""
 
@@ -143,7 +121,10 @@ class Kube:
         self.faults: list[Fault] = []
         self.rules = None  # of the account; None allows everything
         self.token = TOKEN
-        self.controller: Callable = ready_status
+        self.kserve = KServe()
+        self.controller: Callable = self.kserve.look
+        self.gateway_api: bool | None = True  # None: KServe's configuration is nowhere to be found
+        self.rehearsed: list[dict] = []
         self.admission: Callable = lambda _old, _new: None  # returns why not
         self.before_apply: list[Callable] = []  # each is called once, before an apply is looked at
         self.groups = {group for group, _, _ in KINDS}
@@ -167,6 +148,9 @@ class Kube:
 
             def do_PATCH(self):
                 stub._serve(self, "patch")
+
+            def do_POST(self):
+                stub._serve(self, "create")
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -240,7 +224,8 @@ class Kube:
         if headers.get("Authorization") != f"Bearer {self.token}":
             raise Answer(401, "Unauthorized", "Unauthorized")
         words = parts.path.strip("/").split("/")
-        assert words[0] == "apis", f"only API groups are asked for, not {parts.path}"
+        if words[0] == "api":
+            words.insert(1, "")
         group, version, words = words[1], words[2], words[3:]
         namespace = ""
         if words[0] == "namespaces":
@@ -248,15 +233,23 @@ class Kube:
         resource, name, subresource = words[0], words[1] if len(words) > 1 else "", "/".join(words[2:])
         force = query.pop("force", "false")
         assert force in ("true", "false"), force
-        call = Call(method, group, resource, subresource, namespace, name, force == "true")
+        verb = "list" if method == "get" and not name else method
+        call = Call(verb, group, resource, subresource, namespace, name, force == "true")
         self.calls.append(call)
         self._fault(call)
         self._authorize(call)
         if group not in self.groups or (group, version, resource) not in KINDS:
             raise Answer(404, "", "", raw="404 page not found\n")
-        if method == "get":
+        if verb == "list":
+            (selector,) = query.values()
+            owner = selector.removeprefix("serving.kserve.io/inferenceservice=")
+            return 200, {"kind": "PodList", "apiVersion": "v1", "items": self.kserve.pods(namespace, owner)}
+        if verb == "get":
             assert not query, query
             return 200, self._get(call)
+        if verb == "create":
+            assert query == {"dryRun": "All"}, query
+            return 201, self._rehearse(call, json.loads(body))
         assert headers["Content-Type"] == "application/apply-patch+yaml", headers["Content-Type"]
         assert query == {"fieldManager": "gridbox"}, query
         return self._apply(call, KINDS[(group, version, resource)], f"{group}/{version}", yaml.safe_load(body))
@@ -294,7 +287,14 @@ class Kube:
                 "kind": "CustomResourceDefinition", "metadata": {"name": DEFINITION},
                 "spec": {"versions": [{"name": "v1beta1", "served": True, "schema": schema}]},
             }  # fmt: skip
-        stored = self._stored.get((call.group, call.resource, call.namespace, call.name))
+        if call.resource == "configmaps" and call.name == "inferenceservice-config" and self.gateway_api is not None:
+            ingress = json.dumps({"enableGatewayApi": self.gateway_api})
+            return {"kind": "ConfigMap", "metadata": {"name": call.name}, "data": {"ingress": ingress}}
+        if call.resource in ("deployments", "services"):
+            child = self.kserve.child(call.namespace, call.name, call.resource == "services")
+            stored = Stored(child) if child else None
+        else:
+            stored = self._stored.get((call.group, call.resource, call.namespace, call.name))
         if stored is None:
             details = {"name": call.name, "group": call.group, "kind": call.resource}
             raise Answer(404, "NotFound", f'{call.resource}.{call.group} "{call.name}" not found', details)
@@ -302,6 +302,14 @@ class Kube:
             stored.looks += 1
             stored.document["status"] = self.controller(stored.document, stored.looks)
         return stored.document
+
+    def _rehearse(self, call, body):
+        assert body["metadata"]["namespace"] == call.namespace
+        self.rehearsed.append(body)
+        why_not = self.admission(None, body)
+        if why_not:
+            raise Answer(403, "Forbidden", why_not)
+        return body
 
     def _apply(self, call, kind, api_version, body):
         while self.before_apply:
@@ -340,7 +348,7 @@ class Kube:
                 'admission webhook "inferenceservice.kserve-webhook-server.validator" denied the request: ' + why_not,
             )  # fmt: skip
         before = None if stored is None else stored.document
-        self._touch(new, before is None or before["spec"] != new.document["spec"])
+        self._touch(new, before is None or before.get("spec") != new.document.get("spec"))
         self._stored[key] = new
         return (201 if stored is None else 200), new.document
 

@@ -29,6 +29,10 @@ class Kind:
 
 INFERENCE_SERVICE = Kind("serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices")
 SERVING_RUNTIME = Kind("serving.kserve.io", "v1alpha1", "ServingRuntime", "servingruntimes")
+DEPLOYMENT = Kind("apps", "v1", "Deployment", "deployments")
+KNATIVE_SERVICE = Kind("serving.knative.dev", "v1", "Service", "services")
+POD = Kind("", "v1", "Pod", "pods")
+CONFIG_MAP = Kind("", "v1", "ConfigMap", "configmaps")
 DEFINITION = Kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions", False)
 
 
@@ -83,6 +87,37 @@ class Cluster:
                     return None
                 raise
 
+    def listed(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Document]:
+        """Returns the objects of a namespace that have these labels.
+
+        Raises:
+            UserError: The cluster does not allow this.
+            StageError: The API server fails.
+        """
+        selector = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+        with self._said(kind, "list", "", namespace):
+            found = self._client.get(
+                self._resource(kind), namespace=namespace, label_selector=selector, _request_timeout=TIMEOUTS
+            )
+        return list(found.to_dict().get("items") or [])
+
+    def rehearse(self, kind: Kind, document: Mapping[str, Any]) -> None:
+        """Has the cluster do all that it does to create an object, but for keeping it.
+
+        Raises:
+            UserError: The cluster refuses the object, or does not allow this.
+            StageError: The API server fails.
+        """
+        metadata = document["metadata"]
+        with self._said(kind, "create", metadata["name"], metadata["namespace"]):
+            self._client.create(
+                self._resource(kind),
+                body=dict(document),
+                namespace=metadata["namespace"],
+                dry_run="All",
+                _request_timeout=TIMEOUTS,
+            )
+
     def apply(self, kind: Kind, document: Mapping[str, Any], force: bool = False) -> Document:
         """Creates or changes an object by server-side apply, as the field manager `gridbox`.
 
@@ -116,7 +151,7 @@ class Cluster:
         from kubernetes.dynamic.resource import Resource
 
         return Resource(
-            prefix="apis",
+            prefix="apis" if kind.group else "api",
             group=kind.group,
             api_version=kind.version,
             kind=kind.kind,
@@ -129,7 +164,7 @@ class Cluster:
     def _said(self, kind: Kind, verb: str, name: str, namespace: str) -> Iterator[None]:
         import urllib3
 
-        where = f"{kind.resource}/{name}" + (f" in {namespace}" if namespace else "")
+        where = (f"{kind.resource}/{name}" if name else kind.resource) + (f" in {namespace}" if namespace else "")
         try:
             yield
         except _api_exception() as error:
@@ -179,17 +214,18 @@ def _failure(error: Any, kind: Kind, verb: str, namespace: str, where: str) -> E
         return UserError(
             f"{where}: the API server does not know these credentials (401); renew the token or certificate"
         )
-    if error.status == 403:
+    if error.status == 403 and re.search(r"cannot \w+ resource", said):
         return UserError(f"{where}: not allowed (403); the account lacks the rule {_missing_rule(said, kind, verb)}")
     if error.status == 404 and status.get("details", {}).get("kind") == "namespaces":
         return UserError(f"{where}: there is no namespace {namespace}; create it first")
     if error.status == 404:
         return UserError(
-            f"{where}: the cluster knows no {kind.resource} of {kind.group}/{kind.version} (404); install KServe"
+            f"{where}: the cluster knows no {kind.resource} of {kind.group}/{kind.version} (404); install "
+            f"{'Knative' if kind is KNATIVE_SERVICE else 'KServe'}"
         )
     if error.status == 409:
         return _conflict(status, said, where)
-    if error.status in (400, 422):
+    if error.status in (400, 403, 422):  # 403 is Pod Security's, a quota's and a service account's, too
         return UserError(f"{where}: the cluster refuses it: {said}")
     if error.status == 0:
         return UserError(f"{where}: no secure connection to the API server: {said}")

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from components.serve import deploy_commands
+from components.serve.deploy_commands import Backend
 
 if TYPE_CHECKING:
     from components.serve.server import LocalServer
@@ -34,14 +35,6 @@ app = typer.Typer(
     help="A detector behind Triton on this machine: gridbox serve [RUN]; and repositories for Triton elsewhere.",
     add_completion=False,
 )
-
-
-class Backend(StrEnum):
-    """See `components.serve.config.RepositorySettings`."""
-
-    onnxruntime = "onnxruntime"
-    python = "python"
-    tensorrt = "tensorrt"
 
 
 class Preprocessing(StrEnum):

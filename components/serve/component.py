@@ -1,12 +1,12 @@
 # ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
-"""How Kubeflow sees serving: the model repository, the TensorRT plan, publishing, deployment and promotion.
+"""How Kubeflow sees serving: the TensorRT plan, publishing, deployment and promotion.
 
 Keys of object stores come from a secret as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, access to the cluster from the
 step's own service account; neither is a parameter, since Kubeflow shows those.
 """
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Markdown, Metrics, Model, Output, OutputPath
+from kfp.dsl import Artifact, Input, Markdown, Metrics, Model, Output
 
 from components.images import OPEN_ENGINE
 from components.serve.release import TRITON_IMAGE
@@ -34,13 +34,13 @@ def tensorrt(
     """Builds a TensorRT plan, in the image and on the kind of GPU that will serve it.
 
     Args:
-        exported: The exported model; for int8, one quantised for tensorrt.
+        exported: The exported model.
         precision: `fp32`, `fp16` or `int8`.
         best_batch: The batch to optimise for.
         largest_batch: The largest batch.
-        workspace: MiB of GPU memory that kernels may use for themselves.
+        workspace: MiB of GPU memory for kernels.
         timing_cache: File of kernel timings on a mounted volume, or empty.
-        plan: The plan, and in its metadata the GPU, TensorRT and Triton release it is bound to.
+        plan: The plan.
         metrics: Latency and throughput as trtexec measured them.
     """
     return dsl.ContainerSpec(
@@ -51,54 +51,29 @@ def tensorrt(
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def repository(
-    exported: Input[Model], backend: str, preprocessing: str, repository: Output[Model]
-) -> dsl.ContainerSpec:
-    """Builds the Triton model repository of an exported model, without a plan.
+def publish(exported: Input[Model], backend: str, base: str, published: Output[Artifact]) -> dsl.ContainerSpec:
+    """Publishes a model as a Triton model repository, a new version; promotion makes it the served one.
 
     Args:
         exported: The exported model.
         backend: `onnxruntime` or `python`.
-        preprocessing: `letterbox` or `stretch`.
-        repository: The model repository.
+        base: Where versions lie: a folder, or an s3:// URI; empty: nothing is published.
+        published: Where the version is, and what it needs.
     """
-    return _task("build")
+    return _task("publish")
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def repository_of_plan(
-    exported: Input[Model], plan: Input[Model], preprocessing: str, repository: Output[Model]
+def publish_plan(
+    exported: Input[Model], plan: Input[Model], base: str, published: Output[Artifact]
 ) -> dsl.ContainerSpec:
-    """Builds the Triton model repository of a TensorRT plan.
+    """Publishes a TensorRT plan as a Triton model repository, a new version.
 
     Args:
         exported: The exported model that the plan was built of.
         plan: The plan.
-        preprocessing: `letterbox` or `stretch`.
-        repository: The model repository.
-    """
-    return dsl.ContainerSpec(
-        image=OPEN_ENGINE,
-        command=["gridbox"],
-        args=[
-            "serve",
-            "build",
-            "--backend",
-            "tensorrt",
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )
-
-
-@dsl.container_component  # type: ignore[untyped-decorator]
-def publish(repository: Input[Model], base: str, published: Output[Artifact]) -> dsl.ContainerSpec:
-    """Publishes a model repository as a new, immutable version.
-
-    Args:
-        repository: The model repository.
-        base: Where versions lie: a folder, or an s3:// URI.
-        published: Where the version is, its digest, and what it needs to be served.
+        base: Where versions lie: a folder, or an s3:// URI; empty: nothing is published.
+        published: Where the version is, and what it needs.
     """
     return _task("publish")
 
@@ -134,23 +109,21 @@ def deploy(
     champion: str,
     gateway: str,
     deployment: Output[Artifact],
-    endpoint: OutputPath(str),  # type: ignore[valid-type]
-    gateway_host: OutputPath(str),  # type: ignore[valid-type]
 ) -> dsl.ContainerSpec:
     """Deploys a published model repository, if the quality gate lets it pass.
 
     Args:
         published: The published model repository.
         evaluation: Evaluation of the model.
-        scored_model: Which model of the evaluation is deployed; empty: its last one.
-        image: The image of Triton that serves.
-        target: `manifest` writes YAML for kubectl apply, `kserve` applies it and waits, `local` starts a Triton here.
+        scored_model: Which model of the evaluation; empty: its last one.
+        image: The image of Triton.
+        target: `manifest` writes YAML for kubectl, `kserve` applies it and waits, `local` starts a Triton here.
         name: Name of the InferenceService.
         namespace: Its namespace.
-        run_id: The run that deploys; empty: the published version stands for it.
+        run_id: The run; empty: the published version.
         mode: `Standard` or `Knative`; cannot be changed later.
-        protocol: What the service's port speaks: `v2` (HTTP) or `grpc-v2`.
-        gpus: NVIDIA GPUs of a pod; 0: CPU.
+        protocol: `v2` (HTTP) or `grpc-v2`.
+        gpus: GPUs of a pod; 0: CPU.
         cpu: Cores a pod requests.
         cpu_limit: Cores a pod may use.
         memory: Memory a pod requests.
@@ -158,19 +131,17 @@ def deploy(
         shared_memory: Size of /dev/shm.
         minimum_replicas: Pods at least.
         maximum_replicas: Pods at most.
-        node_selector: Labels of the nodes to run on.
-        tolerations: Taints of nodes to put up with.
-        service_account: Account of the pods, whose secrets fetch the model.
-        canary_percent: Traffic to the new model until it is promoted; 0: all at once.
-        force: Whether fields that other field managers own are taken over.
+        node_selector: Labels of the nodes.
+        tolerations: Taints that pods tolerate.
+        service_account: Account whose secrets fetch the model.
+        canary_percent: Traffic until promoted; 0: all at once.
+        force: Take over fields of other field managers.
         timeout: Seconds until the service must be ready.
-        max_points_lost: Points (hundredths) of average precision by which the served model may be better.
-        accept_incomparable: Whether a model passes that was not scored on the same images as the served one.
+        max_points_lost: Points of AP by which the served model may be better.
+        accept_incomparable: Let a model pass that cannot be compared.
         champion: Score of the served model, a path or URI; empty: read from the cluster.
-        gateway: Ingress gateway (host:port) for clients that cannot resolve the service's name.
-        deployment: The manifest, and in its metadata the addresses.
-        endpoint: URL of the new model's endpoint; empty where nothing serves it yet.
-        gateway_host: Host name to ask the gateway for, or empty.
+        gateway: Ingress gateway (host:port) for clients that cannot resolve the service.
+        deployment: What was deployed, and where it answers.
     """
     return _task("deploy")
 
@@ -185,15 +156,15 @@ def promote(
     accept_incomparable: bool,
     champion: str,
 ) -> dsl.ContainerSpec:
-    """Gives the deployed model all traffic if its endpoint scores well enough; otherwise serves the former one again.
+    """Gives a deployed model all traffic if its endpoint scores well enough; otherwise the former one serves again.
 
     Args:
         deployment: The deployment.
         evaluation: Evaluation of its endpoint.
-        force: Whether fields that other field managers own are taken over.
+        force: Take over fields of other field managers.
         timeout: Seconds until the service must be ready.
-        max_points_lost: Points (hundredths) of average precision by which the former model may be better.
-        accept_incomparable: Whether a model passes that was not scored on the same images as the former one.
+        max_points_lost: Points of AP by which the former model may be better.
+        accept_incomparable: Let a model pass that cannot be compared.
         champion: Score of the former model, a path or URI; empty: read from the cluster.
     """
     return _task("promote")
@@ -210,15 +181,15 @@ def conclude(
     timeout: float,
     summary: Output[Markdown],
 ) -> dsl.ContainerSpec:
-    """Ends a run: writes how it ended, and serves again what was served before a run that failed.
+    """Says how a run ended; if it failed, what served before its trial serves again.
 
     Args:
         name: Name of the InferenceService.
         namespace: Its namespace.
         run_id: The run.
-        status: The run's final status as Kubeflow gives it to an exit handler.
-        target: Where the run deployed; only `kserve` has something to undo.
-        force: Whether fields that other field managers own are taken over.
+        status: The final status that Kubeflow gives an exit handler.
+        target: Where the run deployed.
+        force: Take over fields of other field managers.
         timeout: Seconds until the service must be ready.
         summary: How the run ended.
     """

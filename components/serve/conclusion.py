@@ -4,7 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from components.step import publish
+from components.step import UserError, publish
+
+# The words of Kubeflow's metadata store for how a task ended (ml_metadata: `Execution.State`), as the driver of
+# Kubeflow Pipelines 2.17 hands them to an exit handler.
+FAILED, DONE = ("FAILED", "CANCELED"), ("COMPLETE", "CACHED")
+
+
+def has_failed(status: Mapping[str, Any]) -> bool:
+    """Returns whether a run ended so that its deployment is to be undone.
+
+    Raises:
+        UserError: The state is a word that nobody knows; then nothing may be undone.
+    """
+    state = status.get("state")
+    if state not in (*FAILED, *DONE):
+        raise UserError(f"--status: state {state!r} is none of {', '.join((*DONE, *FAILED))}; nothing was undone")
+    return state in FAILED
 
 
 def write_summary(path: Path, run_id: str, status: Mapping[str, Any], undone: str) -> None:

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from components.serve.cluster import DEFINITION, INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
+from components.serve import marks
+from components.serve.answering import question, verify
+from components.serve.canaries import check_canaries
+from components.serve.cluster import INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
+from components.serve.config import ENSEMBLE
 from components.serve.gate import Score, Verdict, judge, score_of_predictor, write_score
 from components.serve.host import ask
 from components.serve.kept_evidence import find_evidence, keep_evidence
@@ -19,28 +23,14 @@ from components.serve.kserve import (
     inference_service,
     serving_runtime,
 )
+from components.serve.ledger import Best, Entry, Ledger, State, read_ledger, write_ledger
 from components.serve.release import TRITON_RELEASE
-from components.serve.rollout import Live, challenge, promoted, rolled_back
+from components.serve.rollout import Live, challenge, promoted, replaced, returned, rolled_back
 from components.serve.waiting import address, wait
 from components.step import StageError, UserError, publish, read_manifest, write_manifest
 
 KIND = "deployment"
 MANIFEST_FILE = "manifest.yaml"
-# What the deploying account may do in its namespace and in the cluster; `manifests/` grants it, and a test records it.
-DEPLOY_RULES: tuple[Mapping[str, list[str]], ...] = (
-    {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": ["create", "get", "patch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": ["servingruntimes"], "verbs": ["create", "patch"]},
-)
-_DEFINITION = "inferenceservices.serving.kserve.io"
-# Only for a canary in mode Standard: whether the cluster's KServe knows such a thing.
-DEPLOY_CLUSTER_RULES: tuple[Mapping[str, list[str]], ...] = (
-    {
-        "apiGroups": ["apiextensions.k8s.io"],
-        "resources": ["customresourcedefinitions"],
-        "resourceNames": [_DEFINITION],
-        "verbs": ["get"],
-    },
-)
 # How often a deployment is worked out anew because somebody changed the object meanwhile.
 _ATTEMPTS = 5
 
@@ -77,12 +67,14 @@ class Rollout:
         force: Takes over fields that other field managers own.
         timeout: Seconds until the service must be ready.
         interval: Seconds between two looks at it.
+        gateway: Ingress gateway (host:port) for clients that cannot resolve the service's name.
     """
 
     percent: int = 0
     force: bool = False
     timeout: float = 900.0
     interval: float = 5.0
+    gateway: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.percent <= 99:
@@ -98,19 +90,26 @@ class Deployed:
         external_url: The service's address from outside.
         percent: Traffic to the new model.
         verdict: Why it was let pass.
+        proof: How it is known that the new model answers.
     """
 
     url: str
     external_url: str
     percent: int
     verdict: str
+    proof: str = ""
 
 
 # --- Targets ---------------------------------------------------------------------------------------------------------
 
 
-def write_deployment(output: Path, service: Service, target: Target, deployed: Deployed, candidate: Score) -> None:
+def write_deployment(
+    output: Path, service: Service, target: Target, deployed: Deployed, candidate: Score, gateway: str = ""
+) -> None:
     """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
+    connect, host = endpoint(deployed.url, service.protocol, gateway)
+    if target is Target.local:
+        connect, host = deployed.url, ""
     if target is Target.manifest:  # somebody will apply it
         keep_evidence(service.storage_uri, candidate)
     with publish(output) as scratch:
@@ -133,7 +132,15 @@ def write_deployment(output: Path, service: Service, target: Target, deployed: D
                 "canary_percent": deployed.percent,
                 "gate": deployed.verdict,
             },
-            {"triton_release": TRITON_RELEASE, "mode": service.mode.value},
+            {
+                "triton_release": TRITON_RELEASE,
+                "mode": service.mode.value,
+                # What a client connects to, and what it must find there.
+                "endpoint": connect,
+                "gateway_host": host,
+                "model_name": ENSEMBLE,
+                "repository_digest": service.repository_digest,
+            },
         )
 
 
@@ -187,7 +194,7 @@ def deploy_local(repository: Path, candidate: Score, gate: Gate, protocol: Proto
 
 
 def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Gate, rollout: Rollout) -> Deployed:
-    """Deploys to KServe and waits until the new model is ready; goes back to what was served when it does not get so.
+    """Deploys to KServe and waits until the new model answers; goes back to what was served when it does not.
 
     Raises:
         UserError: The cluster does not let us, or cannot do what is asked.
@@ -195,16 +202,18 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
     """
     new = inference_service(service)
     for attempt in range(1, _ATTEMPTS + 1):
-        live = _live(cluster, service.name, service.namespace)
-        champion = _champion(live, service, gate, candidate)
-        verdict = _passed(judge(candidate, champion, gate.points, gate.accept_incomparable))
+        live, ledger = _live(cluster, service.name, service.namespace), _ledger(cluster, service)
+        champion = _champion(live, ledger, service, gate, candidate)
+        verdict = _passed(judge(candidate, champion, gate.points, gate.accept_incomparable, ledger.best))
         if live and rollout.percent and service.mode is Mode.standard:
-            _check_canaries(cluster)
-        document = challenge(new, live, service.run_id, rollout.percent)
+            check_canaries(cluster)
+        document, noted = challenge(new, live, ledger, service.run_id, rollout.percent)
         if attempt == 1:
             keep_evidence(service.storage_uri, candidate)
+            marks.hold(f"{service.namespace}.{service.name}", (entry.uri for entry in noted.entries))
             cluster.apply(SERVING_RUNTIME, serving_runtime(service), rollout.force)
         try:
+            write_ledger(cluster, service.name, service.namespace, noted)
             applied = cluster.apply(INFERENCE_SERVICE, document, rollout.force)
             break
         except Changed as error:
@@ -212,53 +221,45 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
                 raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
     try:
         ready = wait(cluster, applied, rollout.timeout, rollout.interval)
+        proof = verify(question(address(ready), service, rollout.gateway), service.repository_digest)
     except StageError as error:
         raise StageError(f"{error}\n  {_went_back(cluster, service, rollout)}") from error
     percent = rollout.percent if Live(ready).canary is not None else 0
     if rollout.percent and not percent:
         print(f"{service.name}: nothing was served before, so the new model gets all traffic at once")
-    return Deployed(address(ready), str(ready.get("status", {}).get("url", "")), percent, verdict.reason)
+    return Deployed(address(ready), str(ready.get("status", {}).get("url", "")), percent, verdict.reason, proof)
 
 
-def _champion(live: Live | None, service: Service, gate: Gate, candidate: Score) -> Score | None:
-    """Returns the score of what is served now, with the evidence that the candidate's can be paired with."""
-    kept = live.champion(service.run_id) if live else None
-    if kept and kept["predictor"].get("model", {}).get("storageUri") == service.storage_uri:
+def _ledger(cluster: Cluster, service: Service) -> Ledger:
+    return read_ledger(cluster, service.name, service.namespace)
+
+
+def _champion(live: Live | None, ledger: Ledger, service: Service, gate: Gate, candidate: Score) -> Score | None:
+    """Returns the score of what is to be replaced, with the evidence that the candidate's can be paired with."""
+    former = replaced(live, ledger, service.run_id)
+    served = {former.uri if former else "", live.uri if live and live.run_id != service.run_id else ""}
+    if service.storage_uri.rstrip("/") + "/" in served:
         raise UserError(
             f"{service.storage_uri} is served already, and KServe rolls nothing out for the same URI; publish the "
             "model anew"
         )
-    return gate.champion or (_served_score(kept["predictor"], candidate) if kept else None)
+    if former and live and live.uri != former.uri and live.run_id != service.run_id:
+        print(f"{live.name}: run {live.run_id} was never judged at its endpoint; run {former.run} is the champion")
+    return gate.champion or _score_of(former, candidate)
 
 
-def _served_score(predictor: Mapping[str, Any], candidate: Score) -> Score:
-    score = score_of_predictor(predictor)
-    uri = str(predictor.get("model", {}).get("storageUri", ""))
-    return find_evidence(uri, score) if candidate.evidence else score
+def _score_of(entry: Entry | None, candidate: Score) -> Score | None:
+    """Returns the score of a deployment that was judged; a trial's counts for nothing."""
+    if entry is None or entry.state is not State.promoted:
+        return None
+    score = score_of_predictor(entry.predictor)
+    return find_evidence(entry.uri, score) if candidate.evidence else score
 
 
 def _passed(verdict: Verdict) -> Verdict:
     if not verdict.accepted:
         raise StageError(f"the quality gate refuses: {verdict.reason}")
     return verdict
-
-
-def _check_canaries(cluster: Cluster) -> None:
-    """Refuses a Standard canary where KServe would drop the field without a word and give the canary all traffic."""
-    definition = cluster.get(DEFINITION, _DEFINITION)
-    if definition is None:
-        raise UserError(f"the cluster has no {_DEFINITION}; install KServe")
-    for version in definition["spec"]["versions"]:
-        properties = version.get("schema", {}).get("openAPIV3Schema", {}).get("properties", {})
-        if version["name"] == INFERENCE_SERVICE.version and "canary" in properties.get("spec", {}).get(
-            "properties", {}
-        ):
-            return
-    raise UserError(
-        "a canary in mode Standard needs spec.canary (KServe 0.20), which this cluster's InferenceService does not "
-        "have and would drop, giving all traffic to the canary; deploy without (deploy_canary_percent 0), or in mode "
-        "Knative"
-    )
 
 
 # --- After the endpoint has been scored ------------------------------------------------------------------------------
@@ -283,24 +284,74 @@ def promote(
         StageError: The gate refuses and the former model is served again, or the model does not get ready.
     """
     verdict = Verdict(True, "promoted without a judgement")
-    live = _existing(cluster, name, namespace)
+    live, ledger = _existing(cluster, name, namespace), read_ledger(cluster, name, namespace)
     live.require(run_id)
+    entry = live.entry(ledger)
     if measured is not None:
-        former = live.former
-        champion = gate.champion or (_served_score(former["predictor"], measured) if former else None)
-        verdict = judge(measured, champion, gate.points, gate.accept_incomparable)
+        champion = gate.champion or _score_of(ledger.judged(ledger.find(entry.before)), measured)
+        verdict = judge(measured, champion, gate.points, gate.accept_incomparable, ledger.best)
     if not verdict.accepted:
-        back = roll_back(cluster, name, namespace, run_id, rollout)
+        back = undo_trial(cluster, name, namespace, live.run_id, rollout)
         raise StageError(f"the quality gate refuses: {verdict.reason}\n  {back}")
     ready = _change(cluster, name, namespace, lambda live: promoted(live, run_id), rollout)
     document = ready or _existing(cluster, name, namespace).document
+    best = None
+    if measured is not None and measured.is_number and measured.value is not None:
+        best = Best(measured.value, measured.data, live.run_id)
+    predictor = Live(document).predictor
+    _note(cluster, name, namespace, lambda ledger: ledger.promoted(predictor, best))
+    marks.point_at(Live(document).uri)
     status = document.get("status", {})
     address = status.get("address", {}).get("url", "")
     return Deployed(str(address), str(status.get("url", "")), 0, verdict.reason)
 
 
+def promote_local(storage_uri: str, measured: Score | None, gate: Gate) -> str:
+    """Makes a model that this machine serves the promoted version of its store, if its endpoint's score passes the gate.
+
+    Returns:
+        Why it passed.
+
+    Raises:
+        StageError: The gate refuses.
+    """
+    verdict = Verdict(True, "promoted without a judgement")
+    if measured is not None:
+        verdict = _passed(judge(measured, gate.champion, gate.points, gate.accept_incomparable))
+    marks.point_at(storage_uri)
+    return verdict.reason
+
+
+def undo_trial(cluster: Cluster, name: str, namespace: str, run_id: str, rollout: Rollout) -> str:
+    """Goes back to what was served before a run, if it is what was deployed last and nobody promoted it.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        UserError: The cluster does not let us.
+        StageError: What was served before does not become ready.
+    """
+    live = _live(cluster, name, namespace)
+    if live and live.run_id == run_id:
+        ledger = read_ledger(cluster, name, namespace)
+        entry = live.entry(ledger)
+        if entry.state is State.promoted:
+            return f"{live.name}: run {run_id or '(unknown)'} was promoted and stays"
+        if live.canary is None and ledger.find(entry.before) is None:
+            return f"{live.name}: nothing was served before run {run_id or '(unknown)'}; it is left as it is"
+    return roll_back(cluster, name, namespace, run_id, rollout)
+
+
 def roll_back(cluster: Cluster, name: str, namespace: str, run_id: str, rollout: Rollout) -> str:
     """Goes back to what was served before a run, if that run is what was deployed last.
+
+    Args:
+        cluster: Where it is deployed.
+        name: Of the InferenceService.
+        namespace: Of the InferenceService.
+        run_id: The run; empty for whichever was deployed last.
+        rollout: How to apply and how long to wait.
 
     Returns:
         What was done, in one line.
@@ -309,19 +360,51 @@ def roll_back(cluster: Cluster, name: str, namespace: str, run_id: str, rollout:
         UserError: Nothing is known of what was served before, or the cluster does not let us.
         StageError: What was served before does not become ready.
     """
-    if run_id and _live(cluster, name, namespace) is None:
-        return f"inferenceservices/{name} in {namespace}: there is none; run {run_id} deployed nothing"
-    done = _change(cluster, name, namespace, lambda live: rolled_back(live, run_id), rollout)
+    where = f"inferenceservices/{name} in {namespace}"
+    live = _live(cluster, name, namespace)
+    if run_id and live is None:
+        return f"{where}: there is none; run {run_id} deployed nothing"
+    ledger = read_ledger(cluster, name, namespace)
+    done = _change(cluster, name, namespace, lambda live: rolled_back(live, ledger, run_id), rollout)
     if done is None:
-        return f"inferenceservices/{name} in {namespace}: run {run_id} is not what is deployed; nothing to roll back"
-    restored = Live(done).run_id
+        return f"{where}: run {run_id} is not what is deployed; nothing to roll back"
+    assert live is not None
+    undone = live.entry(ledger)
+    if undone.state is State.trial:
+        _note(cluster, name, namespace, lambda ledger: ledger.without(undone.uri))
+    return f"{where}: rolled back to run {_went_back_to(cluster, done, undone.state, rollout)}"
+
+
+def roll_back_to(cluster: Cluster, name: str, namespace: str, version: str, rollout: Rollout) -> str:
+    """Serves an earlier deployment again, named by its version or its run.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        UserError: It is not known, a canary is on trial, or the cluster does not let us.
+        StageError: It does not become ready.
+    """
+    ledger = read_ledger(cluster, name, namespace)
+    done = _change(cluster, name, namespace, lambda live: returned(live, ledger, version), rollout)
+    where = f"inferenceservices/{name} in {namespace}"
+    if done is None:
+        return f"{where}: {version} is served already"
+    return f"{where}: rolled back to run {_went_back_to(cluster, done, State.promoted, rollout)}"
+
+
+def _went_back_to(cluster: Cluster, done: Document, undone: State, rollout: Rollout) -> str:
+    """Drops the percentage that a Knative canary's roll-back needs; returns the run that is served now."""
+    name, namespace, restored = done["metadata"]["name"], done["metadata"]["namespace"], Live(done).run_id
     _change(cluster, name, namespace, lambda live: promoted(live, restored), rollout)
-    return f"inferenceservices/{name} in {namespace}: rolled back to run {restored or '(unknown)'}"
+    if undone is State.promoted:  # the store named what is no longer served
+        marks.point_at(Live(done).uri)
+    return restored or "(unknown)"
 
 
 def _went_back(cluster: Cluster, service: Service, rollout: Rollout) -> str:
     try:
-        return roll_back(cluster, service.name, service.namespace, service.run_id, rollout)
+        return undo_trial(cluster, service.name, service.namespace, service.run_id, rollout)
     except (UserError, StageError) as error:
         return f"not rolled back: {error}"
 
@@ -341,6 +424,17 @@ def _change(
             if attempt == _ATTEMPTS:
                 raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
     raise AssertionError("unreachable")
+
+
+def _note(cluster: Cluster, name: str, namespace: str, work_out: Callable[[Ledger], Ledger]) -> None:
+    """Changes the ledger, once more where somebody else has meanwhile."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            write_ledger(cluster, name, namespace, work_out(read_ledger(cluster, name, namespace)))
+            return
+        except Changed:
+            if attempt == _ATTEMPTS:
+                raise
 
 
 def _live(cluster: Cluster, name: str, namespace: str) -> Live | None:

@@ -1,7 +1,8 @@
-"""`gridbox serve tensorrt`, `publish`, `deploy`, `promote` and `rollback`."""
+"""`gridbox serve tensorrt`, `publish`, `deploy`, `status`, `promote`, `rollback` and `conclude`."""
 
 import json
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from components.serve.deploy import Deployed, Gate, Rollout
     from components.serve.gate import Score
     from components.serve.kserve import Service
+
+
+class Backend(StrEnum):
+    """See `components.serve.config.RepositorySettings`."""
+
+    onnxruntime = "onnxruntime"
+    python = "python"
+    tensorrt = "tensorrt"
+
 
 Name = Annotated[str, typer.Option("--name", help="Name of the InferenceService.")]
 Namespace = Annotated[str, typer.Option("--namespace", help="Its namespace.")]
@@ -50,20 +60,33 @@ def tensorrt(context: typer.Context) -> None:
 
 
 def publish(
-    repository: Annotated[Path, typer.Option("--repository", help="Model-repository artifact.")],
+    exported: Annotated[
+        Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out anew.")
+    ],
     published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Its TensorRT plan; the backend is then tensorrt.")
+    ] = None,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="What runs the network in Triton; tensorrt needs a plan.")
+    ] = Backend.onnxruntime,
     base: Annotated[
         str, typer.Option("--base", help="Where versions lie: a path, file:///folder or s3://bucket/prefix.")
     ] = "",
 ) -> None:
-    """Publish a model repository as a new version, for deployment."""
+    """Build a Triton model repository and publish it as a new version; promotion makes it the served one."""
+    from components.serve.config import RepositorySettings
     from components.serve.published import publish_repository, skip
+    from components.serve.repository import build_repository
 
     if not base:
         skip(published)
         print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/facenet")
         return
-    done = publish_repository(repository, base, published)
+    settings = RepositorySettings("tensorrt" if plan else backend.value)
+    with tempfile.TemporaryDirectory(prefix="gridbox-publish-") as folder:
+        build_repository(exported, Path(folder, "model"), settings, plan)
+        done = publish_repository(Path(folder, "model"), base, published)
     print(f"{done.storage_uri}: sha256 {done.digest[:16]}…")
 
 
@@ -109,10 +132,6 @@ def deploy(
     gateway: Annotated[
         str, typer.Option("--gateway", help="Ingress gateway (host:port) for clients that cannot resolve the service.")
     ] = "",
-    endpoint: Annotated[Path | None, typer.Option("--endpoint", help="File for the endpoint's URL.")] = None,
-    gateway_host: Annotated[
-        Path | None, typer.Option("--gateway-host", help="File for the host name to ask the gateway for.")
-    ] = None,
     context: Context = "",
 ) -> None:
     """Deploy a published model repository, if the quality gate lets it pass.
@@ -127,7 +146,7 @@ def deploy(
 
     source = read_published(published)
     if source is None:
-        _deploy_nothing(target, deployment, endpoint, gateway_host)
+        _deploy_nothing(target, deployment)
         return
     candidate = read_score(evaluation, scored_model)
     service = Service(
@@ -136,6 +155,7 @@ def deploy(
         storage_uri=source.storage_uri,
         run_id=run_id or source.version,
         model_digest=source.digest,
+        repository_digest=str(source.settings.get("repository_digest", "")),
         score=candidate.value if candidate.is_number else None,
         data_digest=candidate.data,
         mode=mode,
@@ -156,7 +176,7 @@ def deploy(
         image=image,
     )
     gate = _gate(max_points_lost, accept_incomparable, champion)
-    rollout = program.Rollout(canary_percent, force, timeout)
+    rollout = program.Rollout(canary_percent, force, timeout, gateway=gateway)
     inference_service(service)  # refuses what cannot be deployed before anything is started
     if target is Target.local:
         with tempfile.TemporaryDirectory(prefix="gridbox-deploy-") as folder:
@@ -165,19 +185,16 @@ def deploy(
     else:
         service = fitted(service, source.settings)
         deployed = _deploy(target, service, candidate, gate, rollout, context)
-    program.write_deployment(deployment, service, target, deployed, candidate)
-    address = (deployed.url, "") if target is Target.local else program.endpoint(deployed.url, protocol, gateway)
-    _write_endpoint(address, endpoint, gateway_host)
+    program.write_deployment(deployment, service, target, deployed, candidate, gateway)
     _say(target, deployment, deployed)
 
 
-def _deploy_nothing(target: Target, deployment: Path, *files: Path | None) -> None:
+def _deploy_nothing(target: Target, deployment: Path) -> None:
     from components.serve import deploy as program
 
     if target is not Target.manifest:
         raise UserError(f"target {target}: nothing was published; give --base (deploy_base) to gridbox serve publish")
     program.skip_deployment(deployment)
-    _write_endpoint(("", ""), *files)
     print("skipped: nothing was published, so there is nothing to deploy")
 
 
@@ -216,29 +233,50 @@ def promote(
     from components.serve.gate import read_score
 
     told = program.read_deployment(deployment)
-    if told["target"] != Target.kserve:
+    if told["target"] == Target.manifest:
         print(f"Target {told['target']}: there is nothing to promote")
         return
     measured = read_score(evaluation) if evaluation else None
     gate = _gate(max_points_lost, accept_incomparable, champion)
+    if told["target"] == Target.local:
+        print(f"Promoted: {program.promote_local(told['storage_uri'], measured, gate)}")
+        return
     rollout = program.Rollout(0, force, timeout)
     done = program.promote(Cluster(context), told["name"], told["namespace"], told["run_id"], measured, gate, rollout)
     print(f"Promoted: {done.verdict}. {done.url}")
+
+
+def status(name: Name = "facenet", namespace: Namespace = "gridbox", context: Context = "") -> None:
+    """Show what is live: version, run, trial or promoted, score, pods, canary, and what a roll-back can serve."""
+    from components.serve.cluster import Cluster
+    from components.serve.standing import standing
+
+    for line in standing(Cluster(context), name, namespace):
+        print(line)
 
 
 def rollback(
     name: Name = "facenet",
     namespace: Namespace = "gridbox",
     run_id: Annotated[str, typer.Option("--run-id", help="Only if this run is what was deployed last.")] = "",
+    to: Annotated[
+        str, typer.Option("--to", help="Serve this version, or this run's, of those that status shows.")
+    ] = "",
     force: Force = False,
     timeout: Timeout = 900.0,
     context: Context = "",
 ) -> None:
-    """Serve again what was served before the last deployment."""
+    """Serve again what was served before the last deployment, or an earlier version."""
     from components.serve import deploy as program
     from components.serve.cluster import Cluster
 
-    print(program.roll_back(Cluster(context), name, namespace, run_id, program.Rollout(0, force, timeout)))
+    if to and run_id:
+        raise UserError("--to and --run-id: give one of them")
+    cluster, rollout = Cluster(context), program.Rollout(0, force, timeout)
+    if to:
+        print(program.roll_back_to(cluster, name, namespace, to, rollout))
+    else:
+        print(program.roll_back(cluster, name, namespace, run_id, rollout))
 
 
 def conclude(
@@ -252,19 +290,17 @@ def conclude(
     timeout: Timeout = 900.0,
     context: Context = "",
 ) -> None:
-    """End a run: write how it ended, and if it failed, serve again what was served before it."""
-    from components.serve.conclusion import write_summary
+    """End a run: write how it ended, and if it failed, serve again what was served before its trial."""
+    from components.serve.conclusion import has_failed, write_summary
 
-    told = _json_object(status)
-    failed, undone = told.get("state") != "SUCCEEDED", "nothing to roll back"
+    told, undone = _json_object(status), "nothing to roll back"
     try:
-        if failed and target is Target.kserve:
+        if has_failed(told) and target is Target.kserve:
             from components.serve import deploy as program
             from components.serve.cluster import Cluster
 
-            undone = "not rolled back"
             rollout = program.Rollout(0, force, timeout)
-            undone = program.roll_back(Cluster(context), name, namespace, run_id, rollout)
+            undone = program.undo_trial(Cluster(context), name, namespace, run_id, rollout)
     except (UserError, StageError) as error:
         undone = f"not rolled back: {error}"
         raise
@@ -278,7 +314,7 @@ def mount(app: typer.Typer) -> None:
     # Its options are parsed by the program itself, which runs where typer is not installed.
     forwarded = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("tensorrt", context_settings=forwarded, add_help_option=False)(tensorrt)
-    for command in (publish, deploy, promote, rollback, conclude):
+    for command in (publish, deploy, status, promote, rollback, conclude):
         app.command(command.__name__)(command)
 
 
@@ -310,17 +346,10 @@ def _json(text: str) -> object:
         raise UserError(f"{text}: not JSON: {error}") from error
 
 
-def _write_endpoint(told: tuple[str, str], *files: Path | None) -> None:
-    for text, file in zip(told, files, strict=True):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-
-
 def _say(target: Target, deployment: Path, deployed: "Deployed") -> None:
     print(f"Quality gate: {deployed.verdict}")
     if target is Target.manifest:
         print(f"Nothing was deployed; do it with: kubectl apply --server-side -f {deployment / 'manifest.yaml'}")
     else:
         share = f", {deployed.percent}% of the traffic until it is promoted" if deployed.percent else ""
-        print(f"Serving at {deployed.url}{share}")
+        print(f"Serving at {deployed.url}{share}" + (f"; {deployed.proof}" if deployed.proof else ""))

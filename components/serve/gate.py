@@ -1,8 +1,9 @@
 """The quality gate: whether a model may replace the one that is served, judged by their scores on the same images.
 
-Where the outcomes behind both scores are known, a paired test over the images judges: the model is refused when it is
-worse by more than the margin for certain, so that neither chance nor a handful of images decides. Otherwise the plain
-margin does, and the verdict says so.
+Where the outcomes behind both scores are known, a paired test over the images finds the model better, worse by more than
+the margin, or neither for certain. Neither, and where no outcomes are known, the plain margin judges, and the verdict
+says so. What is no improvement may not fall by more than the margin below the best that was ever promoted either:
+otherwise many small losses would add up.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from components.measure.evidence import FILE as EVIDENCE_FILE
 from components.measure.evidence import Evidence, read_evidence, write_evidence
 from components.measure.uncertainty import paired_difference
 from components.serve.kserve import DATA, RUN, SCORE
+from components.serve.ledger import Best
 from components.step import MANIFEST, UserError, read_manifest, sha256, write_json
 
 SCORE_FILE = "score.json"
@@ -60,7 +62,13 @@ class Verdict:
     reason: str
 
 
-def judge(candidate: Score, champion: Score | None, points: float, accept_incomparable: bool = False) -> Verdict:
+def judge(
+    candidate: Score,
+    champion: Score | None,
+    points: float,
+    accept_incomparable: bool = False,
+    best: Best | None = None,
+) -> Verdict:
     """Judges whether `candidate` may replace `champion`.
 
     Args:
@@ -68,6 +76,7 @@ def judge(candidate: Score, champion: Score | None, points: float, accept_incomp
         champion: That of the one that is served; None where none is.
         points: Points (hundredths) of average precision that the champion may be better.
         accept_incomparable: Lets the candidate pass where the two were not scored on the same images.
+        best: The best score that was ever promoted; it counts where it is of the same images.
 
     Returns:
         The verdict; a candidate without a score is never accepted.
@@ -75,7 +84,9 @@ def judge(candidate: Score, champion: Score | None, points: float, accept_incomp
     if not candidate.is_number:
         return Verdict(False, f"{candidate.model} has no score ({candidate.value}); evaluate it before it is deployed")
     if champion is None:
-        return Verdict(True, f"{candidate.model} scores {candidate.value:.4f}, and nothing is served yet")
+        return Verdict(
+            True, f"{candidate.model} scores {candidate.value:.4f}, and nothing that was judged is served yet"
+        )
     incomparable = _incomparable(candidate, champion)
     if incomparable:
         mend = (
@@ -86,12 +97,16 @@ def judge(candidate: Score, champion: Score | None, points: float, accept_incomp
             accept_incomparable, f"not comparable: {incomparable}" + ("" if accept_incomparable else f"; {mend}")
         )
     if candidate.evidence and champion.evidence:
-        return _judge_pair(candidate, champion, candidate.evidence, champion.evidence, points)
-    return _judge_margin(candidate, champion, points)
+        verdict = _judge_pair(candidate, champion, candidate.evidence, champion.evidence, points)
+    else:
+        without = " and ".join(score.model for score in (candidate, champion) if not score.evidence)
+        how = f"judged by the plain margin, since no {EVIDENCE_FILE} of {without} is at hand"
+        verdict = _judge_margin(candidate, champion, points, _scores(candidate, champion), how)
+    return _judge_floor(verdict, candidate, champion, points, best)
 
 
 def _judge_pair(candidate: Score, champion: Score, first: Evidence, second: Evidence, points: float) -> Verdict:
-    """Refuses where the whole interval of the difference lies below the margin."""
+    """Judges by where the whole interval of the difference lies; undecided, by the plain margin."""
     difference = paired_difference(first.score, second.score)
     interval = difference.interval
     low, value, high = (100 * edge for edge in (interval.low, interval.value, interval.high))
@@ -99,22 +114,38 @@ def _judge_pair(candidate: Score, champion: Score, first: Evidence, second: Evid
         f"{_scores(candidate, champion)}, {value:+.2f} points ({interval.confidence:.0%} interval {low:+.2f} to "
         f"{high:+.2f}, p = {difference.p_value:.3f}, paired over {first.score.images:,} images)"
     )
+    if low > 0:
+        return Verdict(True, f"{scores}: better for certain")
     if high < -points - 1e-9:
         return Verdict(False, f"{scores}: for certain worse by more than the {points:g} points that are allowed")
-    return Verdict(True, f"{scores}: not for certain worse by more than the {points:g} points that are allowed")
+    how = "judged by the plain margin, since the images do not decide"
+    return _judge_margin(candidate, champion, points, scores, how)
 
 
-def _judge_margin(candidate: Score, champion: Score, points: float) -> Verdict:
+def _judge_margin(candidate: Score, champion: Score, points: float, scores: str, how: str) -> Verdict:
     assert candidate.value is not None
     assert champion.value is not None
     lead = 100 * (champion.value - candidate.value)
-    scores = _scores(candidate, champion)
-    without = " and ".join(score.model for score in (candidate, champion) if not score.evidence)
-    how = f"judged by the plain margin, since no {EVIDENCE_FILE} of {without} is at hand"
     if lead > points + 1e-9:  # exactly the margin is allowed, whatever a float makes of it
         better = f"what is served is better by {lead:.2f} points, at most {points:g} are allowed"
         return Verdict(False, f"{scores}: {better} ({how})")
     return Verdict(True, f"{scores} ({how})")
+
+
+def _judge_floor(verdict: Verdict, candidate: Score, champion: Score, points: float, best: Best | None) -> Verdict:
+    """Refuses what is below what is served, and too far below the best."""
+    assert candidate.value is not None
+    assert champion.value is not None
+    if not verdict.accepted or best is None or best.data != candidate.data or candidate.value >= champion.value:
+        return verdict
+    lead = 100 * (best.value - candidate.value)
+    if lead <= points + 1e-9:
+        return verdict
+    return Verdict(
+        False,
+        f"{candidate.model} scores {candidate.value:.4f}, below what is served and {lead:.2f} points below the best that "
+        f"was ever promoted ({best.value:.4f}, run {best.run}), at most {points:g} are allowed",
+    )
 
 
 def _scores(candidate: Score, champion: Score) -> str:

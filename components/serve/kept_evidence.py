@@ -4,24 +4,22 @@ The live InferenceService says where its model lies, and that leads to the evide
 So the next deployment's quality gate can pair the two models without being told anything.
 """
 
-import re
 import sys
 import tempfile
 from pathlib import Path
 
 from components.measure.evidence import FILE, write_evidence
 from components.objects import open_objects
-from components.publication import VERSIONS
+from components.publication import EVIDENCE
 from components.serve.gate import Score, with_evidence
+from components.serve.marks import place_of
 from components.step import UserError
 from components.store import Patience, retried
-
-_STORAGE_URI = re.compile(rf"(?P<base>.+)/{VERSIONS}(?P<version>[^/]+)/")
 
 
 def keep_evidence(storage_uri: str, score: Score) -> None:
     """Keeps the evidence of a score, if it has any. What goes wrong is said; it costs the next gate its paired test."""
-    place = _STORAGE_URI.match(storage_uri)
+    place = place_of(storage_uri)
     if score.evidence is None or place is None:
         return
     patience = Patience()
@@ -29,21 +27,21 @@ def keep_evidence(storage_uri: str, score: Score) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, FILE)
             write_evidence(file, {score.model: score.evidence})
-            content, objects = file.read_bytes(), open_objects(place["base"], patience)
-            retried(lambda: objects.write(_name(place["version"]), content), objects.uri, patience)
+            content, objects = file.read_bytes(), open_objects(place.base, patience)
+            retried(lambda: objects.write(_name(place.version), content), objects.uri, patience)
     except (UserError, OSError) as error:
         _warn(f"the evidence of the score was not kept, and the next gate goes by the plain margin: {error}")
 
 
 def find_evidence(storage_uri: str, score: Score) -> Score:
     """Adds the evidence that was kept for a served model; none where there is none, and what goes wrong is said."""
-    place = _STORAGE_URI.match(storage_uri)
+    place = place_of(storage_uri)
     if place is None:
         return score
     patience = Patience()
     try:
-        objects = open_objects(place["base"], patience)
-        found = retried(lambda: objects.read(_name(place["version"])), objects.uri, patience)
+        objects = open_objects(place.base, patience)
+        found = retried(lambda: objects.read(_name(place.version)), objects.uri, patience)
         if found is None:
             return score
         with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +54,7 @@ def find_evidence(storage_uri: str, score: Score) -> Score:
 
 
 def _name(version: str) -> str:
-    return f"evidence/{version}.npz"
+    return f"{EVIDENCE}{version}.npz"
 
 
 def _warn(what: str) -> None:

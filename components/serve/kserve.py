@@ -4,6 +4,8 @@ KServe's typed models accept wrong types and its custom resource definition drop
 documents are plain dictionaries here; tests hold them against the definition, closed to unknown fields.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +22,31 @@ SERVICE_VERSION, RUNTIME_VERSION = f"{GROUP}/v1beta1", f"{GROUP}/v1alpha1"
 MODE, AUTOSCALER = f"{GROUP}/deploymentMode", f"{GROUP}/autoscalerClass"
 # Gives the newest revision an address of its own in Knative, so that a canary can be scored.
 TAG_ROUTING = f"{GROUP}/enable-tag-routing"
-# Our annotations stand at the predictor: a canary and what it competes with are two predictors of one service, and a
-# change to the service's own annotations would restart the pods of both.
+# Our annotations stand at the predictor, since a canary and what it competes with are two predictors of one service.
+# KServe copies annotations, wherever they stand, to the pods (v0.20: `buildPredictorResources`): they may only say what
+# never changes for this predictor. What changes with time is in the ledger.
 RUN, DIGEST, SCORE, DATA = "gridbox/run-id", "gridbox/model-digest", "gridbox/score", "gridbox/data-digest"
+REPOSITORY = "gridbox/repository-digest"
+# A digest of the predictor itself: pods that have it were made of exactly this predictor.
+REVISION = "gridbox/revision"
+# What KServe writes to the pods of a predictor: where its model lies, and whose they are.
+SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
+SERVICE_LABEL = f"{GROUP}/inferenceservice"
+# By these, Service, network policies and monitoring in `manifests/` find the pods.
+POD_LABELS = {
+    "app.kubernetes.io/name": "gridbox-serving",
+    "app.kubernetes.io/instance": "gridbox",
+    "app.kubernetes.io/component": "triton",
+    "app.kubernetes.io/part-of": "gridbox",
+}
 LABELS = {"app.kubernetes.io/part-of": "gridbox"}
+# For the container that fetches the model, too: Pod Security `restricted` asks for it.
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 GPU, GPU_PRODUCT = "nvidia.com/gpu", "nvidia.com/gpu.product"
 SCALING = ("minReplicas", "maxReplicas", "scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling")
 # What KServe calls the container of a runtime that serves the model.
@@ -76,6 +99,7 @@ class Service:
         storage_uri: The folder of the model folders, new for every run: KServe rolls nothing out for a URI it serves.
         run_id: The run that made the model.
         model_digest: Of the published model repository.
+        repository_digest: What the served ensemble says of itself, or empty for a repository of an older release.
         score: Its average precision, 0 to 1, or None where it was not measured.
         data_digest: Of the images and the rules of that measurement, or empty.
         mode: See `Mode`.
@@ -84,7 +108,7 @@ class Service:
         minimum_replicas: Pods at least; 0 (Knative only) stops the last one when nobody asks.
         maximum_replicas: Pods at most.
         node_selector: Labels of the nodes to run on.
-        tolerations: Taints of nodes to put up with.
+        tolerations: Taints of nodes that its pods tolerate.
         service_account: Whose secrets fetch the model.
         image: The Triton image.
     """
@@ -94,6 +118,7 @@ class Service:
     storage_uri: str
     run_id: str
     model_digest: str
+    repository_digest: str = ""
     score: float | None = None
     data_digest: str = ""
     mode: Mode = Mode.standard
@@ -108,8 +133,13 @@ class Service:
 
 
 def runtime_name(image: str) -> str:
-    """Returns the name of the runtime of an image: a new release is a new runtime and leaves what is served alone."""
-    return "gridbox-triton-" + re.sub(r"[^a-z0-9]+", "-", image.rpartition(":")[2].lower()).strip("-")
+    """Returns the name of the runtime of an image: another image is another runtime and leaves what is served alone.
+
+    It shows the tag, and tells repositories and digests apart by a hash; at most 63 characters.
+    """
+    tag = image.partition("@")[0].rpartition("/")[2].partition(":")[2]
+    shown = re.sub(r"[^a-z0-9]+", "-", tag.lower()).strip("-")[:38].strip("-")
+    return "-".join(part for part in ("gridbox-triton", shown, hashlib.sha256(image.encode()).hexdigest()[:8]) if part)
 
 
 def serving_runtime(service: Service) -> Document:
@@ -137,6 +167,8 @@ def serving_runtime(service: Service) -> Document:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        # Why it ended is then told by the pod's status, without the right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     return {
         "apiVersion": RUNTIME_VERSION,
@@ -146,6 +178,7 @@ def serving_runtime(service: Service) -> Document:
             "supportedModelFormats": [{"name": "triton", "version": "2", "autoSelect": False}],
             "protocolVersions": [protocol.value for protocol in Protocol],
             "multiModel": False,
+            "labels": dict(POD_LABELS),
             "annotations": {"prometheus.kserve.io/port": str(METRICS_PORT), "prometheus.kserve.io/path": "/metrics"},
             "containers": [container],
             "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
@@ -181,6 +214,8 @@ def inference_service(service: Service) -> Document:
 
 def _predictor(service: Service) -> Document:
     provenance = {RUN: service.run_id, DIGEST: service.model_digest}
+    if service.repository_digest:
+        provenance[REPOSITORY] = service.repository_digest
     if service.score is not None:
         provenance |= {SCORE: repr(service.score), DATA: service.data_digest}
     predictor: Document = {
@@ -192,12 +227,17 @@ def _predictor(service: Service) -> Document:
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": service.resources.shared_memory}}],
         "model": _model(service),
     }
-    if service.mode is Mode.standard:  # Knative sets its own and refuses ours
+    if service.mode is Mode.standard:  # Knative has its own way to drain pods, and refuses these fields
         predictor["terminationGracePeriodSeconds"] = 60
+        predictor["securityContext"] = dict(POD_SECURITY)
+        # For a moment after a pod is told to end, nodes still send requests to it.
+        predictor["model"]["lifecycle"] = {"preStop": {"sleep": {"seconds": 10}}}
     if service.node_selector:
         predictor["nodeSelector"] = dict(service.node_selector)
     if service.tolerations:
         predictor["tolerations"] = [dict(toleration) for toleration in service.tolerations]
+    text = json.dumps(predictor, sort_keys=True)
+    predictor["annotations"][REVISION] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return predictor
 
 

@@ -1,9 +1,11 @@
 """Publishes a model repository for deployment, and says in a small artifact where it is and what it needs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from components import publication
 from components.progress import Download
@@ -11,7 +13,9 @@ from components.step import UserError, publish, read_manifest, write_manifest
 from components.store import shown
 
 KIND = "published_repository"
-REPOSITORY_KIND = "model_repository"
+REPOSITORY_KIND, REPOSITORY_FOLDER = "model_repository", "repository"
+# A value in a model's configuration that leads out of its own folder.
+_OUTWARD = re.compile(r'"((?:[^"\s\\]*/)?\.\./[^"\s\\]*)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +40,35 @@ class Published:
 def publish_repository(repository: Path, base: str, output: Path) -> Published:
     """Publishes a model-repository artifact as a new version below `base`, and writes where it is.
 
+    The version is not the served one before it is promoted.
+
     Raises:
-        UserError: It is no model repository, or the store refuses or cannot be reached.
+        UserError: It is no model repository, Triton could not load it from there, or the store refuses or cannot be
+            reached.
     """
     settings = read_manifest(repository, REPOSITORY_KIND)["settings"]
-    with Download(f"publishing {repository.name} to {shown(base)}") as moved:
-        done = publication.publish(repository, base, report=moved.report)
-    published = Published(_absolute(base), done.uri + "repository/", done.version, done.digest, settings)
+    _check_paths(repository / REPOSITORY_FOLDER, base)
+    with Download(f"publishing the model repository to {shown(base)}") as moved:
+        done = publication.publish(repository, base, serve=False, report=moved.report)
+    published = Published(_absolute(base), f"{done.uri}{REPOSITORY_FOLDER}/", done.version, done.digest, settings)
     with publish(output) as scratch:
         scratch.mkdir()
         counts = {"objects": done.objects, "bytes": done.bytes, "storage_uri": published.storage_uri}
         own = {name: getattr(published, name) for name in ("base", "storage_uri", "version", "digest")}
         write_manifest(scratch, KIND, counts, {**own, "repository": settings})
     return published
+
+
+def _check_paths(repository: Path, base: str) -> None:
+    """Refuses models that reach for one another's files: from S3, Triton brings each into a folder of its own."""
+    if urlsplit(base).scheme in ("", "file"):
+        return
+    for file in sorted(repository.glob("*/config.pbtxt")):
+        for found in _OUTWARD.finditer(file.read_text(encoding="utf-8")):
+            raise UserError(
+                f"{file.parent.name}: its configuration names {found[1]}, outside its own folder, which Triton does not "
+                "find when it loads models from an object store; build it for the backend onnxruntime or tensorrt"
+            )
 
 
 def skip(output: Path) -> None:

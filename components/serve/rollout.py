@@ -1,12 +1,11 @@
 """What to apply for a canary, a promotion and a roll-back, worked out from what is live. Pure functions on documents.
 
-The cluster itself remembers: a predictor carries, as an annotation, the predictor that was served before it. So a
-roll-back needs nothing but the live object, even when the run that deployed is gone.
+The InferenceService says what is live, the ledger what was served before it. So a roll-back needs nothing but the
+cluster, even when the run that deployed is gone.
 """
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +21,9 @@ from components.serve.kserve import (
     Mode,
     check,
 )
+from components.serve.ledger import Entry, Ledger, State, uri_of
 from components.step import UserError
 
-# What was served before, as JSON: {"annotations": …, "predictor": …}.
-FORMER = "gridbox/former"
 _PERCENT = "canaryTrafficPercent"
 
 
@@ -62,10 +60,9 @@ class Live:
         return self.canary or self.predictor
 
     @property
-    def former(self) -> Document | None:
-        """What was served before the latest deployment: annotations and predictor."""
-        kept = self.latest.get("annotations", {}).get(FORMER)
-        return dict(json.loads(kept)) if kept else None
+    def uri(self) -> str:
+        """Where the model of the latest deployment lies."""
+        return uri_of(self.latest)
 
     @property
     def run_id(self) -> str:
@@ -76,28 +73,17 @@ class Live:
     def _annotations(self) -> Mapping[str, str]:
         return dict(self.document["metadata"].get("annotations", {}))
 
-    def champion(self, run_id: str) -> Document | None:
-        """Returns what competes with the run: annotations and predictor; None where nothing but the run was served.
+    def entry(self, ledger: Ledger) -> Entry:
+        """Returns the latest deployment; one that the ledger does not know was somebody's own decision."""
+        known = ledger.find(self.uri)
+        return known or Entry(
+            predictor=_without(self.latest, _PERCENT), annotations=self.service_annotations, state=State.promoted
+        )
 
-        Raises:
-            UserError: A canary of another run is on trial, or one of unknown origin.
-        """
-        if self.canary is not None and self.run_id != run_id:
-            raise UserError(
-                f"{self.name}: a canary of run {self.run_id or '(unknown)'} is on trial; promote it or roll it back "
-                "first"
-            )
-        if self.run_id == run_id:  # this run again
-            return self.former
-        return self.kept(self.predictor)
-
-    def kept(self, predictor: Mapping[str, Any]) -> Document:
-        """Returns what is to be remembered of a predictor: all of it but what it remembers itself."""
-        annotations = {name: value for name, value in predictor.get("annotations", {}).items() if name != FORMER}
-        return {
-            "annotations": {name: value for name, value in self._annotations.items() if "serving.kserve.io/" in name},
-            "predictor": {**_without(predictor, _PERCENT), "annotations": annotations},
-        }
+    @property
+    def service_annotations(self) -> dict[str, str]:
+        """The annotations that tell KServe how to run it."""
+        return {name: value for name, value in self._annotations.items() if "serving.kserve.io/" in name}
 
     def changed(self, annotations: Mapping[str, str], spec: Mapping[str, Any]) -> Document:
         """Returns what to apply to change exactly this version of the object."""
@@ -133,12 +119,34 @@ def run_of(predictor: Mapping[str, Any]) -> str:
     return str(predictor.get("annotations", {}).get(RUN, ""))
 
 
-def challenge(new: Document, live: Live | None, run_id: str, percent: int) -> Document:
-    """Returns what to apply to deploy a new model.
+def replaced(live: Live | None, ledger: Ledger, run_id: str) -> Entry | None:
+    """Returns what a run's deployment replaces, and what it goes back to: not a trial, where anything was judged.
+
+    Returns:
+        None where nothing but the run itself was served.
+
+    Raises:
+        UserError: A canary of another run is on trial, or one of unknown origin.
+    """
+    if live is None:
+        return None
+    if live.canary is not None and live.run_id != run_id:
+        raise UserError(
+            f"{live.name}: a canary of run {live.run_id or '(unknown)'} is on trial; promote it or roll it back first"
+        )
+    entry = live.entry(ledger)
+    if live.run_id == run_id:  # this run again
+        return ledger.find(entry.before)
+    return ledger.judged(entry) or entry
+
+
+def challenge(new: Document, live: Live | None, ledger: Ledger, run_id: str, percent: int) -> tuple[Document, Ledger]:
+    """Returns what to apply to deploy a new model, and the ledger with it.
 
     Args:
         new: The InferenceService as it shall be in the end.
         live: What is in the cluster.
+        ledger: What has been served.
         run_id: The run that deploys.
         percent: Traffic to the new model until it is promoted, 1 to 99; 0 for all at once. Where nothing is served,
             the new model gets all.
@@ -146,27 +154,27 @@ def challenge(new: Document, live: Live | None, run_id: str, percent: int) -> Do
     Raises:
         UserError: What is live cannot become this.
     """
+    annotations, predictor = new["metadata"]["annotations"], copy.deepcopy(new["spec"]["predictor"])
+    former = replaced(live, ledger, run_id)
+    entry = Entry(predictor=predictor, annotations=annotations, before=former.uri if former else "")
+    noted = ledger.added(entry, *([former] if former else []))
     if live is None:
-        return new
-    champion = live.champion(run_id)
-    annotations = new["metadata"]["annotations"]
-    predictor = copy.deepcopy(new["spec"]["predictor"])
-    if champion is None:
-        return live.changed(annotations, {"predictor": predictor})
-    served = champion["predictor"]
-    predictor["annotations"][FORMER] = json.dumps(champion, sort_keys=True, separators=(",", ":"))
+        return new, noted
+    if former is None:
+        return live.changed(annotations, {"predictor": predictor}), noted
+    served = former.predictor
     if percent and live.mode == Mode.standard:
         _check_inherited(served, predictor, live.name)
         base = live.predictor if run_of(live.predictor) != run_id else served
-        canary = {"trafficPercent": percent, "predictor": _canary_predictor(predictor, run_id)}
-        return live.changed(champion["annotations"], {"predictor": base, "canary": [canary]})
+        canary = _canary_predictor(predictor, run_id)
+        share = {"trafficPercent": percent, "predictor": canary}
+        return live.changed(former.annotations, {"predictor": base, "canary": [share]}), noted
     # After a promotion in Standard mode the Deployment has the promoted canary's name: another one would replace its
     # pods before new ones are ready.
     if "name" in served:
         predictor["name"] = served["name"]
-    if percent:
-        predictor[_PERCENT] = percent
-    return live.changed(annotations, {"predictor": predictor})
+    applied = {**predictor, _PERCENT: percent} if percent else predictor
+    return live.changed(annotations, {"predictor": applied}), noted
 
 
 def canary_name(predictor: Mapping[str, Any], run_id: str) -> str:
@@ -210,7 +218,7 @@ def promoted(live: Live, run_id: str) -> Document | None:
         UserError: The latest deployment is of another run.
     """
     live.require(run_id)
-    annotations = live.kept(live.predictor)["annotations"]
+    annotations = live.service_annotations
     if live.document["spec"].get("canary"):
         assert live.canary is not None
         # What KServe made the canary's pods of: with the same template they keep running.
@@ -222,7 +230,7 @@ def promoted(live: Live, run_id: str) -> Document | None:
     return None
 
 
-def rolled_back(live: Live, run_id: str) -> Document | None:
+def rolled_back(live: Live, ledger: Ledger, run_id: str) -> Document | None:
     """Returns what to apply to go back to what was served before the latest deployment.
 
     In Knative a canary's roll-back takes two steps: this one gives all traffic to the revision that had it, at once,
@@ -238,13 +246,38 @@ def rolled_back(live: Live, run_id: str) -> Document | None:
     if run_id and live.run_id != run_id:
         return None
     if live.document["spec"].get("canary"):
-        return live.changed(live.kept(live.predictor)["annotations"], {"predictor": live.predictor})
-    if live.former is None:
+        return live.changed(live.service_annotations, {"predictor": live.predictor})
+    former = ledger.find(live.entry(ledger).before)
+    if former is None:
         raise UserError(f"{live.name}: nothing was served before run {live.run_id or '(unknown)'}; it is left as it is")
-    predictor = dict(live.former["predictor"])
+    return _returned(live, former)
+
+
+def returned(live: Live, ledger: Ledger, version: str) -> Document | None:
+    """Returns what to apply to serve an earlier deployment again, named by its version or its run.
+
+    Returns:
+        The document, or None where it is served already.
+
+    Raises:
+        UserError: The ledger does not know it, or a canary is on trial.
+    """
+    found = [entry for entry in ledger.entries if version == entry.run or f"/{version}/" in entry.uri]
+    if not found:
+        known = ", ".join(entry.uri for entry in ledger.entries) or "none"
+        raise UserError(f"{live.name}: no deployment of {version} is known; known are {known}")
+    if live.canary is not None:
+        raise UserError(f"{live.name}: a canary of run {live.run_id or '(unknown)'} is on trial; roll it back first")
+    return None if live.uri == found[-1].uri else _returned(live, found[-1])
+
+
+def _returned(live: Live, entry: Entry) -> Document:
+    predictor = _without(entry.predictor, "name")
+    if "name" in live.predictor:  # the Deployment keeps its name, and its pods until new ones are ready
+        predictor["name"] = live.predictor["name"]
     if live.canary is not None:
         predictor[_PERCENT] = 0
-    return live.changed(live.former["annotations"], {"predictor": predictor})
+    return live.changed(entry.annotations, {"predictor": predictor})
 
 
 def _without(mapping: Mapping[str, Any], *names: str) -> Document:

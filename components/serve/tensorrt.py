@@ -265,6 +265,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+# What a stage writes; Kubeflow adds outputs of its own.
+OUTPUT_FLAGS = frozenset({"--plan", "--metrics"})
+
+
 def main(argv: list[str]) -> None:
     """Runs the command that `parse` reads."""
     options = parse(argv)
@@ -279,4 +283,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(step.run(sys.argv[1:], main, "gridbox serve tensorrt"))
+    sys.exit(step.run(sys.argv[1:], main, "gridbox serve tensorrt", lambda _: OUTPUT_FLAGS))

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from components.step import UserError
-from pipeline.kubeflow.connection import Connection, Document, Refused, Unavailable
+from pipeline.kubeflow.connection import Connection, Document, Refused
 from pipeline.kubeflow.package import Package, from_documents
 
 BASE = "apis/v2beta1"
@@ -39,6 +39,7 @@ class Task:
 
     name: str
     state: str
+    started: datetime | None
     seconds: float | None
     error: str
 
@@ -200,12 +201,14 @@ class Kubeflow:
     def workflow(self, run_id: str) -> Document | None:
         """Returns the Argo workflow behind a run, or None: only servers before 3.0 tell, by their older API.
 
-        It is the only place that says which pod ran which stage, and why a pod failed.
+        Raises:
+            Refused: The server has no such API, or hands it to nobody.
+            Unavailable: The server cannot be reached or fails.
         """
+        detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")
         try:
-            detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")
             manifest = json.loads((detail.get("pipeline_runtime") or {}).get("workflow_manifest") or "null")
-        except (Refused, Unavailable, ValueError):
+        except ValueError:
             return None
         return manifest if isinstance(manifest, dict) else None
 
@@ -314,6 +317,7 @@ def _task(document: Document) -> Task:
     return Task(
         name=str(document.get("name") or document.get("display_name") or ""),
         state=str(document.get("state") or ""),
+        started=start,
         seconds=(end - start).total_seconds() if start and end else None,
         error=_message(document),
     )
@@ -362,6 +366,8 @@ def _schedule(document: Document) -> Schedule:
 
 
 def _trigger(document: dict[str, Any]) -> str:
-    cron = (document.get("cron_schedule") or {}).get("cron")
+    cron = str((document.get("cron_schedule") or {}).get("cron") or "")
+    if len(cron.split()) == 6:  # Kubeflow's begins with seconds, which people leave away
+        cron = cron.removeprefix("0 ")
     seconds = (document.get("periodic_schedule") or {}).get("interval_second")
     return f"cron {cron}" if cron else f"every {seconds} s" if seconds else "never"

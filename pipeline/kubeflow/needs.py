@@ -63,6 +63,15 @@ def volumes(package: Package, given: Mapping[str, Any]) -> set[str]:
     return {str(name) for name in names if name}
 
 
+def mounts(package: Package) -> set[str]:
+    """Returns the folders at which stages mount volume claims."""
+    return {
+        str(each["mountPath"]).rstrip("/")
+        for settings in _kubernetes(package).values()
+        for each in settings.get("pvcMount") or []
+    }
+
+
 def pools(package: Package, given: Mapping[str, Any]) -> dict[str, Pool]:
     """Returns what each stage that wants an accelerator wants, by the stage's component."""
     found: dict[str, Pool] = {}
