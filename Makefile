@@ -37,7 +37,7 @@ test-containers: $(VENV)/.setup build/wheelhouse/.cpu ## The workflow in an imag
 
 test-cluster: $(VENV)/.setup ## A Kubeflow and a KServe, by gridbox.toml and the kubeconfig (CHECKS="submit slow", WORKFLOW=…).
 	WORKFLOW="$(WORKFLOW)" CHECKS="$(CHECKS)" $(BIN)/python -m pytest tests/cluster/suite.py --durations=0 \
-		--junitxml=build/test-cluster/junit.xml
+		-o junit_family=xunit1 --junitxml=build/test-cluster/junit.xml
 
 bench: $(VENV)/.setup ## The benchmarks; each prints a ratio from one interleaved run.
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

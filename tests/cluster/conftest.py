@@ -83,10 +83,13 @@ def manifests(place, tmp_path_factory):
     placement = place.configuration.placement
     scheme, _, host = (placement.store_endpoint or "https://s3.amazonaws.com").partition("://")
     values = {
-        "store": f"{scheme}://{host}", "store-https": str(int(scheme == "https")), "store-region": placement.store_region,
+        "store": f"{scheme}://{host}",
+        "store-https": str(int(scheme == "https")),
+        "store-region": placement.store_region,
         "pod-security": serving.pod_security(place.kubectl),
-        "pipeline-account": place.account, "pipeline-namespace": place.runs,
-    }  # fmt: skip
+        "pipeline-account": place.account,
+        "pipeline-namespace": place.runs,
+    }
     keys = serving.keys(place.kubectl, place.runs, placement.store_secret)
     serving.copy_manifests(folder, keys, {name: value for name, value in values.items() if value})
     yield folder

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,14 +157,8 @@ class Place:
 
 
 def ended_stages(text):
-    """Returns the stages of which `submit` has said that they ended well, in their order."""
-    found = []
-    for line in text.splitlines():
-        _, separator, told = line.partition("] ")
-        stage, _, state = told.partition(": ")
-        if line.startswith("[") and separator and state.startswith(("done", "cached", "skipped")):
-            found.append(stage)
-    return list(dict.fromkeys(found))
+    """Returns the stages of which `submit` has said that they ended, in their order."""
+    return list(dict.fromkeys(re.findall(r"^\[ *\d+/\d+\] ([\w-]+): (?:done|cached)", text, re.MULTILINE)))
 
 
 def toml_with_claim(configuration_file, claim):

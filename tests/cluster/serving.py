@@ -53,7 +53,7 @@ def keys(kubectl, namespace, secret):
 
 
 def copy_manifests(folder, env, settings):
-    """Copies the manifests beside the overlays to come, with the store's keys and the settings of this cluster in them."""
+    """Copies the manifests beside the overlays to come, with the store's keys and this cluster's settings in them."""
     folder.chmod(0o700)
     shutil.copytree(ROOT / "manifests", folder / "manifests")
     (folder / "manifests/base/s3.env").write_text(env, encoding="utf-8")
@@ -73,14 +73,18 @@ def overlay(folder, name, namespace):
     own.mkdir(exist_ok=True)
     role = [{"op": "replace", "path": "/metadata/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
     bound = [*role, {"op": "replace", "path": "/roleRef/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
-    patches = {"ClusterRole": role, "ClusterRoleBinding": bound}
+    patches, options = {"ClusterRole": role, "ClusterRoleBinding": bound}, {"allowNameChange": True}
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
         "resources": [f"../manifests/overlays/{name}"],
         "patches": [
-            {"target": {"kind": kind, "name": DEPLOY_ROLE}, "patch": json.dumps(patch), "options": {"allowNameChange": True}}
+            {
+                "target": {"kind": kind, "name": DEPLOY_ROLE},
+                "patch": json.dumps(patch),
+                "options": {"allowNameChange": True},
+            }
             for kind, patch in patches.items()
         ],
     }

@@ -49,7 +49,7 @@ def test_cache(place, figure):
     """The same again: every stage that may be cached is."""
     followed = place.submit("second")
     assert followed.code == 0, followed.text
-    computed = place.cacheable & set(workflow.ran(place.workflow_of(followed.run_id)))
+    computed = place.cacheable & workflow.computed(place.workflow_of(followed.run_id))
     figure(f"{len(place.cacheable)} stages cached, {followed.seconds:.0f} s")
     assert not computed
 

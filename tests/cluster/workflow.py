@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 from urllib.parse import quote
 
-from pipeline.kubeflow.workflow import attempts, task_of
+from pipeline.kubeflow.workflow import SEPARATOR, is_compressed, nodes, states, task_of
 
 # Beyond it Argo compresses the status, and Kubeflow's API has no details of tasks any more.
 BUDGET = 1 << 20
@@ -20,22 +20,21 @@ def find(kubectl, namespace, run_id):
 
 def size(workflow):
     """Returns the bytes of specification and status together."""
-    assert "compressedNodes" not in workflow.get("status", {}), "Argo has compressed the status: it is beyond 1 MiB"
+    assert not is_compressed(workflow), "Argo has compressed the status: it is beyond 1 MiB"
     parts = {name: workflow.get(name) for name in ("spec", "status")}
     return len(json.dumps(parts, separators=(",", ":"), ensure_ascii=False).encode())
 
 
-def ran(workflow):
-    """Returns the tasks that a pod of their own has run, each once."""
-    idle = ("Skipped", "Omitted")
-    return list(dict.fromkeys(each.task for each in attempts(workflow) if each.phase not in idle))
+def computed(workflow):
+    """Returns the keys of the tasks that did not take their result from the cache."""
+    return {_key(path) for path, state in states(workflow).items() if state.state != "CACHED"}
 
 
-def ended(workflow, task):
+def ended(workflow, key):
     """Returns when the last pod of a task ended, in seconds since 1970."""
-    times = [
-        node["finishedAt"]
-        for node in workflow["status"]["nodes"].values()
-        if node["type"] == "Pod" and task_of(node["name"]) == task and node.get("finishedAt")
-    ]
-    return datetime.fromisoformat(max(times)).timestamp()
+    pods = [node for node in nodes(workflow) if node["type"] == "Pod" and _key(task_of(node["name"])) == key]
+    return max(datetime.fromisoformat(pod["finishedAt"]).timestamp() for pod in pods)
+
+
+def _key(path):
+    return path.rpartition(SEPARATOR)[2]
