@@ -35,7 +35,7 @@ def options(request):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, options):
     path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
-    cli.compile_to("facedetect", path, "tao", options)
+    compile_to("facedetect", path, "tao", options)
     return path
 
 
@@ -49,7 +49,7 @@ def containers(document):
 
 
 def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
+    compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
     assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
 
@@ -184,7 +184,7 @@ def test_ranges_know_every_parameter_with_its_type(document):
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "p.yaml", name, Options())
+    compile_to("facedetect", tmp_path / "p.yaml", name, Options())
     parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
     check_ranges({key: value["defaultValue"] for key, value in parameters.items()}, facedetect.Ranges)
     for key, value in PROFILES[name].items():

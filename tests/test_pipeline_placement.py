@@ -33,7 +33,7 @@ FULL = Placement(
 
 class Compiled:
     def __init__(self, path, options):
-        cli.compile_to("facedetect", path, "tao", options)
+        compile_to("facedetect", path, "tao", options)
         self.text = path.read_text()
         self.spec, self.platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
         self.tasks = {task["taskInfo"]["name"]: task for task in all_tasks(self.spec).values()}
@@ -191,7 +191,7 @@ def test_every_image_of_a_release_has_its_digest_where_the_settings_name_it(tmp_
 
 def test_file_that_names_a_mirror_runs_here_when_the_settings_know_it(tmp_path):
     images = Images(open="mirror.example/engine:1", open_gpu="mirror.example/engine-gpu:1")
-    cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", Options(images=images))
+    compile_to("facedetect", tmp_path / "f.yaml", "cpu", Options(images=images))
     with pytest.raises(UserError, match=r"only stages of ghcr.io/gridbox/gridbox run here .a mirror is named in"):
         load(tmp_path / "f.yaml")
     assert load(tmp_path / "f.yaml", images=images).of_tao == frozenset()
@@ -227,8 +227,8 @@ def test_engines_are_read_with_their_exceptions():
 def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path):
     options = Options(engines=parse_engines("tao"))
     with pytest.raises(UserError, match=r"train_width=0.25: NVIDIA's program does not know it; leave it at 1.0"):
-        cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
-    cli.compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
+        compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
+    compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
     assert not list(tmp_path.glob(".*"))
 
 
