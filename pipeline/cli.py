@@ -244,6 +244,7 @@ def _arguments(
     from pipeline.compiled import load
     from pipeline.parameters import parse_assignments
     from pipeline.profiles import profile as profile_values
+    from pipeline.transport import check_transport
 
     is_ours = pipeline in PIPELINES
     known = parameter_types(pipeline) if is_ours else load(file, True, options.images).parameters
@@ -260,6 +261,7 @@ def _arguments(
         compile_to(pipeline, file, _default_profile(data, profile), options, bound)
     compiled = load(file, True, options.images)
     check_arguments(compiled.name, values)
+    check_transport(values)
     options.check(values)
     return values
 

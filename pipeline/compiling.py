@@ -69,10 +69,12 @@ def compile_to(
     """
     from pipeline.compiled import dump
     from pipeline.profiles import profile as profile_values
+    from pipeline.transport import check_transport
 
     declared = parameters_of(pipeline)
     chosen = profile_values(profile) | dict(values or {})
     check_arguments(pipeline, chosen)
+    check_transport(chosen)
     options.check(chosen)
     complete = {name: each.default for name, each in declared.items()} | chosen
     function = importlib.import_module(f"pipeline.{pipeline}").define(options, complete)

@@ -31,7 +31,7 @@ from components.serve.deploy import (
 from components.serve.fit import fitted
 from components.serve.gate import Score
 from components.serve.kserve import Mode, Protocol, Resources
-from components.serve.release import TENSORRT_VERSION, TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, TENSORRT_VERSION, TRITON_RELEASE
 from components.serve.rollout import FORMER
 from components.step import StageError, UserError, write_json, write_manifest
 
@@ -597,6 +597,7 @@ PLAN = {
     "gpu": "NVIDIA A10",
     "tensorrt_version": TENSORRT_VERSION + ".18",
     "triton_release": TRITON_RELEASE,
+    "gridbox_version": GRIDBOX_VERSION,
 }
 
 
@@ -616,6 +617,7 @@ def test_plan_runs_on_the_gpu_it_was_built_on_and_selects_it_by_itself():
         ({"tensorrt_version": "8.6.1"}, f"TensorRT 8.6.1, Triton {TRITON_RELEASE} has {TENSORRT_VERSION}"),
         ({"tensorrt_version": ""}, r"TensorRT \(not recorded\)"),
         ({"triton_release": "23.05"}, f"made for Triton 23.05, this release serves with {TRITON_RELEASE}"),
+        ({"gridbox_version": "0.0.9"}, f"made by gridbox 0.0.9, .* has the code of {GRIDBOX_VERSION}"),
     ],
 )
 def test_plan_for_another_target_is_refused_by_name(changes, said):
@@ -629,7 +631,7 @@ def test_plan_without_a_gpu_to_run_on_is_refused():
 
 
 def test_cpu_repository_needs_the_release_only():
-    cpu = {"backend": "onnxruntime", "triton_release": TRITON_RELEASE}
+    cpu = {"backend": "onnxruntime", "triton_release": TRITON_RELEASE, "gridbox_version": GRIDBOX_VERSION}
     assert fitted(service(), cpu) == service()
     with pytest.raises(UserError, match=r"made for Triton 23\.05"):
         fitted(service(), {**cpu, "triton_release": "23.05"})
@@ -665,7 +667,12 @@ def inputs(tmp_path):
     (repository / "repository" / "facenet" / "1").mkdir(parents=True)
     (repository / "repository" / "facenet" / "config.pbtxt").write_text('name: "facenet"\n')
     (repository / "repository" / "facenet" / "1" / "model.onnx").write_text("model")
-    settings = {"model_name": "facenet", "backend": "onnxruntime", "triton_release": TRITON_RELEASE}
+    settings = {
+        "model_name": "facenet",
+        "backend": "onnxruntime",
+        "triton_release": TRITON_RELEASE,
+        "gridbox_version": GRIDBOX_VERSION,
+    }
     write_manifest(repository, "model_repository", {}, settings)
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()

@@ -15,8 +15,8 @@ from pipeline.kubeflow.target import (
     Profile,
     ServiceAccount,
     Uploaded,
-    argument_values,
-    chosen,
+    compiled_target,
+    uploaded_target,
 )
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def schedule_create_command(
     from pipeline.kubeflow.runs import Submission, upload
 
     trigger = trigger_of(cron, every)
+    local = None if uploaded else compiled_target(pipeline, configuration.options(), data, profile, assignments)
     session = open_session(configuration)
-    package, version = chosen(session.api, pipeline, profile, uploaded, configuration.options())
-    arguments = argument_values(package, pipeline, data, profile, assignments, uploaded)
-    name = name or package.name
+    target = local or uploaded_target(session.api, pipeline, data, profile, assignments)
+    name = name or target.package.name
     if session.api.has_schedule(name):
         raise UserError(f"{name}: there is a schedule of this name; give another --name, or delete that one first")
     submission = Submission(
         name=name,
-        package=package,
-        version=version or upload(session.api, package)[0],
-        arguments=arguments,
+        package=target.package,
+        version=target.version or upload(session.api, target.package)[0],
+        arguments=target.arguments,
         experiment_id=session.api.experiment(experiment or configuration.settings.experiment),
         service_account=service_account or configuration.settings.service_account,
     )

@@ -14,8 +14,11 @@ from components.step import UserError
 if TYPE_CHECKING:
     from pipeline.kubeflow.api import Kubeflow, Server
     from pipeline.kubeflow.cluster import Cluster
+    from pipeline.kubeflow.sources import Sources
     from pipeline.settings import Configuration
 
+# Where an installation for one user runs everything, and any installation its own servers.
+SYSTEM_NAMESPACE = "kubeflow"
 PANEL = "Where Kubeflow is (see gridbox config)"
 Limit = Annotated[int, typer.Option(min=1, help="How many of the newest to show.")]
 
@@ -68,11 +71,15 @@ class Session:
 
         return Cluster(self.configuration.settings.context)
 
+    def sources(self) -> "Sources":
+        """Returns what tells of a run's stages and pods."""
+        from pipeline.kubeflow.sources import Sources
+
+        return Sources(self.api, self.cluster, self.pod_namespace)
+
     @property
     def pod_namespace(self) -> str:
         """Where the pods of the runs are."""
-        from pipeline.kubeflow.doctor import SYSTEM_NAMESPACE
-
         return self.configuration.settings.namespace or SYSTEM_NAMESPACE
 
 
