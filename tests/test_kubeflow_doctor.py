@@ -11,6 +11,7 @@ from kubeflow_stub import Kubernetes, Pipelines
 
 from components import program
 from components.images import OPEN_ENGINE
+from components.serve.release import TRITON_IMAGE
 from pipeline import cli, settings
 from pipeline.kubeflow import connection, doctor, needs, package
 from pipeline.kubeflow.cluster import Cluster
@@ -182,7 +183,8 @@ def test_what_the_installation_does_is_told(world, examine):
 def ours(tmp_path, compiled):
     """The same pipeline with an image of ours by its default name."""
     file = tmp_path / "ours.yaml"
-    file.write_text(compiled.read_text().replace("example.com/fit:1", OPEN_ENGINE))
+    text = compiled.read_text().replace("example.com/fit:1", OPEN_ENGINE)
+    file.write_text(text.replace("- --executor-input", f"- --image={TRITON_IMAGE}\n        - --executor-input"))
     return file
 
 
@@ -193,9 +195,9 @@ def test_images_that_nobody_has_pushed_are_named(world, capsys, ours):
 
     code, line = images()
     assert code == 1
-    assert f"nobody has pushed {OPEN_ENGINE}" in line
+    assert f"nobody has pushed {OPEN_ENGINE}, {TRITON_IMAGE}" in line
     for each in world[1].nodes:
-        each["status"]["images"] = [{"names": [OPEN_ENGINE], "sizeBytes": 1}]
+        each["status"]["images"] = [{"names": [OPEN_ENGINE], "sizeBytes": 1}, {"names": [TRITON_IMAGE]}]
     code, line = images()
     assert code == 0
     assert "each node holds it" in line

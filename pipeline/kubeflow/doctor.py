@@ -1,6 +1,7 @@
 """Looks, before hours of training, whether Kubeflow and the cluster have what a pipeline needs."""
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -172,11 +173,13 @@ def _volume(cluster: Cluster, namespace: str, name: str) -> Finding:
 
 def _images(cluster: Cluster, package: Package) -> Finding:
     """Nobody has pushed the images by their default names; a node may hold them all the same."""
-    executors = package.spec["deploymentSpec"]["executors"].values()
-    named = {str(each["container"]["image"]) for each in executors if "container" in each}
-    unpushed = sorted(image for image in named if repository(image) in DEFAULT_IMAGES)
+    # One may also be a word of a stage's command: that of the served Triton.
+    text = json.dumps(package.spec["deploymentSpec"])
+    unpushed = sorted(
+        {found for name in DEFAULT_IMAGES for found in re.findall(rf"{re.escape(name)}[:@][\w.:-]+", text)}
+    )
     if not unpushed:
-        return Finding("images", "pass", f"{len(named)}, none by a default name that nobody has pushed")
+        return Finding("images", "pass", "none has a default name, which nobody has pushed")
     nodes = cluster.listed("api/v1/nodes")
     held = [{name for image in _listed(node, "images") for name in image.get("names") or []} for node in nodes]
     absent = [image for image in unpushed if not all(image in names for names in held)]
