@@ -257,7 +257,7 @@ def test_pods_may_do_no_more_than_they_must(name: str, rendered: dict[str, list[
 
 
 def test_pods_of_kserve_may_run_in_the_namespace(rendered: dict[str, list[Document]]) -> None:
-    """Pod Security `restricted`, as Kubernetes judges the pod that KServe makes: with a container of its own in front."""
+    """Pod Security `restricted`, as Kubernetes judges the pod of KServe: with a container of its own in front."""
     patch = yaml.safe_load((MANIFESTS / "cluster/storage-initializer.yaml").read_text())
     initializer = patch["spec"]["container"]["securityContext"]
     for name in EVERY:

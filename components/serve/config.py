@@ -53,7 +53,7 @@ class RepositorySettings:
         preprocessing: `letterbox` keeps the aspect ratio, as `gridbox widerface convert` does; `stretch` does not, as
             `detectnet_v2 inference` does.
         triton_release: Release of the Triton image that shall serve it, for example 26.07.
-        max_batch_size: Images in one request, and in one run of the network; 0: the plan's largest on a GPU, 8 on a CPU,
+        max_batch_size: Images in a request, and in one run of the network; 0: the plan's largest on a GPU, 8 on a CPU,
             where large batches gain nothing.
         instances: Copies of the network, for `python` of the whole ensemble; 0 for 2 on a GPU and 1 on a CPU.
         threads: Threads of one copy on a CPU. 0: the copies share four cores, a pod's limit by default, in Triton's own

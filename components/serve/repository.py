@@ -1,7 +1,6 @@
 """Builds a Triton model repository from an exported model: the network, what surrounds it, and the ensemble."""
 
 import hashlib
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -72,7 +71,7 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
         "parameters": predictor.parameters,
         "tensors": names,
     }
-    bound_to = {}
+    bound_to: dict[str, Any] = {}
     if plan:
         settings, bound_to = _fitted_to_plan(plan, description, settings)
     with publish(output) as scratch:
@@ -102,16 +101,6 @@ def _digest(repository: Path) -> str:
     for file in sorted(path for path in repository.rglob("*") if path.is_file()):
         found.update(f"{file.relative_to(repository).as_posix()} {sha256(file)}\n".encode())
     return found.hexdigest()
-
-
-def models_that_need_neighbours(repository: Path) -> list[str]:
-    """Returns the models of a Triton repository that read files of other models' folders.
-
-    Triton cannot load them from S3, for it brings each model's folder to a place of its own. Those that are built here
-    read none; repositories of releases up to 0.1.0 for the Python backend do.
-    """
-    configs = sorted(repository.glob(f"*/{CONFIG_FILE}"))
-    return [file.parent.name for file in configs if re.search(r'string_value: "\W*\.\./', file.read_text("utf-8"))]
 
 
 def _fitted_to_plan(
