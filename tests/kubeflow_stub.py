@@ -461,8 +461,9 @@ class Pipelines(Stub):
         run = self._found(self.runs, run_id)
         look = self._looks[run_id]
         self._looks[run_id] = look + 1
-        if run["state"] in ("CANCELING", "CANCELED"):
-            run["state"] = "CANCELED"
+        if "state_history" in run:  # as seen: a run that is terminated ends as FAILED
+            run["state"] = "FAILED"
+            run["state_history"].append({"update_time": now(), "state": "FAILED"})
             return run
         run["state"] = self.script[min(look, len(self.script) - 1)][1]
         if not self._is_compressed(look):
@@ -514,14 +515,19 @@ class Pipelines(Stub):
         self._found(self.runs, run_id)
         if namespace is not None:
             self._allow(namespace, "readLog")
-        if pod not in self.logs:
+        if pod not in self.logs and self.is_ui:
             raise Answer(500, "Could not get main container logs: Error: unable to find pod log archive", "text/plain")
+        if pod not in self.logs:  # `ReadRunLogV1` says 200 before it looks
+            said = {"error_message": "BadRequestError: Failed to read logs", "error_details": "BadRequestError: ..."}
+            raise Answer(200, json.dumps(said, separators=(",", ":")), "text/plain; charset=utf-8")
         return self.logs[pod], "text/plain; charset=utf-8", {}
 
     def _terminate(self, query, body, run_id):
         assert not query, query
         assert body == {}, body
-        self._found(self.runs, run_id)["state"] = "CANCELING"
+        run = self._found(self.runs, run_id)
+        run["state"] = "CANCELING"
+        run["state_history"] = [{"update_time": now(), "state": state} for state in ("RUNNING", "CANCELING")]
         return {}
 
     def _create_schedule(self, query, body):

@@ -68,7 +68,7 @@ class Follower:
         """
         if run.state in ("SUCCEEDED", "SKIPPED"):
             return
-        why = run.error or self._sources.message()
+        why = run.error or (self._sources.message() if run.state == "FAILED" else "")
         lines = [f"run {run.name} ({run.id}): {word(run.state)}" + (f": {why}" if why else "")]
         if run.state == "FAILED":
             lines += [f"  {line}" for line in self._failures(run)]
