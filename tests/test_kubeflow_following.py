@@ -141,9 +141,12 @@ def test_a_driver_that_fails_names_its_stage_and_its_last_error(stub, gridbox, c
     stub.script = [({"fit": "DRIVER_FAILED", "score": "SKIPPED"}, "FAILED")]
     said = "F1130 21:58:50.200000      18 main.go:127] KFP driver: failed to get MLMD context\n"
     stub.logs = {stub.driver_pod("fit"): "I1130 21:58:46.1 main.go:119] Setting log level\n" + said}
-    code, _, err = gridbox("submit", compiled)
+    code, _, err = gridbox("submit", compiled, "--name", "first")
     assert code == 1
     assert "  fit: its driver, which prepares the stage, failed: KFP driver: failed to get MLMD context" in err
+    first, *_, last = gridbox("logs", "first")[1].splitlines()
+    assert first == f"== fit, its driver: failed, pod {stub.driver_pod('fit')} =="
+    assert last == said.strip()
 
 
 def test_a_driver_that_fails_is_named_by_the_details_alone(stub, gridbox, compiled):
