@@ -63,6 +63,18 @@ def test_without_the_older_api_the_workflow_comes_from_kubernetes(stub, gridbox,
     assert lines_of_stages(out) == ["[ 1/2] fit: cached", "[ 2/2] score-it: done in 10.0 s"]
 
 
+def test_where_workflows_may_not_be_listed_the_pods_tell(stub, gridbox, compiled, cluster):
+    stub.script = [({"fit": "RUNNING"}, "RUNNING"), ({"fit": "SUCCEEDED", "score": "SUCCEEDED"}, "SUCCEEDED")]
+    stub.compressed_from, stub.has_v1 = 1, False
+    assert gridbox("submit", compiled, "--no-wait")[0] == 0
+    (run_id,) = stub.runs
+    cluster.denied = {("list", "workflows")}
+    cluster.pods = [pod(stub, run_id, "fit", "Succeeded"), pod(stub, run_id, "score", "Succeeded")]
+    code, out, _ = gridbox("wait", run_id)
+    assert code == 0
+    assert lines_of_stages(out) == ["[ 1/2] fit: done", "[ 2/2] score-it: done"]
+
+
 def test_where_nobody_tells_any_more_that_is_said(stub, gridbox, compiled):
     stub.script, stub.compressed_from, stub.has_v1 = WHOLE, 1, False
     code, out, _ = gridbox("submit", compiled, "--name", "first")
