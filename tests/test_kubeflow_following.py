@@ -161,6 +161,14 @@ def test_a_driver_that_fails_names_its_stage_and_its_last_error(stub, gridbox, c
     assert last == said.strip()
 
 
+def test_a_run_that_cannot_even_begin_names_the_root(stub, gridbox, compiled):
+    stub.script = [({}, "FAILED")]
+    code, out, err = gridbox("submit", compiled)
+    assert code == 1
+    assert "no details" not in out
+    assert "  root: its driver, which prepares the stage, failed: main: Error (exit code 1)\n" in err
+
+
 def test_a_driver_that_fails_is_named_by_the_details_alone(stub, gridbox, compiled):
     stub.script, stub.has_v1 = [({"fit": "DRIVER_FAILED"}, "FAILED")], False
     assert "  fit: its driver, which prepares the stage, failed\n" in gridbox("submit", compiled)[2]
