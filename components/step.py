@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Set, Tuple
 
 MANIFEST = "manifest.json"
 LAYOUT_VERSION = 1
@@ -361,6 +361,18 @@ def _exit_code(program: Callable[[List[str]], Any], arguments: List[str]) -> int
     if isinstance(code, str):
         raise StageError(code)
     return int(code or 0)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of flags that says a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See the base class.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.prog}: {message}")
 
 
 # --- TAO stages: the same command in NVIDIA's unmodified image and in ours -------------------------------------------
@@ -1073,6 +1085,8 @@ PRUNE_VALUES = (
     "excluded_layers",
     "target_ratio",
 )
+# The parameters that are no numbers.
+TEXTS = ("spec", "name", "normalizer", "equalization", "excluded_layers")
 # Task: program, input artifacts, parameters, outputs. Names are those of the components.
 TASKS = {
     "dataset_convert": (_dataset_convert, ("kitti",), ("spec",), ("records",)),
@@ -1112,15 +1126,22 @@ def tao_flags(words: List[str]) -> Set[str]:
     return {_flag(name) for name in (*inputs, *parameters, *outputs)}
 
 
+def number(text: str) -> str:
+    """Returns the text of a number as it is; a ValueError tells argparse of any other."""
+    float(text)
+    return text
+
+
 def parse_tao_flags(task: str, flags: List[str]) -> argparse.Namespace:
-    """Parses the flags of a TAO stage: its inputs and outputs as paths, its parameters as text."""
+    """Parses the flags of a TAO stage: its inputs and outputs as paths, its parameters as the text they are."""
     _, inputs, parameters, outputs = TASKS[task]
-    parser = argparse.ArgumentParser(prog="detectnet_v2 " + task, allow_abbrev=False)
+    parser = OneLineParser(prog="detectnet_v2 " + task, allow_abbrev=False)
     for name in (*inputs, *outputs):
         parser.add_argument(_flag(name), type=Path, required=True)
     for name in parameters:
         # An empty string counts as absent on the way here, and layers to exclude may well be none.
-        parser.add_argument(_flag(name), required=name != "excluded_layers", default="")
+        kind = str if name in TEXTS else number  # type: Callable[[str], str]
+        parser.add_argument(_flag(name), required=name != "excluded_layers", default="", type=kind)
     # Where this very file lies; the stage's command runs it.
     parser.add_argument("--program", help=argparse.SUPPRESS)
     return parser.parse_args(flags)

@@ -4,6 +4,7 @@ At its root stand four pipelines: data, learn, measure and serve. Only what a pe
 of the compiled file; everything else is a constant in it.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from pipeline.placement import Access, Pool, Pools, Stage
 from pipeline.preflight_component import preflight
 
 STAGES = {
-    "preflight": Stage(access=(Access.store, Access.data), is_cached=False, may_retry=False),
     "data": Stage(access=(Access.store, Access.data)),
     "kitti": Stage(),
     "records": Stage(engine="records"),
@@ -39,6 +39,9 @@ STAGES = {
     "promote": Stage(access=(Access.store,), is_cached=False, may_retry=False),
     "conclude": Stage(is_cached=False, may_retry=False),
 }
+# It vouches for the others, so it needs what they need from outside.
+_EVERY_ACCESS = tuple(dict.fromkeys(access for stage in STAGES.values() for access in stage.access))
+STAGES["preflight"] = Stage(access=_EVERY_ACCESS, is_cached=False, may_retry=False)
 
 
 class Data(NamedTuple):
@@ -75,6 +78,17 @@ class _Workflow:
     def group(self, prefix: str, *names: str) -> dict[str, Any]:
         """Returns the bound values `prefix_name` as arguments of these names."""
         return {name: self.values[f"{prefix}_{name}"] for name in names}
+
+    def deployment(self) -> dict[str, Any]:
+        """Returns what is bound of the service and of its pods."""
+        names = ("mode", "protocol", "cpu", "cpu_limit", "memory", "memory_limit", "shared_memory")
+        pods = ("minimum_replicas", "maximum_replicas", "node_selector", "tolerations", "service_account")
+        least = 1 if self.options.serving is Serving.gpu else 0
+        return {
+            **self.group("deploy", *names, *pods),
+            "gpus": max(self.values["deploy_gpus"], least),
+            "image": self.values["deploy_image"] or self.options.images.triton,
+        }
 
     def put(self, task: Any, name: str) -> Any:  # noqa: ANN401 - kfp ships no types
         """Names and places a task; returns it."""
@@ -127,7 +141,9 @@ def define(options: Options, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 
         deployment = {
             "deploy_target": deploy_target,
             "deploy_base": deploy_base,
+            "deploy_name": deploy_name,
             "deploy_namespace": deploy_namespace,
+            "deploy_canary_percent": deploy_canary_percent,
         }
         given = data(
             data_uri=data_uri,
@@ -158,8 +174,6 @@ def define(options: Options, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 
             model=measured["exported" if options.serving is Serving.gpu else "quantized"],
             evaluation=measured["evaluation"],
             eval_min_face_height=eval_min_face_height,
-            deploy_name=deploy_name,
-            deploy_canary_percent=deploy_canary_percent,
             deploy_max_points_lost=deploy_max_points_lost,
             deploy_accept_incomparable=deploy_accept_incomparable,
             **deployment,
@@ -180,7 +194,9 @@ def _data(workflow: _Workflow) -> Any:  # noqa: ANN401
         pretrained_uri: str,
         deploy_target: str,
         deploy_base: str,
+        deploy_name: str,
         deploy_namespace: str,
+        deploy_canary_percent: int,
     ) -> Data:
         checked = put(
             preflight(
@@ -188,7 +204,10 @@ def _data(workflow: _Workflow) -> Any:  # noqa: ANN401
                 pretrained_uri=pretrained_uri,
                 deploy_base=deploy_base,
                 deploy_target=deploy_target,
+                deploy_name=deploy_name,
                 deploy_namespace=deploy_namespace,
+                deploy_canary_percent=deploy_canary_percent,
+                deployment=json.dumps(workflow.deployment(), sort_keys=True, separators=(",", ":")),
                 **workflow.group("pool", "gpu_type", "gpu_count", "gpu_node_selector", "gpu_tolerations"),
             ),
             "preflight",
@@ -380,14 +399,11 @@ def _serve(workflow: _Workflow) -> Any:  # noqa: ANN401
                 published=published,
                 evaluation=evaluation,
                 scored_model="exported" if on_gpus else "quantized",
-                image=values["deploy_image"] or workflow.options.images.triton,
                 **target,
                 **gate,
                 canary_percent=deploy_canary_percent,
-                gpus=max(values["deploy_gpus"], 1 if on_gpus else 0),
-                **workflow.group("deploy", "mode", "protocol", "gateway", "cpu", "cpu_limit", "memory"),
-                **workflow.group("deploy", "memory_limit", "shared_memory", "minimum_replicas", "maximum_replicas"),
-                **workflow.group("deploy", "node_selector", "tolerations", "service_account"),
+                gateway=values["deploy_gateway"],
+                **workflow.deployment(),
             )
             deployment = put(deployed, "deploy").outputs["deployment"]
             answered = put(

@@ -30,6 +30,25 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 LOGIN_PAGE = "<!doctype html><html><body><h1>Sign in</h1></body></html>"
+# manifests/kustomize of Kubeflow Pipelines 2.17.0, as far as it is asked for.
+INSTALLATION = {
+    "/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline": {
+        "metadata": {"name": "ml-pipeline"},
+        "spec": {"template": {"spec": {"containers": [
+            {"name": "ml-pipeline-api-server", "env": [
+                {"name": "PUBLISH_LOGS", "value": "true"}, {"name": "LOG_LEVEL", "value": "info"},
+                {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+            ]},
+        ]}}},
+    },
+    "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap": {
+        "metadata": {"name": "workflow-controller-configmap"},
+        "data": {"workflowDefaults": (
+            "spec:\n  ttlStrategy: {secondsAfterCompletion: 3600}\n"
+            "  templateDefaults: {retryStrategy: {limit: '2', retryPolicy: OnError}}\n"
+        )},
+    },
+}  # fmt: skip
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -249,6 +268,7 @@ class Pipelines(Stub):
         super().__init__(token, certificate)
         self.version, self.namespaces, self.is_ui = version, set(namespaces), is_ui
         self.has_v1 = True
+        self.pipeline_store = "database"
         self.pipelines, self.versions, self.experiments, self.runs, self.schedules = {}, {}, {}, {}, {}
         self.script = [({}, "SUCCEEDED")]
         self.logs = {}  # by pod
@@ -302,12 +322,18 @@ class Pipelines(Stub):
         )
 
     def _health(self):
-        if self.is_ui:
+        if self.is_ui:  # frontend/server/handlers/healthz.ts
             return {
                 "frontendTagName": self.version, "apiServerTagName": self.version, "apiServerReady": True,
                 "apiServerMultiUser": self.is_shared, "multi_user": self.is_shared,
+                "pipelineStore": self.pipeline_store,
             }  # fmt: skip
-        return {"commit_sha": "0", "tag_name": self.version, "multi_user": self.is_shared, "pipeline_store": "database"}
+        return {
+            "commit_sha": "0",
+            "tag_name": self.version,
+            "multi_user": self.is_shared,
+            "pipeline_store": self.pipeline_store,
+        }
 
     def _allow(self, namespace, what):
         if not self.is_shared:
@@ -527,8 +553,11 @@ class Kubernetes(Stub):
     def __init__(self, namespace="kubeflow", token="a-token-of-kubernetes", certificate=None):
         super().__init__(token, certificate)
         self.namespace = namespace
-        self.secrets, self.claims, self.nodes, self.pods, self.config_maps = set(), set(), [], [], {}
+        self.secrets, self.nodes, self.pods, self.config_maps = set(), [], [], {}
+        self.claims = {}  # by name, the status
         self.workflows = []
+        # By path, whatever else is there: the objects of the installation of 2.17 (env/platform-agnostic).
+        self.objects = dict(INSTALLATION)
         self.logs = {}
         self.denied = set()  # (verb, resource with its subresource)
 
@@ -564,8 +593,12 @@ class Kubernetes(Stub):
         if path == "/api/v1/nodes":
             self._may("list", "nodes")
             return {"items": self.nodes}
+        if path in self.objects:
+            self._may("get", path.split("/")[-2])
+            return self.objects[path]
         found = re.fullmatch(r"/api/v1/namespaces/([^/]+)/([a-z]+)(?:/([^/]+))?(/log)?", path)
-        assert found, path
+        if found is None:
+            raise self._missing(*path.split("/")[-2:])
         namespace, kind, name, log = found.groups()
         assert namespace == self.namespace, namespace
         if log:
@@ -581,7 +614,8 @@ class Kubernetes(Stub):
         known = {"secrets": self.secrets, "persistentvolumeclaims": self.claims, "configmaps": self.config_maps}[kind]
         if name not in known:
             raise self._missing(kind, name)
-        return {"metadata": {"name": name}} | ({"data": known[name]} if kind == "configmaps" else {})
+        more = {"configmaps": "data", "persistentvolumeclaims": "status"}.get(kind)
+        return {"metadata": {"name": name}} | ({more: known[name]} if more else {})
 
     @staticmethod
     def _bears(document, query):

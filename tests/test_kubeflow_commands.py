@@ -334,6 +334,18 @@ def test_list_shows_runs_pipelines_and_schedules(stub, gridbox, compiled):
     assert gridbox("schedule", "list")[1] == shown
 
 
+def test_lists_settings_and_findings_are_json_for_programs(stub, gridbox, compiled):
+    gridbox("submit", compiled, "--name", "first")
+    (run_id,) = stub.runs
+    (run,) = json.loads(gridbox("list", "-o", "json")[1])
+    assert (run["run"], run["state"], run["id"]) == ("first", "done", run_id)
+    assert json.loads(gridbox("schedule", "list", "-o", "json")[1]) == []
+    settings = {each["setting"]: each for each in json.loads(gridbox("config", "-o", "json")[1])}
+    assert settings["endpoint"] == {"setting": "endpoint", "value": stub.url, "set by": "GRIDBOX_ENDPOINT"}
+    findings = {each["subject"]: each["state"] for each in json.loads(gridbox("doctor", compiled, "-o", "json")[1])}
+    assert (findings["pipelines API"], findings["kubernetes"]) == ("pass", "skipped")
+
+
 @pytest.mark.usefixtures("stub")
 def test_an_unknown_run_is_named(gridbox):
     for words in (("wait", "none"), ("cancel", "none"), ("logs", "none")):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from components.serve import marks
 from components.serve.answering import question, verify
-from components.serve.canaries import check_canaries
+from components.serve.canaries import CONFIGURATION_NAME, DEFINITION_NAME, check_canaries
 from components.serve.cluster import INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
 from components.serve.config import ENSEMBLE
 from components.serve.gate import Score, Verdict, judge, score_of_predictor, write_score
@@ -31,6 +31,29 @@ from components.step import StageError, UserError, publish, read_manifest, write
 
 KIND = "deployment"
 MANIFEST_FILE = "manifest.yaml"
+# What the deploying account may do in its namespace and in the cluster; `manifests/` grants it, and a test records it.
+Rules = tuple[Mapping[str, list[str]], ...]
+DEPLOY_RULES: Rules = (
+    {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": ["create", "get", "patch"]},
+    {"apiGroups": ["serving.kserve.io"], "resources": ["servingruntimes"], "verbs": ["create", "patch"]},
+    # What KServe makes of it, and its pods: whether the new version serves, or why it does not.
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
+    {"apiGroups": ["serving.knative.dev"], "resources": ["services"], "verbs": ["get"]},
+    # Pods are created by dry run only; whoever may create InferenceServices can have any pod made anyway.
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "list"]},
+    # The ledger of what was served.
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "patch"]},
+)
+# Only for a canary in mode Standard: whether the cluster's KServe knows such a thing, and can give it its share.
+DEPLOY_CLUSTER_RULES: Rules = (
+    {
+        "apiGroups": ["apiextensions.k8s.io"],
+        "resources": ["customresourcedefinitions"],
+        "resourceNames": [DEFINITION_NAME],
+        "verbs": ["get"],
+    },
+    {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIGURATION_NAME], "verbs": ["get"]},
+)
 # How often a deployment is worked out anew because somebody changed the object meanwhile.
 _ATTEMPTS = 5
 
@@ -307,7 +330,7 @@ def promote(
 
 
 def promote_local(storage_uri: str, measured: Score | None, gate: Gate) -> str:
-    """Makes a model that this machine serves the promoted version of its store, if its endpoint's score passes the gate.
+    """Makes what this machine serves the promoted version of its store, if its endpoint's score passes the gate.
 
     Returns:
         Why it passed.

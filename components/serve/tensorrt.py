@@ -265,7 +265,7 @@ def _figures(outcome: Outcome) -> dict[str, float]:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Reads `build --exported DIR --plan DIR …`; flags are the component's inputs, parameters and outputs."""
-    parser = argparse.ArgumentParser(prog="tensorrt", allow_abbrev=False, description=__doc__)
+    parser = step.OneLineParser(prog="tensorrt", allow_abbrev=False, description=__doc__)
     parser.add_argument("task", choices=["build"])
     parser.add_argument("--exported", type=Path, required=True, help="Exported-model artifact.")
     parser.add_argument("--plan", type=Path, required=True, help="Artifact to write.")

@@ -26,11 +26,13 @@ class Server:
         version: Of the API server, as `2.17.0`; empty where it does not say.
         is_shared: Whether it keeps several users apart by namespaces.
         is_ui: Whether the UI's server answers, which passes calls on and serves logs of its own.
+        pipeline_store: Where it keeps pipelines: `database` or `kubernetes`; empty where it does not say.
     """
 
     version: str
     is_shared: bool
     is_ui: bool
+    pipeline_store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class Kubeflow:
         tag = str(health.get("apiServerTagName") or health.get("tag_name") or "")
         is_shared = bool(health.get("apiServerMultiUser", health.get("multi_user")))
         version = tag if re.match(r"v?\d+\.\d+", tag) else ""
-        return Server(version.removeprefix("v"), is_shared, is_ui="apiServerReady" in health)
+        pipeline_store = str(health.get("pipeline_store") or health.get("pipelineStore") or "")
+        return Server(version.removeprefix("v"), is_shared, "apiServerReady" in health, pipeline_store)
 
     # --- pipelines ---------------------------------------------------------------------------------------------------
 

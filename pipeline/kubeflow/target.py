@@ -132,17 +132,13 @@ def argument_values(package: "Package", data: str, profile: str, assignments: Se
 
     types = package.types
     known = compiling.parameter_types(package.name) if package.name in compiling.PIPELINES else {}
-    given = parse_assignments(assignments or (), {**known, **types})
-    for name in given:
-        if name not in types:
-            raise UserError(
-                f"--set {name}: is bound in {package.origin}; bind another value with gridbox compile {package.name} "
-                f"--set {name}=…"
-            )
     values = dict(profile_values(profile)) if profile else {}
-    values |= ({"data_uri": data} if data else {}) | given
-    for unknown in sorted(set(values) - set(types)):
-        raise UserError(f"{package.origin}: the pipeline has no parameter {unknown}")
+    values |= {"data_uri": data} if data else {}
+    values |= parse_assignments(assignments or (), {**known, **types})
+    for name in sorted(set(values) - set(types)):
+        if name in known:
+            raise UserError(f"{name}: is bound in {package.origin}; compile, or submit {package.name}, with its value")
+        raise UserError(f"{package.origin}: the pipeline has no parameter {name}")
     compiling.check_arguments(package.name, values)
     _check_readable(package, values)
     return values
