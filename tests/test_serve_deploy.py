@@ -12,6 +12,7 @@ import pytest
 import yaml
 from deployments import (
     CANARY,
+    DATA,
     QUICK,
     candidate,
     ledger,

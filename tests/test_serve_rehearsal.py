@@ -57,7 +57,7 @@ def test_refusal_of_the_pod_is_one_line(kube, why_not):
 
 def test_cluster_without_kserve_is_told(kube):
     kube.groups.discard("serving.kserve.io")
-    with pytest.raises(UserError, match="face: facenet could not be deployed: .*install KServe"):
+    with pytest.raises(UserError, match=r"face: facenet could not be deployed: .*install KServe"):
         rehearse(Cluster(), model("run-1"))
 
 
