@@ -7,7 +7,7 @@
 #   docker buildx imagetools inspect NAME:TAG --format '{{.Manifest.Digest}}'
 # No digest has been asked for yet: until somebody with access to the registries has, the tags stand alone.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
-ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.07-py3
 
 # --- what pip installs from: the lists, and the wheels of a build without a network (containers/wheelhouse.py)
 FROM scratch AS requirements
@@ -103,6 +103,7 @@ COPY components/measure/__init__.py components/measure/boxes.py components/measu
 COPY components/grid components/grid
 COPY components/serve/__init__.py components/serve/release.py components/serve/tensorrt.py components/serve/
 COPY components/serve/models components/serve/models
+COPY components/vision/__init__.py components/vision/threads.py components/vision/
 # The Python backend takes no notice of PYTHONPATH, and KServe refuses it; a .pth file is found by every interpreter.
 RUN python3 -c "import site; open(site.getsitepackages()[0] + '/gridbox.pth', 'w').write('/opt/gridbox\n')" \
     && python3 -m compileall -q components \

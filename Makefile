@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
 	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--extra-index-url $(CPU_INDEX)')" 2>/dev/null)
 
-.PHONY: help run setup test test-long test-containers bench lint images wheelhouse clean
+.PHONY: help run setup test test-long test-containers test-cluster bench lint images wheelhouse clean
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
@@ -34,6 +34,10 @@ test-containers: $(VENV)/.setup build/wheelhouse/.cpu ## The workflow in an imag
 		RUNLEVEL=1 apt-get install -y -qq --no-install-recommends docker.io iptables debootstrap; } || \
 		echo "they could not be installed: the tests will be skipped"
 	$(BIN)/python -m pytest -m containers tests/test_containers.py
+
+test-cluster: $(VENV)/.setup ## A Kubeflow and a KServe, by gridbox.toml and the kubeconfig (CHECKS="submit slow", WORKFLOW=…).
+	WORKFLOW="$(WORKFLOW)" CHECKS="$(CHECKS)" $(BIN)/python -m pytest tests/cluster/suite.py --durations=0 \
+		-o junit_family=xunit1 --junitxml=build/test-cluster/junit.xml
 
 bench: $(VENV)/.setup ## The benchmarks; each prints a ratio from one interleaved run.
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.cli import PIPELINES
+from pipeline.compiling import PIPELINES
 
 ROUNDS = 7
 HELP_SECONDS, COMPILE_SECONDS = 0.4, 2.0

@@ -1,6 +1,7 @@
 """Runs a typer application as a program: one line and the right exit code for every mistake."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import typer
 from typer.main import get_command
@@ -32,4 +33,10 @@ def run(app: typer.Typer, argv: Sequence[str], name: str, prepare: Callable[[Seq
         except typer.Abort:
             raise KeyboardInterrupt from None
 
-    return step.run(argv, program, name)
+    def flags_of(words: list[str]) -> set[str]:
+        command: Any = get_command(app)
+        for word in words:
+            command = getattr(command, "commands", {}).get(word, command)
+        return {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+
+    return step.run(argv, program, name, flags_of)

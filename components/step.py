@@ -21,10 +21,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Set, Tuple
 
 MANIFEST = "manifest.json"
 LAYOUT_VERSION = 1
+# Kubeflow copies an artifact's metadata into every stage that reads it, six times over.
+MOST_SHOWN = 4
 
 
 class UserError(Exception):
@@ -84,25 +86,32 @@ def write_manifest(
     counts: Mapping[str, Any],
     settings: Mapping[str, Any],
     logs: Sequence[str] = (),
+    shown: Optional[Sequence[str]] = None,
 ) -> None:
     """Writes `manifest.json` into an artifact directory: what it is, what made it, and the SHA-256 of its files.
 
     Args:
         directory: The finished artifact, before it is renamed into place.
         kind: The artifact's kind, for example `kitti_set`, `records`, `model`, `exported_model`, `evaluation`.
-        counts: Numbers (or short strings) that summarise the content. They become the artifact's metadata in Kubeflow.
+        counts: Numbers (or short strings) that summarise the content.
         settings: What the content depends on besides the input artifacts. No paths, no times, no secrets.
         logs: Relative paths whose content holds times; they are named in the manifest without a checksum, so that
             equal content gives an equal manifest.
+        shown: Names of the counts that become the artifact's metadata in Kubeflow, at most `MOST_SHOWN`; by default
+            the first ones.
     """
+    shown = list(counts)[:MOST_SHOWN] if shown is None else [name for name in shown if name in counts]
+    if len(shown) > MOST_SHOWN:
+        raise ValueError(f"an artifact shows at most {MOST_SHOWN} counts, not {len(shown)}")
     files = {}  # type: Dict[str, Any]
-    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for file in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
         name = file.relative_to(directory).as_posix()
         files[name] = None if name in logs else sha256(file)
     manifest = {
         "kind": kind,
         "layout": LAYOUT_VERSION,
         "counts": dict(counts),
+        "shown": shown,
         "settings": dict(settings),
         "files": files,
     }
@@ -182,12 +191,27 @@ def parse_executor_input(text: str) -> Dict[str, Any]:
     return dict(document)
 
 
+def without_undeclared_outputs(executor_input: Mapping[str, Any], flags: Collection[str]) -> Dict[str, Any]:
+    """Returns an executor input without the outputs that the stage does not have.
+
+    Kubeflow's driver adds outputs of its own to every stage: `executor-logs` since 2.15, which the launcher fills.
+
+    Args:
+        executor_input: What the driver made.
+        flags: The flags that the program takes, as `--metrics`.
+    """
+    outputs = dict(executor_input["outputs"])
+    for kind in ("artifacts", "parameters"):
+        outputs[kind] = {name: each for name, each in (outputs.get(kind) or {}).items() if _flag(name) in flags}
+    return dict(executor_input, outputs=outputs)
+
+
 def flags_from_executor_input(executor_input: Mapping[str, Any]) -> List[str]:
     """Spells an executor input as the flags of a person, and creates the parents of every output.
 
-    A parameter `min_face_height: 8.0` becomes `--min-face-height 8` (protojson writes whole numbers as floats too), a
+    A parameter `min_face_height: 8.0` becomes `--min-face-height=8` (protojson writes whole numbers as floats too), a
     boolean `--grayscale` or `--no-grayscale`, a list or mapping JSON; an empty string or null counts as absent. An
-    artifact becomes `--name PATH`, an output parameter `--name FILE`.
+    artifact becomes `--name=PATH`, an output parameter `--name=FILE`.
 
     Raises:
         UserError: An input artifact does not exist.
@@ -196,20 +220,17 @@ def flags_from_executor_input(executor_input: Mapping[str, Any]) -> List[str]:
     flags = []  # type: List[str]
     for name, value in sorted((inputs.get("parameterValues") or {}).items()):
         if not name.startswith(NOT_OURS):
-            flags += _parameter_flag(name, value)
+            flags += parameter_flag(name, value)
     for name, artifact in _artifacts(inputs):
         path = artifact_path(artifact)
         if not path.exists():
             raise UserError(f"input {name}: {path} does not exist; run the stage that makes it again")
-        flags += [_flag(name), str(path)]
-    for name, artifact in _artifacts(outputs):
-        flags += [_flag(name), str(artifact_path(artifact))]
-    for name, parameter in sorted((outputs.get("parameters") or {}).items()):
-        flags += [_flag(name), parameter["outputFile"]]
-    for path in [artifact_path(artifact) for _, artifact in _artifacts(outputs)]:
+        flags.append(f"{_flag(name)}={path}")
+    written = [(name, artifact_path(artifact)) for name, artifact in _artifacts(outputs)]
+    written += [(name, Path(each["outputFile"])) for name, each in sorted((outputs.get("parameters") or {}).items())]
+    for name, path in written:
         path.parent.mkdir(parents=True, exist_ok=True)
-    for parameter in (outputs.get("parameters") or {}).values():
-        Path(parameter["outputFile"]).parent.mkdir(parents=True, exist_ok=True)
+        flags.append(f"{_flag(name)}={path}")
     return flags
 
 
@@ -217,20 +238,22 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _parameter_flag(name: str, value: object) -> List[str]:
+def parameter_flag(name: str, value: object) -> List[str]:
+    """Spells a parameter as flags of a person; see `flags_from_executor_input`."""
     if value is None or value == "":
         return []
     if isinstance(value, bool):
         return [_flag(name) if value else _flag("no_" + name)]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return [_flag(name), json.dumps(value) if isinstance(value, (list, dict)) else str(value)]
+    # One word, so that a value that begins with "-" is not taken for a flag.
+    return [f"{_flag(name)}={json.dumps(value) if isinstance(value, (list, dict)) else value}"]
 
 
 def write_executor_output(executor_input: Mapping[str, Any]) -> None:
     """Writes `outputs.outputFile`: for every output artifact its name, URI and metadata.
 
-    Metadata are the `counts` of a directory's manifest, the numbers of a Metrics file, the content of a
+    Metadata are the counts that a directory's manifest shows, the numbers of a Metrics file, the content of a
     ClassificationMetrics file. Kubeflow refuses null and JSON has no NaN: both are left out.
 
     Raises:
@@ -251,7 +274,8 @@ def write_executor_output(executor_input: Mapping[str, Any]) -> None:
 
 def _metadata(path: Path, schema: str) -> Dict[str, Any]:
     if (path / MANIFEST).is_file():
-        return dict(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["counts"])
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return {name: manifest["counts"][name] for name in manifest.get("shown", [])}
     if schema == "system.Metrics" and path.is_file():
         return dict(_numbers(json.loads(path.read_text(encoding="utf-8"))))
     if schema == "system.ClassificationMetrics" and path.is_file():
@@ -276,7 +300,12 @@ def _sanitised(value: object) -> Any:  # noqa: ANN401 - JSON in, JSON out
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def run(argv: Sequence[str], program: Callable[[List[str]], Any], name: str = "gridbox") -> int:
+def run(
+    argv: Sequence[str],
+    program: Callable[[List[str]], Any],
+    name: str = "gridbox",
+    flags_of: Optional[Callable[[List[str]], Collection[str]]] = None,
+) -> int:
     """Runs a program as a stage or for a person, and turns what went wrong into one line and an exit code.
 
     Args:
@@ -284,6 +313,8 @@ def run(argv: Sequence[str], program: Callable[[List[str]], Any], name: str = "g
             to plain flags first and the executor output is written after success.
         program: Takes the plain command line; returns an exit code or None, or raises SystemExit.
         name: What the program is called in messages.
+        flags_of: Returns the flags that the program takes after the words before `--executor-input`; outputs that are
+            none of them are left alone.
 
     Returns:
         0, 1 for a failed stage, 2 for a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM.
@@ -295,6 +326,8 @@ def run(argv: Sequence[str], program: Callable[[List[str]], Any], name: str = "g
         if "--executor-input" in arguments:
             at = arguments.index("--executor-input")
             executor_input = parse_executor_input("".join(arguments[at + 1 : at + 2]))
+            if flags_of is not None:
+                executor_input = without_undeclared_outputs(executor_input, flags_of(arguments[:at]))
             arguments[at : at + 2] = flags_from_executor_input(executor_input)
         code = _exit_code(program, arguments)
         if code == 0 and executor_input is not None:
@@ -330,6 +363,18 @@ def _exit_code(program: Callable[[List[str]], Any], arguments: List[str]) -> int
     return int(code or 0)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser of flags that says a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """See the base class.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{self.prog}: {message}")
+
+
 # --- TAO stages: the same command in NVIDIA's unmodified image and in ours -------------------------------------------
 
 STAGE_DIR = "GRIDBOX_STAGE_DIR"
@@ -356,13 +401,36 @@ EXPERIMENT_VALUES = ("image_width", "image_height", "epochs", "batch_size", "lea
 MINIMUM_HEIGHT, TAO_MINIMUM_HEIGHT = "minimum_height", 4
 # Derived: a hundredth of learning_rate, as in TAO's face-detection spec.
 MINIMUM_LEARNING_RATE = "minimum_learning_rate"
-INFERENCE_VALUES = ("image_width", "image_height", "batch_size")
+IMAGE_SIZE = ("image_width", "image_height")
 PLACEHOLDERS = {
     "convert": CONVERT_VALUES,
     "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, MINIMUM_LEARNING_RATE, MINIMUM_HEIGHT),
-    "inference": ("model", *INFERENCE_VALUES),
+    "inference": ("model", *IMAGE_SIZE, "batch_size"),
 }
+SPLITS = ("training", "validation")
+# The models that the workflow makes, in their order.
+MODELS = ("pretrained", "trained", "pruned", "retrained")
+# A model artifact's spec: filled, but for the paths and the lowest object that counts.
+SPEC_FILE = "experiment_spec.txt"
+# The spec templates that come with this program, beside it.
+SPECS = Path(__file__).resolve().parent / "specs"
+_TEMPLATE_NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 _PLACEHOLDER = re.compile(r"\$\{([^}\n]*)\}")
+
+
+def template_text(template: str) -> str:
+    """Returns a spec template: the text itself, or that of a template of ours by its name, as `facedetect/train`.
+
+    Raises:
+        UserError: There is no template of this name.
+    """
+    if not _TEMPLATE_NAME.fullmatch(template):
+        return template
+    file = SPECS / (template + ".txt")
+    if not file.is_file():
+        known = ", ".join(sorted(file.relative_to(SPECS).with_suffix("").as_posix() for file in SPECS.glob("*/*.txt")))
+        raise UserError(f"spec {template}: there is no such template; there are {known or 'none here'}")
+    return file.read_text(encoding="utf-8")
 
 
 def placeholders(template: str) -> Set[str]:
@@ -597,6 +665,10 @@ class Workplace:
         scratch.mkdir(parents=True)
         results.mkdir(parents=True, exist_ok=True)
 
+    def part(self, name: str) -> "Workplace":
+        """Returns a workplace of its own for one of several calls of the program."""
+        return Workplace(self.scratch / name, self.results / name, keep_results=False)
+
     def write_spec(self, template: str, values: Mapping[str, Any]) -> Path:
         """Renders a template into the scratch folder, without the lines of an absent pretrained model."""
         unused = sorted(name for name in values if name in EXPERIMENT_VALUES and name not in placeholders(template))
@@ -738,19 +810,34 @@ def _copy(results: Path, target: Path, names: Sequence[str], required: Sequence[
     target.mkdir(parents=True, exist_ok=True)
 
 
-def _experiment_values(options: argparse.Namespace, **paths: object) -> Dict[str, Any]:
-    """Values of an experiment spec: the stage's parameters, its paths, and for paths it has no use for a mere name."""
-    values = {name: getattr(options, name) for name in EXPERIMENT_VALUES}
-    values[MINIMUM_LEARNING_RATE] = float(options.learning_rate) / 100
-    values[MINIMUM_HEIGHT] = getattr(options, MINIMUM_HEIGHT, TAO_MINIMUM_HEIGHT)
-    for name in EXPERIMENT_PATHS:
-        values[name] = paths.get(name, "unused")
-    return values
+def _records_values(options: argparse.Namespace) -> Dict[str, Any]:
+    return {f"{split}_records": options.records / split for split in SPLITS}
 
 
 def _symbolic(values: Mapping[str, Any]) -> Dict[str, Any]:
-    """The same values with scratch paths left as `${name}`, for the spec that is kept: equal on every machine."""
-    return dict(values, **{name: "${" + name + "}" for name in EXPERIMENT_PATHS if values[name]})
+    """The same values with what another stage fills anew left as `${name}`: equal on every machine."""
+    kept = [name for name in EXPERIMENT_PATHS if values[name]] + [MINIMUM_HEIGHT]
+    return dict(values, **{name: "${" + name + "}" for name in kept})
+
+
+def _kept_spec(model: Path, values: Mapping[str, Any]) -> str:
+    """Returns the spec that a model was trained with, for a stage that trains nothing."""
+    file = model / SPEC_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: the model's spec is missing; give the model artifact as train or prune wrote it")
+    filled = dict.fromkeys(EXPERIMENT_PATHS, "unused")  # type: Dict[str, Any]
+    filled.update({"pretrained_model": "", MINIMUM_HEIGHT: TAO_MINIMUM_HEIGHT})
+    filled.update(values)
+    return render_spec(file.read_text(encoding="utf-8"), filled)
+
+
+def _image_size(spec: str) -> Dict[str, int]:
+    """Returns the network's input size that an experiment spec says."""
+    told = _only(parse_spec(spec), "augmentation_config", "preprocessing")
+    try:
+        return {name: int(told["output_" + name][0]) for name in IMAGE_SIZE}
+    except (KeyError, ValueError):
+        raise UserError("spec: augmentation_config.preprocessing says no output_image_width and _height") from None
 
 
 def _settings(options: argparse.Namespace, *names: str) -> Dict[str, Any]:
@@ -758,31 +845,34 @@ def _settings(options: argparse.Namespace, *names: str) -> Dict[str, Any]:
 
 
 def _dataset_convert(options: argparse.Namespace) -> None:
-    with workplace() as place:
-        root = unpack(options.kitti, options.split, place.scratch)
-        spec = place.write_spec(options.spec, {"root": root})
-        _tao(place, "dataset_convert", "-d", spec, "-o", place.results / "kitti")
-        shards = sorted(path.name for path in place.results.glob("kitti-fold-*"))
-        if not shards:
-            raise StageError("detectnet_v2 dataset_convert ended well but wrote no records")
-        with publish(options.records) as scratch:
-            _copy(place.results, scratch, (*shards, "kitti_warning.json"))
-            counts = {"shards": len(shards), "bytes": sum((scratch / shard).stat().st_size for shard in shards)}
-            write_manifest(scratch, "records", counts, _settings(options, "split", "spec"))
+    with workplace() as place, publish(options.records) as scratch:
+        counts = {"shards": 0, "bytes": 0}
+        for split in SPLITS:
+            part = place.part(split)
+            spec = part.write_spec(template_text(options.spec), {"root": unpack(options.kitti, split, part.scratch)})
+            _tao(part, "dataset_convert", "-d", spec, "-o", part.results / "kitti")
+            shards = sorted(path.name for path in part.results.glob("kitti-fold-*"))
+            if not shards:
+                raise StageError(f"detectnet_v2 dataset_convert ended well but wrote no records of {split}")
+            _copy(part.results, scratch / split, (*shards, "kitti_warning.json"))
+            counts["shards"] += len(shards)
+            counts["bytes"] += sum((scratch / split / shard).stat().st_size for shard in shards)
+        write_manifest(scratch, "records", counts, _settings(options, "spec"))
 
 
 def _train(options: argparse.Namespace) -> None:
     started = time.monotonic()
     with workplace(keep_results=True) as place:
-        values = _experiment_values(
-            options,
-            training_records=options.training_records,
-            validation_records=options.validation_records,
+        values = dict(
+            _settings(options, *EXPERIMENT_VALUES),
+            **_records_values(options),
+            minimum_learning_rate=float(options.learning_rate) / 100,
+            minimum_height=TAO_MINIMUM_HEIGHT,
             images_training=unpack(options.kitti, "training", place.scratch),
             images_validation=unpack(options.kitti, "validation", place.scratch),
             pretrained_model=weights_file(options.pretrained) if is_present(options.pretrained) else "",
         )
-        template = options.spec
+        chosen = template = template_text(options.spec)
         if is_present(options.pretrained) and not is_detector(options.pretrained):
             # A backbone has no heads whose graph could be taken over.
             template = re.sub(r"(?m)^\s*load_graph\s*:\s*true\s*\n", "", template)
@@ -793,8 +883,8 @@ def _train(options: argparse.Namespace) -> None:
         figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.model) as scratch:
             _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
-            kept = render_spec(options.spec, _symbolic(values))
-            (scratch / "experiment_spec.txt").write_text(kept, encoding="utf-8")
+            kept = render_spec(chosen, _symbolic(values))
+            (scratch / SPEC_FILE).write_text(kept, encoding="utf-8")
             figures["file_bytes"] = weights_file(scratch).stat().st_size
             _write_model_manifest(scratch, _settings(options, *EXPERIMENT_VALUES, "name", "width"))
         write_json(options.metrics, _sanitised(figures))
@@ -806,42 +896,55 @@ def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if not is_detector(options.model):
-        print("skipped: there is no pretrained model, or a backbone alone, which detects nothing yet")
-        return _write_evaluation(options, None, {"skipped": True})
+    """Scores the four models, and draws what the last one finds.
+
+    The pretrained one has no spec of its own and is scored by that of the training.
+    """
+    metrics = {}  # type: Dict[str, Any]
+    with workplace() as place, publish(options.evaluations) as scratch:
+        images = unpack(options.kitti, "validation", place.scratch)
+        for name in MODELS:
+            artifact = getattr(options, name)
+            if is_detector(artifact):
+                part = place.part(name)
+                owner = options.trained if name == "pretrained" else artifact
+                values = {MINIMUM_HEIGHT: options.minimum_height, "images_validation": images}
+                (part.scratch / "spec.txt").write_text(
+                    _kept_spec(owner, dict(values, **_records_values(options))), encoding="utf-8"
+                )
+                figures = _evaluate_model(part, weights_file(artifact))
+                _copy(part.results, scratch / name, (STATUS_FILE, "detections.jsonl"))
+                told = ("mean_average_precision", "parameters", "file_bytes")
+                metrics.update({f"{name}/{key}": figures[key] for key in told if key in figures})
+            else:
+                print(f"{name}: skipped, there is no such model, or a backbone alone, which detects nothing yet")
+                figures = {"skipped": True}
+                (scratch / name).mkdir(parents=True)
+            write_json(scratch / name / "metrics.json", _sanitised(figures))
+            counts = {key: value for key, value in _numbers(figures) if "seconds" not in key}
+            write_manifest(scratch / name, "evaluation", _sanitised(counts), {}, logs=(STATUS_FILE,))
+        logs = [f"{name}/{STATUS_FILE}" for name in MODELS]
+        shown = {name: metrics[f"{name}/mean_average_precision"] for name in MODELS if f"{name}/file_bytes" in metrics}
+        write_manifest(scratch, "evaluations", shown, {}, logs=logs)
+        _inference(place.part("inference"), options, images / "images")
+    metrics["mean_average_precision"] = shown["retrained"]
+    write_json(options.metrics, _sanitised(metrics))
+
+
+def _evaluate_model(place: "Workplace", model: Path) -> Dict[str, Any]:
+    """Scores one model by the spec in its workplace; returns its figures."""
     started = time.monotonic()
-    with workplace() as place:
-        values = _experiment_values(
-            options,
-            training_records=options.training_records,
-            validation_records=options.validation_records,
-            images_validation=unpack(options.kitti, "validation", place.scratch),
-            pretrained_model="",
-        )
-        spec = place.write_spec(options.spec, values)
-        model = weights_file(options.model)
-        _tao(place, "evaluate", "-e", spec, "-m", model, "-r", place.results)
-        own = place.results / "metrics.json"
-        if own.is_file():
-            figures = json.loads(own.read_text(encoding="utf-8"))
-        else:
-            figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
-            figures["file_bytes"] = model.stat().st_size
-        if "mean_average_precision" not in figures:
-            raise StageError("the program ended well but reported no average precision")
-        figures["model_seconds"] = status_seconds(model.parent.parent / STATUS_FILE)
-        return _write_evaluation(options, place.results, figures)
-
-
-def _write_evaluation(options: argparse.Namespace, results: Optional[Path], figures: Mapping[str, Any]) -> None:
-    with publish(options.evaluation) as scratch:
-        scratch.mkdir()
-        if results is not None:
-            _copy(results, scratch, (STATUS_FILE, "detections.jsonl"))
-        write_json(scratch / "metrics.json", _sanitised(figures))
-        counts = {name: value for name, value in _numbers(figures) if "seconds" not in name}
-        write_manifest(scratch, "evaluation", _sanitised(counts), {}, logs=(STATUS_FILE,))
-    write_json(options.metrics, _sanitised(figures))
+    _tao(place, "evaluate", "-e", place.scratch / "spec.txt", "-m", model, "-r", place.results)
+    own = place.results / "metrics.json"
+    if own.is_file():
+        figures = dict(json.loads(own.read_text(encoding="utf-8")))
+    else:
+        figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
+        figures["file_bytes"] = model.stat().st_size
+    if "mean_average_precision" not in figures:
+        raise StageError("the program ended well but reported no average precision")
+    figures["model_seconds"] = status_seconds(model.parent.parent / STATUS_FILE)
+    return figures
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -860,28 +963,30 @@ def _prune(options: argparse.Namespace) -> None:
         figures = dict(read_status(place.results / STATUS_FILE), seconds=time.monotonic() - started)
         with publish(options.pruned) as scratch:
             _copy(place.results, scratch, (STATUS_FILE, "weights"), required=("weights",))
-            _copy(options.model, scratch, ("experiment_spec.txt",))
+            _copy(options.model, scratch, (SPEC_FILE,))
             figures["file_bytes"] = weights_file(scratch).stat().st_size
             _write_model_manifest(scratch, _settings(options, *PRUNE_VALUES))
         write_json(options.metrics, _sanitised(figures))
 
 
-def _inference(options: argparse.Namespace) -> None:
-    with workplace() as place:
-        model = weights_file(options.model)
-        images = unpack(options.kitti, "validation", place.scratch) / "images"
-        spec = place.write_spec(options.spec, dict(_settings(options, *INFERENCE_VALUES), model=model))
-        _tao(place, "inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
-        with publish(options.annotated) as scratch:
-            _copy(place.results, scratch, (STATUS_FILE, "images_annotated", "labels"), required=("labels",))
-            labels = [file.read_text(encoding="utf-8") for file in (scratch / "labels").glob("*.txt")]
-            counts = {"images": len(labels), "detections": sum(len(text.splitlines()) for text in labels)}
-            write_manifest(scratch, "annotated", counts, {}, logs=(STATUS_FILE,))
+def _inference(place: "Workplace", options: argparse.Namespace, images: Path) -> None:
+    """Draws the retrained model's detections on the validation images."""
+    model = weights_file(options.retrained)
+    size = _image_size(_kept_spec(options.retrained, {}))
+    spec = place.write_spec(template_text(options.spec), dict(size, batch_size=options.batch_size, model=model))
+    _tao(place, "inference", "-e", spec, "-i", images, "-r", place.results, "-m", model)
+    with publish(options.annotated) as scratch:
+        _copy(place.results, scratch, (STATUS_FILE, "images_annotated", "labels"), required=("labels",))
+        labels = [file.read_text(encoding="utf-8") for file in (scratch / "labels").glob("*.txt")]
+        counts = {"images": len(labels), "detections": sum(len(text.splitlines()) for text in labels)}
+        write_manifest(scratch, "annotated", counts, {}, logs=(STATUS_FILE,))
 
 
 def _export(options: argparse.Namespace) -> None:
     with workplace() as place:
-        spec = place.write_spec(options.spec, _experiment_values(options, pretrained_model=""))
+        text = _kept_spec(options.model, {})
+        spec = place.scratch / "spec.txt"
+        spec.write_text(text, encoding="utf-8")
         target = place.results / "model.onnx"
         arguments = ["-m", weights_file(options.model), "-o", target, "-e", spec, "--gen_ds_config"]
         arguments += ["--target_opset", options.opset] if int(options.opset) else []
@@ -890,11 +995,10 @@ def _export(options: argparse.Namespace) -> None:
             names = ("model.onnx", "labels.txt", "nvinfer_config.txt", STATUS_FILE)
             _copy(place.results, scratch, names, required=("model.onnx", "labels.txt"))
             counts = {"file_bytes": (scratch / "model.onnx").stat().st_size}
-            settings = _description(place.results, options, spec.read_text(encoding="utf-8"))
-            write_manifest(scratch, "exported_model", counts, settings, logs=(STATUS_FILE,))
+            write_manifest(scratch, "exported_model", counts, _description(place.results, text), logs=(STATUS_FILE,))
 
 
-def _description(results: Path, options: argparse.Namespace, text: str) -> Dict[str, Any]:
+def _description(results: Path, text: str) -> Dict[str, Any]:
     """What a reader of the exported model needs: as the open engine describes it, else what TAO's files tell."""
     own = results / "model.json"
     if own.is_file():
@@ -902,14 +1006,14 @@ def _description(results: Path, options: argparse.Namespace, text: str) -> Dict[
     onnx = (results / "model.onnx").read_bytes()
     stems = {"input": "input_1", "coverage": "output_cov/Sigmoid", "bbox": "output_bbox/BiasAdd"}
     spec = parse_spec(text)
-    box = _only(spec, "model_config", "objective_set", "bbox")
+    box, size = _only(spec, "model_config", "objective_set", "bbox"), _image_size(text)
     return {
         # TAO's ONNX route adds `:0` to the names of inputs and outputs.
         "tensors": {role: stem + ":0" if (stem + ":0").encode() in onnx else stem for role, stem in stems.items()},
         "geometry": dict(
             {name: float(box[name][0]) for name in ("scale", "offset") if name in box},
-            width=int(options.image_width),
-            height=int(options.image_height),
+            width=size["image_width"],
+            height=size["image_height"],
         ),
         "class_names": (results / "labels.txt").read_text(encoding="utf-8").split(),
         "clustering": _clustering(_only(spec, "postprocessing_config").get("target_class_config", [])),
@@ -981,25 +1085,25 @@ PRUNE_VALUES = (
     "excluded_layers",
     "target_ratio",
 )
-_EXPERIMENT = ("spec", *EXPERIMENT_VALUES)
+# The parameters that are no numbers.
+TEXTS = ("spec", "name", "normalizer", "equalization", "excluded_layers")
 # Task: program, input artifacts, parameters, outputs. Names are those of the components.
 TASKS = {
-    "dataset_convert": (_dataset_convert, ("kitti",), ("split", "spec"), ("records",)),
+    "dataset_convert": (_dataset_convert, ("kitti",), ("spec",), ("records",)),
     "train": (
         _train,
-        ("kitti", "training_records", "validation_records", "pretrained"),
-        (*_EXPERIMENT, "name", "width", "threads"),
+        ("kitti", "records", "pretrained"),
+        ("spec", *EXPERIMENT_VALUES, "name", "width", "threads"),
         ("model", "metrics"),
     ),
     "evaluate": (
         _evaluate,
-        ("kitti", "training_records", "validation_records", "model"),
-        (*_EXPERIMENT, MINIMUM_HEIGHT),
-        ("evaluation", "metrics"),
+        ("kitti", "records", *MODELS),
+        ("spec", "batch_size", MINIMUM_HEIGHT),
+        ("evaluations", "annotated", "metrics"),
     ),
     "prune": (_prune, ("model",), PRUNE_VALUES, ("pruned", "metrics")),
-    "inference": (_inference, ("kitti", "model"), ("spec", *INFERENCE_VALUES), ("annotated",)),
-    "export": (_export, ("model",), (*_EXPERIMENT, "opset"), ("exported",)),
+    "export": (_export, ("model",), ("opset",), ("exported",)),
 }  # type: Dict[str, Tuple[Callable[[argparse.Namespace], None], Tuple[str, ...], Tuple[str, ...], Tuple[str, ...]]]
 
 
@@ -1014,17 +1118,34 @@ def tao_stage(argv: List[str]) -> None:
     TASKS[argv[1]][0](options)
 
 
+def tao_flags(words: List[str]) -> Set[str]:
+    """Returns the flags that a TAO stage takes, after the words `detectnet_v2 <task>`."""
+    if len(words) < 2 or words[1] not in TASKS:
+        return set()
+    _, inputs, parameters, outputs = TASKS[words[1]]
+    return {_flag(name) for name in (*inputs, *parameters, *outputs)}
+
+
+def number(text: str) -> str:
+    """Returns the text of a number as it is; a ValueError tells argparse of any other."""
+    float(text)
+    return text
+
+
 def parse_tao_flags(task: str, flags: List[str]) -> argparse.Namespace:
-    """Parses the flags of a TAO stage: its inputs and outputs as paths, its parameters as text."""
+    """Parses the flags of a TAO stage: its inputs and outputs as paths, its parameters as the text they are."""
     _, inputs, parameters, outputs = TASKS[task]
-    parser = argparse.ArgumentParser(prog="detectnet_v2 " + task, allow_abbrev=False)
+    parser = OneLineParser(prog="detectnet_v2 " + task, allow_abbrev=False)
     for name in (*inputs, *outputs):
         parser.add_argument(_flag(name), type=Path, required=True)
     for name in parameters:
         # An empty string counts as absent on the way here, and layers to exclude may well be none.
-        parser.add_argument(_flag(name), required=name != "excluded_layers", default="")
+        kind = str if name in TEXTS else number  # type: Callable[[str], str]
+        parser.add_argument(_flag(name), required=name != "excluded_layers", default="", type=kind)
+    # Where this very file lies; the stage's command runs it.
+    parser.add_argument("--program", help=argparse.SUPPRESS)
     return parser.parse_args(flags)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:], tao_stage))
+    sys.exit(run(sys.argv[1:], tao_stage, flags_of=tao_flags))

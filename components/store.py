@@ -434,7 +434,7 @@ def s3_errors(name: str) -> Iterator[None]:
         yield
     except S3Error as error:
         if error.code in _RETRIED_CODES or error.response.status in RETRIED_STATUS:
-            raise Interrupted(f"the store answers {error.code}") from error
+            raise Interrupted(f"the store answers {error.code} ({error.response.status})") from error
         said = " ".join(f"{error.code} ({error.message})".split())
         raise UserError(f"{name}: the store answers {said}; check bucket, key and credentials") from error
     except (ServerError, InvalidResponseError) as error:

@@ -69,6 +69,11 @@ def stage_key(
     inputs, outputs = executor_input.get("inputs") or {}, executor_input["outputs"]
     parameters = inputs.get("parameterValues") or {}
     is_pure = not any(isinstance(value, str) and _REMOTE.match(value) for value in parameters.values())
+    # Where an input lies differs from run to run; a command may name it, as the stages of TAO their program.
+    named = {
+        str(artifact_path(listed["artifacts"][0])): name for name, listed in (inputs.get("artifacts") or {}).items()
+    }
+    argv = [named.get(word, word) for word in argv]
     family = next((word for word in argv if word.isidentifier() and (code / word).is_dir()), "")
     material = {
         "command": argv,

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 
 from components import program
-from components.step import StageError, UserError, publish, write_json
+from components.step import StageError, UserError, write_json
+from pipeline.compiling import PIPELINES, check_arguments, compile_to, parameter_types, split_values
 from pipeline.kubeflow import commands as kubeflow
-from pipeline.options import Backend, Engine, Options, parse_engines
+from pipeline.options import Engine, Options, parse_engines
 
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
@@ -33,7 +34,6 @@ FAMILIES = {
     "ngc": "components.ngc.commands",
     "preflight": "pipeline.preflight",
 }
-PIPELINES = ("facedetect",)
 DOUBLE = "tao-double"
 # Parameters that a run on this machine sets: where published models lie, and where to deploy.
 PUBLISHED, TARGET = "deploy_base", "deploy_target"
@@ -71,7 +71,7 @@ def compile_command(
         str,
         typer.Option(
             help="Whose program the TAO stages call: open (ours) or tao (NVIDIA's image), perhaps with exceptions: "
-            "tao,inference=open,export=open. Settings have this and the next two, too.",
+            "tao,evaluate=open,export=open. Settings have this and the next two, too.",
             show_default=False,
         ),
     ] = "",
@@ -85,15 +85,28 @@ def compile_command(
         str,
         typer.Option(help="The oldest Kubeflow Pipelines that shall run the file: 2.15 or 2.16.", show_default=False),
     ] = "",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Bind a pipeline parameter, or give one of a run another default; @FILE stands for its content.",
+        ),
+    ] = None,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="Write the custom resources Pipeline and PipelineVersion for kubectl.")
     ] = False,
 ) -> None:
-    """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here."""
+    """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here.
+
+    Some twenty parameters stay open for each run; all others are bound here, by the profile and by --set.
+    """
+    from pipeline.parameters import parse_assignments
     from pipeline.settings import load
 
     configuration = load({"engine": engine, "serving": serving, "backend": backend})
-    compile_to(pipeline, output, profile, configuration.options())
+    values = parse_assignments(assignments or (), parameter_types(pipeline))
+    compile_to(pipeline, output, profile, configuration.options(), values)
     if kubernetes:
         from pipeline.kubeflow.package import write_resources
 
@@ -231,21 +244,24 @@ def _arguments(
     from pipeline.compiled import load
     from pipeline.parameters import parse_assignments
     from pipeline.profiles import profile as profile_values
+    from pipeline.transport import check_transport
 
-    values: dict[str, Any] = {}
-    if pipeline in PIPELINES:
-        compile_to(pipeline, file, _default_profile(data, profile), options)
-    elif profile:
-        values = dict(profile_values(profile))
-    compiled = load(file, True, options.images)
+    is_ours = pipeline in PIPELINES
+    known = parameter_types(pipeline) if is_ours else load(file, True, options.images).parameters
+    values = dict(profile_values(profile)) if profile and not is_ours else {}
     values |= {"data_uri": data} if data else {}
-    if PUBLISHED in compiled.parameters:
+    if PUBLISHED in known:
         values |= {PUBLISHED: str((runs / "published").absolute())}
-    values |= parse_assignments(assignments, compiled.parameters)
-    for unknown in sorted(set(values) - set(compiled.parameters)):
-        raise UserError(f"{file}: the pipeline has no parameter {unknown}")
+    values |= parse_assignments(assignments, known)
+    for unknown in sorted(set(values) - set(known)):
+        raise UserError(f"{file}: the pipeline has no parameter {unknown}, or it was bound when the file was compiled")
     values = {name: absolute(name, value) for name, value in values.items()}
+    if is_ours:
+        values, bound = split_values(pipeline, values)
+        compile_to(pipeline, file, _default_profile(data, profile), options, bound)
+    compiled = load(file, True, options.images)
     check_arguments(compiled.name, values)
+    check_transport(values)
     options.check(values)
     return values
 
@@ -275,51 +291,3 @@ def absolute(name: str, value: object) -> object:
     if not path.exists():
         raise UserError(f"{name}: {path} does not exist; give a folder or file, or an https:// or s3:// URI")
     return str(path)
-
-
-def compile_to(pipeline: str, output: Path, profile: str, options: Options) -> None:
-    """Compiles a pipeline with a profile's values as defaults.
-
-    Args:
-        pipeline: Its name.
-        output: The file to write.
-        profile: Name of the profile.
-        options: Which stages there are.
-
-    Raises:
-        UserError: There is no such pipeline or profile, or a value is out of range.
-    """
-    from google.protobuf import struct_pb2
-
-    from pipeline.parameters import literals_of
-    from pipeline.profiles import profile as profile_values
-
-    if pipeline not in PIPELINES:
-        raise UserError(
-            f"{pipeline}: no such pipeline; there is {', '.join(PIPELINES)} (or give a compiled .yaml file)"
-        )
-    module = importlib.import_module(f"pipeline.{pipeline}")
-    values = profile_values(profile)
-    check_arguments(pipeline, values)
-    options.check(values)
-    from pipeline.compiled import dump
-
-    function = module.define(options)
-    if options.backend is not Backend.v2_15:
-        for name, literals in literals_of(module.Ranges).items():
-            parameter = function.pipeline_spec.root.input_definitions.parameters[name]
-            parameter.literals.extend(struct_pb2.Value(string_value=each) for each in literals)
-    with publish(output) as scratch:
-        scratch.write_text(dump(function, values), encoding="utf-8")
-
-
-def check_arguments(pipeline: str, values: dict[str, Any]) -> None:
-    """Checks values of a pipeline of ours; of other pipelines no ranges are known.
-
-    Raises:
-        UserError: A value is out of range, or a spec has an unknown placeholder.
-    """
-    if pipeline in PIPELINES:
-        from pipeline.parameters import check_ranges
-
-        check_ranges(values, importlib.import_module(f"pipeline.{pipeline}").Ranges)

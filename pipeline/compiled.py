@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from components.step import UserError
+from components.step import UserError, parameter_flag
 from pipeline.images import Images, repository
 
 PYTHON_EXECUTOR = "kfp.dsl.executor_main"
@@ -54,8 +54,34 @@ def dump(pipeline: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401 - kfp
     from kfp.compiler import pipeline_spec_builder
 
     spec = pipeline_spec_builder.modify_pipeline_spec_with_override(pipeline.pipeline_spec, None, dict(values))
+    for component in spec.components.values():
+        # Kubeflow copies a component's declaration five times into the Workflow; its texts stand in component.py.
+        for side in (component.input_definitions, component.output_definitions):
+            for declared in (*side.parameters.values(), *side.artifacts.values()):
+                declared.description = ""
     documents = [json_format.MessageToDict(message) for message in (spec, pipeline.platform_spec)]
+    _spell_constants(documents[0])
     return str(yaml.dump_all([each for each in documents if each], Dumper=_DUMPER, sort_keys=True))
+
+
+def _spell_constants(spec: dict[str, Any]) -> None:
+    """Makes words of a stage's command of the inputs that are constants.
+
+    As an input a constant would stand some twenty times in the Workflow, as a word nine times.
+    """
+    components, executors = spec["components"], spec["deploymentSpec"]["executors"]
+    for dag in [spec["root"]["dag"], *(each["dag"] for each in components.values() if "dag" in each)]:
+        for task in dag["tasks"].values():
+            component = components[task["componentRef"]["name"]]
+            if "dag" in component:
+                continue
+            inputs, declared = task["inputs"]["parameters"], component["inputDefinitions"]["parameters"]
+            args = executors[component["executorLabel"]]["container"]["args"]
+            for name, source in sorted(inputs.items()):
+                value = source.get("runtimeValue", {}).get("constant")
+                if name in declared and value is not None and "{{$" not in str(value):
+                    args[args.index("--executor-input") : args.index("--executor-input")] = parameter_flag(name, value)
+                    del inputs[name], declared[name]
 
 
 def load(path: Path, has_double: bool = False, images: Images | None = None) -> CompiledPipeline:

@@ -190,11 +190,12 @@ def _replaced(stages: "Stages") -> Iterator[None]:
             return status.Status.SUCCESS if succeeded else status.Status.FAILURE
 
     def construct_executor_input(
-        component_spec: object, arguments: object, task_root: str, block_input_artifact: bool
+        component_spec: object, arguments: Mapping[str, Any], task_root: str, block_input_artifact: bool
     ) -> Any:  # noqa: ANN401
         # kfp.local names a task's folder after its component, below a folder with the time in its name.
         stage = stages.folder_of("comp-" + Path(task_root).name)
-        return original_input(component_spec, arguments, str(stage), block_input_artifact)
+        told = {name: _in_kubeflows_words(value) for name, value in arguments.items()}
+        return original_input(component_spec, told, str(stage), block_input_artifact)
 
     def get_outputs_for_task(executor_input: Any, component_spec: object) -> dict[str, Any]:  # noqa: ANN401
         # The cluster's launcher registers declared artifacts that the program did not mention, too.
@@ -215,6 +216,18 @@ def _replaced(stages: "Stages") -> Iterator[None]:
     finally:
         for module, name, original, _ in replacements:
             setattr(module, name, original)
+
+
+def _in_kubeflows_words(value: Any) -> Any:  # noqa: ANN401 - a parameter's value
+    """Returns the final status that an exit handler gets as Kubeflow's driver writes it; any other value as it is."""
+    if not (isinstance(value, dict) and {"state", "pipeline_task_name"} <= set(value)):
+        return value
+    return {
+        "state": {"SUCCEEDED": "COMPLETE"}.get(value["state"], value["state"]),
+        "pipelineJobResourceName": value["pipeline_job_resource_name"],
+        "pipelineTaskName": value["pipeline_task_name"],
+        "error": {},
+    }
 
 
 class Stages:

@@ -31,15 +31,14 @@ class Backend(StrEnum):
     v2_16 = "2.16"
 
 
-# The stages that have an engine, each with the stage whose model it reads.
-ENGINE_STAGES: Mapping[str, str] = {
-    "records": "",
-    "train": "",
-    "evaluate": "train",
-    "prune": "train",
-    "retrain": "prune",
-    "inference": "retrain",
-    "export": "retrain",
+# The stages that have an engine, each with the stages whose models it reads.
+ENGINE_STAGES: Mapping[str, tuple[str, ...]] = {
+    "records": (),
+    "train": (),
+    "prune": ("train",),
+    "retrain": ("prune",),
+    "evaluate": ("train", "prune", "retrain"),
+    "export": ("retrain",),
 }
 # Parameters that NVIDIA's program does not know, with the value at which they say nothing, by stage.
 OPEN_ONLY: Mapping[str, tuple[str, float]] = {
@@ -112,7 +111,7 @@ class Options:
 
 
 def parse_engines(text: str) -> dict[str, Engine]:
-    """Reads `open`, `tao`, or one of them followed by exceptions: `tao,inference=open,export=open`.
+    """Reads `open`, `tao`, or one of them followed by exceptions: `tao,evaluate=open,export=open`.
 
     Raises:
         UserError: An engine or a stage is unknown, or NVIDIA's program would have to read a model of ours.
@@ -124,8 +123,9 @@ def parse_engines(text: str) -> dict[str, Engine]:
         if stage not in ENGINE_STAGES:
             raise UserError(f"--engine {exception}: no such stage; there are {', '.join(ENGINE_STAGES)}")
         engines[stage] = _engine(name)
-    for stage, source in ENGINE_STAGES.items():
-        if source and engines[stage] is Engine.tao and engines[source] is Engine.open:
+    pairs = [(stage, source) for stage, sources in ENGINE_STAGES.items() for source in sources]
+    for stage, source in pairs:
+        if engines[stage] is Engine.tao and engines[source] is Engine.open:
             raise UserError(
                 f"--engine {text}: NVIDIA's {stage} cannot read the .safetensors that our {source} writes; "
                 f"take the open engine for {stage}, too"

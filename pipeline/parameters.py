@@ -3,14 +3,66 @@
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from components.step import UserError
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_KFP_TYPES: Mapping[type, str] = {
+    str: "STRING",
+    int: "NUMBER_INTEGER",
+    float: "NUMBER_DOUBLE",
+    bool: "BOOLEAN",
+    list: "LIST",
+    dict: "STRUCT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a pipeline.
+
+    Attributes:
+        range: Its type, annotated with its range as pydantic has it.
+        default: Its value where nobody says another.
+        help: What it does.
+        is_of_run: Whether a run may change it; the others are bound when the pipeline is compiled.
+    """
+
+    range: Any
+    default: Any
+    help: str
+    is_of_run: bool
+
+    @property
+    def type(self) -> type:
+        """Its Python type: str, int, float, bool, list or dict."""
+        base = get_args(self.range)[0] if get_origin(self.range) is Annotated else self.range
+        return str if self.literals else get_origin(base) or base
+
+    @property
+    def kfp_type(self) -> str:
+        """Its type in Kubeflow's words."""
+        return _KFP_TYPES[self.type]
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The values that it may have, where they are a fixed set."""
+        return get_args(self.range) if get_origin(self.range) is Literal else ()
+
+
+def of_run(range: Any, default: Any, help: str) -> Parameter:  # noqa: ANN401
+    """Declares a parameter that a person changes between two runs."""
+    return Parameter(range, default, help, is_of_run=True)
+
+
+def bound(range: Any, default: Any, help: str) -> Parameter:  # noqa: ANN401
+    """Declares a parameter that is bound when the pipeline is compiled."""
+    return Parameter(range, default, help, is_of_run=False)
 
 
 def parse_assignments(assignments: Sequence[str], types: Mapping[str, str]) -> dict[str, Any]:
@@ -64,30 +116,24 @@ def _parse(name: str, text: str, kfp_type: str) -> Any:  # noqa: ANN401 - of the
     return text
 
 
-def check_ranges(values: Mapping[str, Any], ranges: type) -> None:
-    """Checks values against the typed dictionary of a pipeline's parameter ranges.
+def check_ranges(values: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> None:
+    """Checks values against the ranges of a pipeline's parameters.
 
     Raises:
         UserError: A value is out of its range; the message says the range.
     """
-    adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(ranges)
-    try:
-        adapter.validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        shown = f"={first['input']}" if "\n" not in str(first["input"]) else ""
-        if first["type"] == "value_error":
-            reason = str(first["ctx"]["error"])
-        else:
-            reason = f"must be {_describe(adapter.json_schema()['properties'][name])}"
-        raise UserError(f"parameter {name}{shown}: {reason}") from error
-
-
-def literals_of(ranges: type) -> dict[str, list[str]]:
-    """Returns the values of every parameter that has a fixed set of them."""
-    properties = TypeAdapter(ranges).json_schema()["properties"]
-    return {name: schema["enum"] for name, schema in properties.items() if "enum" in schema}
+    for name, value in values.items():
+        adapter: TypeAdapter[Any] = TypeAdapter(parameters[name].range)
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            shown = f"={first['input']}" if "\n" not in str(first["input"]) else ""
+            if first["type"] == "value_error":
+                reason = str(first["ctx"]["error"])
+            else:
+                reason = f"must be {_describe(adapter.json_schema())}"
+            raise UserError(f"parameter {name}{shown}: {reason}") from error
 
 
 def _describe(schema: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Where each stage runs in a cluster and what it is given there: pools, secrets, volumes, time and further attempts.
 
-What a person chooses for one run (node selectors, tolerations, the kind and number of GPUs) is a parameter of the
-pipeline; what describes the cluster is `Placement`, the table `[placement]` of `gridbox.toml`, read at compile.
+Node selectors, tolerations, the kind and number of GPUs are parameters of the pipeline; what else describes the cluster
+is `Placement`, the table `[placement]` of `gridbox.toml`. Both are bound at compile.
 """
 
 from dataclasses import dataclass, field
@@ -66,8 +66,8 @@ class Placement:
     tao_key_secret: str = _setting("gridbox-tao", "Secret with TAO_KEY, the key of encrypted TAO models.")
     data_claim: str = _setting("", f"Claim with data sets, mounted at {DATA_FOLDER}.")
     checkpoint_claim: str = _setting("", "Claim in which training keeps checkpoints, for attempts after a pre-emption.")
-    scratch_size: str = _setting("", f"Size of a scratch volume for every stage, mounted at {SCRATCH_FOLDER}.")
-    scratch_class: str = _setting("", "Storage class of the scratch volumes.")
+    # On the node: Kubeflow cannot give a mounted volume to the user of our images (no fsGroup).
+    scratch_size: str = _setting("", f"Size of the scratch folder {SCRATCH_FOLDER} of every stage, on its node's disk.")
     retries: int = _setting(2, "Further attempts at a stage that failed or was pre-empted.")
     timeout_hours: float = _setting(24.0, "Hours a stage may take.")
 
@@ -95,18 +95,18 @@ class Stage:
     may_retry: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    """The pipeline parameters that choose nodes, as kfp hands them to the pipeline function."""
+    """The values that choose nodes, as the parameters `pool_…` and `deploy_…` have them."""
 
-    cpu_node_selector: Any
-    cpu_tolerations: Any
-    gpu_node_selector: Any
-    gpu_tolerations: Any
-    gpu_type: Any
-    gpu_count: Any
-    serving_node_selector: Any
-    serving_tolerations: Any
+    cpu_node_selector: dict[str, str]
+    cpu_tolerations: list[dict[str, Any]]
+    gpu_node_selector: dict[str, str]
+    gpu_tolerations: list[dict[str, Any]]
+    gpu_type: str
+    gpu_count: str
+    serving_node_selector: dict[str, str]
+    serving_tolerations: list[dict[str, Any]]
 
 
 def place(
@@ -125,7 +125,7 @@ def place(
         task: The task.
         name: What it is called, for the folder of its checkpoints.
         stage: How it is placed.
-        pools: The parameters that choose nodes.
+        pools: What chooses nodes.
         placement: What the cluster offers.
         as_user: The user to run as; None leaves that to the image.
         pull_secret: Secret to pull its image with, or empty.
@@ -138,14 +138,7 @@ def place(
     if pull_secret:
         kubernetes.set_image_pull_secrets(task, [pull_secret])
     if placement.scratch_size:
-        kubernetes.add_ephemeral_volume(
-            task,
-            volume_name="scratch",
-            mount_path=SCRATCH_FOLDER,
-            access_modes=["ReadWriteOnce"],
-            size=placement.scratch_size,
-            storage_class_name=placement.scratch_class or None,
-        )
+        kubernetes.empty_dir_mount(task, "scratch", SCRATCH_FOLDER, size_limit=placement.scratch_size)
         task.set_env_variable("TMPDIR", SCRATCH_FOLDER)
     if placement.timeout_hours:
         kubernetes.set_timeout(task, round(3600 * placement.timeout_hours))
@@ -160,8 +153,10 @@ def place(
 def _on_pool(task: Any, pool: Pool, pools: Pools, placement: Placement) -> None:  # noqa: ANN401
     from kfp import kubernetes
 
-    kubernetes.add_node_selector_json(task, getattr(pools, f"{pool}_node_selector"))
-    kubernetes.add_toleration_json(task, getattr(pools, f"{pool}_tolerations"))
+    if selector := getattr(pools, f"{pool}_node_selector"):
+        kubernetes.add_node_selector_json(task, selector)
+    if tolerations := getattr(pools, f"{pool}_tolerations"):
+        kubernetes.add_toleration_json(task, tolerations)
     prefix = "" if pool is Pool.cpu else "gpu_"
     for name in ("cpu_request", "cpu_limit", "memory_request", "memory_limit"):
         if amount := getattr(placement, prefix + name):
@@ -170,9 +165,8 @@ def _on_pool(task: Any, pool: Pool, pools: Pools, placement: Placement) -> None:
         return
     # A plan is built on one GPU, however many train.
     count = "1" if pool is Pool.serving else pools.gpu_count
-    task.set_accelerator_type(pools.gpu_type).set_accelerator_limit(count)
-    # kfp forgets to hand these two down into an exit handler's tasks.
-    task.register_pipeline_channels([each for each in (pools.gpu_type, count) if not isinstance(each, str)])
+    if count != "0":
+        task.set_accelerator_type(pools.gpu_type).set_accelerator_limit(count)
     if placement.shared_memory:
         kubernetes.empty_dir_mount(
             task, "shared-memory", "/dev/shm", medium="Memory", size_limit=placement.shared_memory

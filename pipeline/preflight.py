@@ -2,17 +2,20 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from components.step import UserError
+from components.step import CHECKPOINTS, UserError
 
 if TYPE_CHECKING:
-    from pipeline.kubeflow.doctor import Finding
+    from components.serve.kserve import Service
+    from pipeline.kubeflow.findings import Finding
 
 app = typer.Typer(name="preflight", add_completion=False, rich_markup_mode=None)
 # The smallest of the three archives: where it is, the others are.
@@ -28,18 +31,24 @@ class Plan:
         pretrained_uri: Its pretrained weights, or empty.
         deploy_base: Where it publishes; empty where it does not.
         deploy_target: Where it deploys.
-        deploy_namespace: The namespace of the InferenceService.
+        deploy_name: Name of the InferenceService.
+        deploy_namespace: Its namespace.
+        deploy_canary_percent: Traffic to a new version until it is scored; 0: all at once.
+        deployment: The rest of the service and of its pods, by the names of `Service` and `Resources`.
         gpu_type: The resource by which GPUs are counted.
         gpu_count: GPUs of a stage.
         gpu_node_selector: Labels of their nodes.
-        gpu_tolerations: Taints that are put up with.
+        gpu_tolerations: Tolerations of those stages.
     """
 
     data_uri: str
     pretrained_uri: str
     deploy_base: str
     deploy_target: str
+    deploy_name: str
     deploy_namespace: str
+    deploy_canary_percent: int
+    deployment: Mapping[str, Any]
     gpu_type: str
     gpu_count: int
     gpu_node_selector: Mapping[str, str]
@@ -52,19 +61,27 @@ def preflight(
     pretrained_uri: Annotated[str, typer.Option(help="Where the pretrained weights are; empty: there are none.")] = "",
     deploy_base: Annotated[str, typer.Option(help="Where the model will be published; empty: it will not.")] = "",
     deploy_target: Annotated[str, typer.Option(help="Where it will be deployed.")] = "manifest",
-    deploy_namespace: Annotated[str, typer.Option(help="The namespace of the InferenceService.")] = "gridbox",
+    deploy_name: Annotated[str, typer.Option(help="Name of the InferenceService.")] = "facenet",
+    deploy_namespace: Annotated[str, typer.Option(help="Its namespace.")] = "gridbox",
+    deploy_canary_percent: Annotated[int, typer.Option(min=0, max=99, help="Traffic until scored; 0: all.")] = 0,
+    deployment: Annotated[
+        str, typer.Option(help="JSON object: mode, image, cpu, memory and the like of the service and its pods.")
+    ] = "{}",
     gpu_type: Annotated[str, typer.Option(help="The resource by which the cluster counts GPUs.")] = "nvidia.com/gpu",
     gpu_count: Annotated[int, typer.Option(min=0, help="GPUs of a stage.")] = 0,
     gpu_node_selector: Annotated[str, typer.Option(help="JSON object: labels of their nodes.")] = "{}",
-    gpu_tolerations: Annotated[str, typer.Option(help="JSON list: taints that are put up with.")] = "[]",
+    gpu_tolerations: Annotated[str, typer.Option(help="JSON list: tolerations of those stages.")] = "[]",
 ) -> None:
-    """Look whether data, store, permissions and GPUs are there, before hours of training; exit code 2 where not."""
+    """Look whether data, store, volumes, permissions and GPUs are there, before hours of training; else exit code 2."""
     plan = Plan(
         data_uri,
         pretrained_uri,
         deploy_base,
         deploy_target,
+        deploy_name,
         deploy_namespace,
+        deploy_canary_percent,
+        json.loads(deployment),
         gpu_type,
         gpu_count,
         json.loads(gpu_node_selector),
@@ -81,22 +98,26 @@ def preflight(
 
 def examine(plan: Plan) -> Iterator["Finding"]:
     """Yields a finding after each check."""
-    from pipeline.kubeflow.doctor import attempted, store
+    from pipeline.kubeflow.doctor import store
+    from pipeline.kubeflow.findings import attempted
 
     yield from attempted("data", _readable, "data", plan.data_uri, ARCHIVE)
     yield from attempted("pretrained weights", _readable, "pretrained weights", plan.pretrained_uri, "")
+    if folder := os.environ.get(CHECKPOINTS):
+        yield from attempted("checkpoints", _writable, Path(folder))
     if plan.deploy_base:
         yield from attempted("store", store, plan.deploy_base)
     else:
         yield _without_store(plan.deploy_target)
     if plan.deploy_target == "kserve":
         yield from attempted("rights to deploy", _rights, plan.deploy_namespace)
+        yield from attempted("deployment", _deployment, plan)
     yield from _gpus(plan)
 
 
 def _readable(subject: str, uri: str, archive: str) -> "Finding":
     from components.store import Patience, join, look, shown
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     if not uri:
         return Finding(subject, "skipped", "none are given: a synthetic set is drawn" if archive else "none are given")
@@ -114,8 +135,26 @@ def _readable(subject: str, uri: str, archive: str) -> "Finding":
     return Finding(subject, "pass", f"{shown(uri)} can be read")
 
 
+def _writable(folder: Path) -> "Finding":
+    """Writes as the stages' user where training keeps its checkpoints: Kubeflow gives a claim no group (`fsGroup`)."""
+    from pipeline.kubeflow.findings import Finding
+
+    file = folder / f".gridbox-preflight-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"gridbox preflight")
+        file.unlink()
+    except OSError as error:
+        user = os.getuid()
+        mend = (
+            f"give the claim's root to that user once, from a pod that mounts it as root: chown {user} {folder.parent}"
+        )
+        return Finding("checkpoints", "fail", f"user {user} cannot write to {folder}: {error.strerror}", mend)
+    return Finding("checkpoints", "pass", f"{folder} can be written")
+
+
 def _without_store(target: str) -> "Finding":
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     if target == "manifest":
         return Finding("store", "skipped", "deploy_base is empty: the model is trained and scored, but not published")
@@ -124,9 +163,9 @@ def _without_store(target: str) -> "Finding":
 
 
 def _rights(namespace: str) -> "Finding":
-    from components.serve.deploy import DEPLOY_RULES
+    from components.serve.access import DEPLOY_RULES
     from pipeline.kubeflow.cluster import Cluster
-    from pipeline.kubeflow.doctor import Finding
+    from pipeline.kubeflow.findings import Finding
 
     cluster = Cluster()
     asked = [
@@ -138,14 +177,48 @@ def _rights(namespace: str) -> "Finding":
     ]
     lacking = [f"{verb} {name}" for verb, name, group in asked if not cluster.allows(namespace, verb, name, group)]
     if lacking:
-        mend = "kubectl apply -k manifests/base, or bind the role gridbox-deploy to the service account of the run"
+        mend = "apply the overlay for the pipeline's deployment (docs/kubeflow.md), which binds the role gridbox-deploy"
         return Finding("rights to deploy", "fail", f"this run may not {', '.join(lacking)} in {namespace}", mend)
     return Finding("rights to deploy", "pass", f"in {namespace}")
 
 
+def _deployment(plan: Plan) -> "Finding":
+    """Has the cluster check service and pod without keeping them, and a canary's preconditions."""
+    from components.serve.canaries import check_canaries
+    from components.serve.cluster import Cluster
+    from components.serve.kserve import Mode
+    from components.serve.rehearsal import rehearse
+    from pipeline.kubeflow.findings import Finding
+
+    cluster, service = Cluster(), _service(plan)
+    rehearse(cluster, service)
+    if plan.deploy_canary_percent and service.mode is Mode.standard:
+        check_canaries(cluster)
+    return Finding("deployment", "pass", f"{service.namespace} would take {service.name} and its pod")
+
+
+def _service(plan: Plan) -> "Service":
+    """Returns the service that will be deployed, of a model that nobody has made yet."""
+    from components.serve.kserve import Mode, Protocol, Resources, Service
+
+    given = dict(plan.deployment)
+    resources = Resources(**{each.name: given.pop(each.name) for each in fields(Resources) if each.name in given})
+    kinds = {"mode": Mode, "protocol": Protocol, "tolerations": tuple}
+    return Service(
+        name=plan.deploy_name,
+        namespace=plan.deploy_namespace,
+        storage_uri=f"{plan.deploy_base.rstrip('/')}/preflight",
+        run_id="preflight",
+        model_digest="0" * 64,
+        resources=resources,
+        **{name: kinds.get(name, lambda value: value)(value) for name, value in given.items()},
+    )
+
+
 def _gpus(plan: Plan) -> Iterator["Finding"]:
     from pipeline.kubeflow.cluster import Cluster
-    from pipeline.kubeflow.doctor import Finding, pools
+    from pipeline.kubeflow.doctor import pools
+    from pipeline.kubeflow.findings import Finding
     from pipeline.kubeflow.needs import Pool
 
     if not plan.gpu_count:

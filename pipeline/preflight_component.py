@@ -12,24 +12,30 @@ def preflight(
     pretrained_uri: str,
     deploy_base: str,
     deploy_target: str,
+    deploy_name: str,
     deploy_namespace: str,
+    deploy_canary_percent: int,
+    deployment: str,
     gpu_type: str,
     gpu_count: str,
     gpu_node_selector: dict,  # type: ignore[type-arg]
     gpu_tolerations: list,  # type: ignore[type-arg]
 ) -> dsl.ContainerSpec:
-    """Fails in seconds where data, store, permissions or GPUs are missing.
+    """Fails in seconds where data, store, volumes, permissions or GPUs are missing.
 
     Args:
         data_uri: Where the data set is; empty: it will be drawn.
         pretrained_uri: Where the pretrained weights are; empty: there are none.
         deploy_base: Where the model will be published; empty: it will not.
         deploy_target: Where it will be deployed.
-        deploy_namespace: The namespace of the InferenceService.
+        deploy_name: Name of the InferenceService.
+        deploy_namespace: Its namespace.
+        deploy_canary_percent: Traffic until it is scored; 0: all at once.
+        deployment: JSON: mode, image, cpu, memory and the like of the service and its pods.
         gpu_type: The resource by which the cluster counts GPUs.
         gpu_count: GPUs of a stage.
         gpu_node_selector: Labels of their nodes.
-        gpu_tolerations: Taints that are put up with.
+        gpu_tolerations: Tolerations of those stages.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,

@@ -1,23 +1,17 @@
 """Named sets of parameter values for the pipelines."""
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from components.step import UserError
 
 
-def spec_text(name: str) -> str:
-    """Returns the text of a spec template of this package, for example `facedetect/train`."""
-    return (resources.files("pipeline") / "specs" / f"{name}.txt").read_text(encoding="utf-8")
-
-
 def _specs(folder: str) -> dict[str, str]:
     return {
-        "records_spec": spec_text(f"{folder}/convert"),
-        "train_spec": spec_text(f"{folder}/train"),
-        "retrain_spec": spec_text(f"{folder}/retrain"),
-        "inference_spec": spec_text(f"{folder}/inference"),
+        "records_spec": f"{folder}/convert",
+        "train_spec": f"{folder}/train",
+        "retrain_spec": f"{folder}/retrain",
+        "inference_spec": f"{folder}/inference",
     }
 
 

@@ -54,7 +54,13 @@ class Settings:
     )
     service_account: str = _setting("The service account that the stages run as; empty for the installation's own.")
     store: str = _setting("Where models are published: s3://bucket/prefix. `gridbox doctor` tries to write there.")
+    store_endpoint: str = _setting(
+        "URL of the object store as this machine reaches it; the stages' own is in the table [placement]."
+    )
     timeout: float = _setting("Seconds to wait for an answer.", 30.0)
+    patience: float = _setting(
+        "Seconds until `submit` and `wait` say that a run stands still, or give up on a server that is down.", 300.0
+    )
     engine: str = _setting(
         "Whose program the TAO stages call: open or tao, perhaps with exceptions: tao,export=open.", "open"
     )
@@ -225,7 +231,7 @@ def _suggestion(near: list[str], known: Mapping[str, type]) -> str:
 
 
 def _converted(text: str, name: str, origin: str) -> object:
-    if name != "timeout":
+    if not isinstance(next(each.default for each in fields(Settings) if each.name == name), float):
         return text
     try:
         return _positive(float(text), origin)

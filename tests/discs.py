@@ -8,8 +8,7 @@ import numpy as np
 from components import program
 from components.detectnet_v2.commands import app
 from components.formats.kitti import Label, format_label
-from components.step import placeholders, render
-from pipeline.profiles import spec_text
+from components.step import placeholders, render, template_text
 
 WIDTH, HEIGHT = 96, 64
 
@@ -44,7 +43,7 @@ def write_records(folder, kitti):
 
 def write_spec(folder, name, **values):
     """Writes one of the CPU profile's specs with these values filled in."""
-    template = spec_text(f"facedetect-cpu/{name}")
+    template = template_text(f"facedetect-cpu/{name}")
     defaults = dict.fromkeys(placeholders(template), "unused")
     file = folder / f"{name}.txt"
     file.write_text(render(template, {**defaults, **values}))

@@ -64,6 +64,35 @@ def tiny(
     score(model=fitted.outputs["model"]).set_display_name("Score it")
 
 
+@dsl.container_component
+def end(status: dsl.PipelineTaskFinalStatus):
+    return _task()
+
+
+@dsl.pipeline(name="learn")
+def learn(uri: str) -> Model:
+    fitted = fit(uri=uri, epochs=1, rate=0.1)
+    score(model=fitted.outputs["model"])
+    return fitted.outputs["model"]
+
+
+@dsl.pipeline(name="serve")
+def serve(model: Input[Model]):
+    with dsl.ExitHandler(end()):
+        score(model=model)
+
+
+@dsl.pipeline(name="nested")
+def nested(data_uri: str = ""):
+    """Two sub-pipelines, in each of which a stage is called `score`; in one, inside an exit handler."""
+    serve(model=learn(uri=data_uri).output)
+
+
+def compile_nested_to(file):
+    compiler.Compiler().compile(nested, str(file))
+    return file
+
+
 def compile_to(file):
     compiler.Compiler().compile(tiny, str(file))
     document = yaml.safe_load(file.read_text())

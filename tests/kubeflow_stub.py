@@ -1,5 +1,9 @@
 """The Kubeflow Pipelines API (v2beta1) and a Kubernetes beneath it, small enough to be understood.
 
+They follow Kubeflow Pipelines 2.17.0 over Argo 4.0.5: what the API says of a run is derived from its Argo workflow
+(`argo_workflow.py`) by the rules of `backend/src/apiserver` (`toApiPipelineTaskDetail`, `report_server.go`), and held
+against recordings of a real server (`test_kubeflow_recordings.py`).
+
 What they are asked is held against kfp's own descriptions: bodies against the models of `kfp_server_api`, pipelines
 against the protobuf messages of `kfp.pipeline_spec`. A wrong request is answered with 400 and kept in `problems`, so
 that no test can pass over it.
@@ -21,10 +25,30 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import kfp_server_api
 import yaml
+from argo_workflow import STATES, Workflow
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 LOGIN_PAGE = "<!doctype html><html><body><h1>Sign in</h1></body></html>"
+# manifests/kustomize of Kubeflow Pipelines 2.17.0, as far as it is asked for.
+INSTALLATION = {
+    "/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline": {
+        "metadata": {"name": "ml-pipeline"},
+        "spec": {"template": {"spec": {"containers": [
+            {"name": "ml-pipeline-api-server", "env": [
+                {"name": "PUBLISH_LOGS", "value": "true"}, {"name": "LOG_LEVEL", "value": "info"},
+                {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+            ]},
+        ]}}},
+    },
+    "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap": {
+        "metadata": {"name": "workflow-controller-configmap"},
+        "data": {"workflowDefaults": (
+            "spec:\n  ttlStrategy: {secondsAfterCompletion: 3600}\n"
+            "  templateDefaults: {retryStrategy: {limit: '2', retryPolicy: OnError}}\n"
+        )},
+    },
+}  # fmt: skip
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -244,10 +268,14 @@ class Pipelines(Stub):
         super().__init__(token, certificate)
         self.version, self.namespaces, self.is_ui = version, set(namespaces), is_ui
         self.has_v1 = True
+        self.pipeline_store = "database"
         self.pipelines, self.versions, self.experiments, self.runs, self.schedules = {}, {}, {}, {}, {}
         self.script = [({}, "SUCCEEDED")]
         self.logs = {}  # by pod
-        self.messages = {}  # by task, why its pod failed
+        self.messages = {}  # by stage, why its pod failed
+        self.retried = set()  # stages with retries of their own
+        self.exit_handlers = {}  # by the path of an exit task, the group that it follows
+        self.compressed_from = None  # the look from which the workflow's status is too large for Argo
         self._looks = {}
 
     @property
@@ -294,12 +322,18 @@ class Pipelines(Stub):
         )
 
     def _health(self):
-        if self.is_ui:
+        if self.is_ui:  # frontend/server/handlers/healthz.ts
             return {
                 "frontendTagName": self.version, "apiServerTagName": self.version, "apiServerReady": True,
                 "apiServerMultiUser": self.is_shared, "multi_user": self.is_shared,
+                "pipelineStore": self.pipeline_store,
             }  # fmt: skip
-        return {"commit_sha": "0", "tag_name": self.version, "multi_user": self.is_shared, "pipeline_store": "database"}
+        return {
+            "commit_sha": "0",
+            "tag_name": self.version,
+            "multi_user": self.is_shared,
+            "pipeline_store": self.pipeline_store,
+        }
 
     def _allow(self, namespace, what):
         if not self.is_shared:
@@ -429,49 +463,49 @@ class Pipelines(Stub):
         if run["state"] in ("CANCELING", "CANCELED"):
             run["state"] = "CANCELED"
             return run
-        tasks, state = self.script[min(look, len(self.script) - 1)]
-        run["state"] = state
-        run["run_details"] = {"task_details": [*self._task_details(run, tasks)]}
+        run["state"] = self.script[min(look, len(self.script) - 1)][1]
+        if not self._is_compressed(look):
+            # Without nodes the server leaves the details as they were (`report_server.go`, HasNodes).
+            run["run_details"] = {"task_details": [*self._task_details(run, self._workflow(look))]}
         return run
 
-    def _task_details(self, run, tasks):
-        """As the server gives them: nameless ids, drivers and executors beside the tasks, no pods (#14007)."""
-        common = {"run_id": run["run_id"], "create_time": run["created_at"], "end_time": EPOCH}
-        yield common | {"task_id": str(uuid.uuid4()), "display_name": "root-driver", "state": "SUCCEEDED"}
-        yield common | {"task_id": str(uuid.uuid4()), "display_name": "root", "state": "RUNNING"}
-        for name, state in tasks.items():
-            ended = {"start_time": run["created_at"], "end_time": run["created_at"]} if state == "SUCCEEDED" else {}
-            for shown, its in ((f"{name}-driver", "SUCCEEDED"), (name, state), ("executor", state)):
-                yield common | {"task_id": str(uuid.uuid4()), "display_name": shown, "state": its} | ended
+    def _is_compressed(self, look):
+        return self.compressed_from is not None and look >= self.compressed_from
+
+    def _workflow(self, look):
+        tasks, _state = self.script[min(look, len(self.script) - 1)]
+        return Workflow("tiny-x7", tasks, self.retried, self.messages, exit_handlers=self.exit_handlers)
+
+    def _task_details(self, run, workflow):
+        """As `toApiPipelineTaskDetail` gives them: by random ids, without a node's path or pod (#14007)."""
+        common = {"run_id": run["run_id"], "create_time": run["created_at"]}
+        found = []
+        for node in workflow.nodes.values():
+            times = {"start_time": node["startedAt"], "end_time": node.get("finishedAt", "0001-01-01T00:00:00Z")}
+            children = [{"pod_name": each} for each in node.get("children", [])]
+            found.append(
+                common | times | {
+                    "task_id": str(uuid.uuid4()), "display_name": node["displayName"], "state": STATES[node["phase"]],
+                } | ({"child_tasks": children} if children else {})
+            )  # fmt: skip
+            if node["type"] == "Pod" and node["displayName"].endswith("-driver(0)"):  # what the driver tells of itself
+                found.append(common | times | {"task_id": str(uuid.uuid4()), "execution_id": "7"})
+        return sorted(found, key=lambda each: each["task_id"])
 
     def workflow(self, run_id):
-        """The Argo workflow of a run: a stage with retries has a node for all tries and one for each."""
-        tasks, _state = self.script[-1]
-        phases = {"SUCCEEDED": "Succeeded", "FAILED": "Failed", "RUNNING": "Running", "SKIPPED": "Omitted"}
-        nodes = {}
-
-        def node(name, kind, template, phase, **more):
-            nodes[f"tiny-x7-{len(nodes) + 100}"] = {
-                "id": f"tiny-x7-{len(nodes) + 100}", "name": name, "type": kind, "templateName": template,
-                "phase": phase, "startedAt": f"2026-11-21T09:00:{len(nodes):02}Z", **more,
-            }  # fmt: skip
-
-        node("tiny-x7", "DAG", "entrypoint", "Running")
-        node("tiny-x7.root-driver", "Pod", "system-dag-driver", "Succeeded")
-        for task, state in tasks.items():
-            node(f"tiny-x7.root.{task}-driver", "Pod", "system-container-driver", "Succeeded")
-            node(f"tiny-x7.root.{task}", "DAG", "system-container-executor", phases[state])
-            node(f"tiny-x7.root.{task}.executor", "Retry", "retry-system-container-impl", phases[state])
-            message = {"message": self.messages[task]} if task in self.messages else {}
-            node(f"tiny-x7.root.{task}.executor(0)", "Pod", "retry-system-container-impl", phases[state], **message)
-        return {"metadata": {"name": "tiny-x7", "labels": {"pipeline/runid": run_id}}, "status": {"nodes": nodes}}
+        """The Argo workflow of a run, as the older API keeps it: whatever Argo wrote, compressed or not."""
+        look = max(0, self._looks.get(run_id, len(self.script)) - 1)
+        return self._workflow(look).document(run_id, self._is_compressed(look))
 
     def pod(self, task):
-        """The name of the pod that ran a task."""
-        for each in self.workflow("")["status"]["nodes"].values():
-            if each["name"] == f"tiny-x7.root.{task}.executor(0)":
-                return f"tiny-x7-{each['templateName']}-{each['id'].rpartition('-')[2]}"
-        raise KeyError(task)
+        """The name of the pod that ran a stage."""
+        workflow = self._workflow(len(self.script) - 1)
+        return workflow.pod(workflow.executor(task))
+
+    def driver_pod(self, task):
+        """The name of the pod of a stage's driver."""
+        workflow = self._workflow(len(self.script) - 1)
+        return workflow.pod(workflow.driver(task))
 
     def _log(self, pod, run_id, namespace):
         self._found(self.runs, run_id)
@@ -519,7 +553,11 @@ class Kubernetes(Stub):
     def __init__(self, namespace="kubeflow", token="a-token-of-kubernetes", certificate=None):
         super().__init__(token, certificate)
         self.namespace = namespace
-        self.secrets, self.claims, self.nodes, self.pods, self.config_maps = set(), set(), [], [], {}
+        self.secrets, self.nodes, self.pods, self.config_maps = set(), [], [], {}
+        self.claims = {}  # by name, the status
+        self.workflows = []
+        # By path, whatever else is there: the objects of the installation of 2.17 (env/platform-agnostic).
+        self.objects = dict(INSTALLATION)
         self.logs = {}
         self.denied = set()  # (verb, resource with its subresource)
 
@@ -549,11 +587,18 @@ class Kubernetes(Stub):
             resource = "/".join(filter(None, [attributes["resource"], attributes.get("subresource", "")]))
             return {"status": {"allowed": (attributes["verb"], resource) not in self.denied}}
         assert method == "GET", "nothing is changed"
+        if found := re.fullmatch(r"/apis/argoproj.io/v1alpha1/namespaces/([^/]+)/workflows", path):
+            self._may("list", "workflows")
+            return {"items": [each for each in self.workflows if self._bears(each, query)]}
         if path == "/api/v1/nodes":
             self._may("list", "nodes")
             return {"items": self.nodes}
+        if path in self.objects:
+            self._may("get", path.split("/")[-2])
+            return self.objects[path]
         found = re.fullmatch(r"/api/v1/namespaces/([^/]+)/([a-z]+)(?:/([^/]+))?(/log)?", path)
-        assert found, path
+        if found is None:
+            raise self._missing(*path.split("/")[-2:])
         namespace, kind, name, log = found.groups()
         assert namespace == self.namespace, namespace
         if log:
@@ -562,15 +607,20 @@ class Kubernetes(Stub):
                 raise self._missing(kind, name)
             return self.logs[name], "text/plain", {}
         if kind == "pods" and not name:
-            key, _, value = query["labelSelector"].partition("=")
-            return {"items": [pod for pod in self.pods if pod["metadata"]["labels"].get(key) == value]}
+            return {"items": [pod for pod in self.pods if self._bears(pod, query)]}
         self._may("get", kind)
         if kind == "secrets":
             assert "PartialObjectMetadata" in headers["Accept"], "a secret's content is none of our business"
         known = {"secrets": self.secrets, "persistentvolumeclaims": self.claims, "configmaps": self.config_maps}[kind]
         if name not in known:
             raise self._missing(kind, name)
-        return {"metadata": {"name": name}} | ({"data": known[name]} if kind == "configmaps" else {})
+        more = {"configmaps": "data", "persistentvolumeclaims": "status"}.get(kind)
+        return {"metadata": {"name": name}} | ({more: known[name]} if more else {})
+
+    @staticmethod
+    def _bears(document, query):
+        key, _, value = query["labelSelector"].partition("=")
+        return document["metadata"]["labels"].get(key) == value
 
     def _missing(self, kind, name):
         return Answer(404, {"kind": "Status", "message": f'{kind} "{name}" not found', "details": {"name": name}})

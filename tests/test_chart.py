@@ -11,6 +11,8 @@ import pytest
 import yaml
 from manifest_rules import ROOT, Document, check_restricted, check_schema, documents, kustomize, pods, without_helm
 
+from components.serve.release import SERVER_ARGUMENTS
+
 CHART = ROOT / "charts/gridbox-serving"
 helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
 GPU = yaml.safe_load((CHART / "values-gpu.yaml").read_text(encoding="utf-8"))
@@ -23,10 +25,19 @@ EVERYTHING = {
 }
 
 
+# As the manifests' settings have it; the chart refuses the placeholder.
+MODEL = "faces/detector/versions/v/repository"
+
+
+def given(values: Document | None = None) -> Document:
+    """Returns values with the one that has no default."""
+    return {**(values or {}), "model": {"prefix": MODEL, **(values or {}).get("model", {})}}
+
+
 def render(values: Document | None = None, name: str = "gridbox") -> list[Document]:
     """Renders the chart's manifests, without its notes and tests."""
     with helm.Chart.load(CHART) as chart:
-        files = chart.render(values or {}, name=name, namespace="gridbox")
+        files = chart.render(given(values), name=name, namespace="gridbox")
     wanted = [text for file, text in sorted(files.items()) if not file.endswith("NOTES.txt") and "/tests/" not in file]
     return [document for text in wanted for document in documents(text)]
 
@@ -36,17 +47,26 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout") / "manifests"
     shutil.copytree(ROOT / "manifests", folder)
     shutil.copy(folder / "base/s3.env.example", folder / "base/s3.env")
+    settings = folder / "settings/settings.yaml"
+    document = yaml.safe_load(settings.read_text())
+    document["data"]["model"] = MODEL
+    settings.write_text(yaml.safe_dump(document))
     return folder
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-@pytest.mark.parametrize("extras", [(), ("minio",), ("monitoring",), ("minio", "monitoring")])
+@pytest.mark.parametrize("extras", [(), ("store",), ("monitoring",), ("store", "monitoring")])
 def test_chart_equals_the_kustomization(device: str, extras: tuple[str, ...], checkout: Path) -> None:
     own = checkout.parent / "-".join((device, *extras))
-    own.mkdir()
+    shutil.copytree(checkout, own / "manifests")
+    if "store" in extras:
+        settings = own / "manifests/settings/settings.yaml"
+        document = yaml.safe_load(settings.read_text())
+        document["data"]["store"] = "http://gridbox-store:8333"
+        settings.write_text(yaml.safe_dump(document))
     kustomization = {
-        "resources": [f"../manifests/overlays/triton-standalone/{device}"],
-        "components": [f"../manifests/components/{extra}" for extra in extras],
+        "resources": [f"manifests/overlays/triton-standalone/{device}"],
+        "components": [f"manifests/components/{extra}" for extra in extras],
     }
     (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     # A release does not own its namespace and the keys in it, and nobody deploys to KServe from here.
@@ -58,7 +78,9 @@ def test_chart_equals_the_kustomization(device: str, extras: tuple[str, ...], ch
         if d["kind"] not in beside and d["metadata"]["name"] not in beside_names
     }
     values: dict[str, Any] = copy.deepcopy(GPU) if device == "gpu" else {}
-    values |= {{"minio": "store", "monitoring": "monitoring"}[extra]: {"enabled": True} for extra in extras}
+    values |= {extra: {"enabled": True} for extra in extras}
+    if "monitoring" in extras:
+        values["monitoring"]["labels"] = {"release": "prometheus"}
     found = {(d["kind"], d["metadata"]["name"]): without_helm(d) for d in render(values)}
     assert found.keys() == expected.keys()
     for key, document in expected.items():
@@ -84,7 +106,7 @@ def test_names_and_selectors_follow_the_release() -> None:
 @pytest.mark.parametrize("values", [{}, GPU, EVERYTHING, {"autoscaling": {"enabled": False}}])
 def test_whatever_is_switched_on_passes_every_kubernetes_release(values: Document) -> None:
     with helm.Chart.load(CHART) as chart:
-        test_pod = chart.render(values, name="gridbox", namespace="gridbox")[
+        test_pod = chart.render(given(values), name="gridbox", namespace="gridbox")[
             "gridbox-serving/templates/tests/ready.yaml"
         ]
     rendered = [*render(values), *documents(test_pod)]
@@ -100,12 +122,19 @@ def test_without_autoscaling_the_deployment_says_how_many() -> None:
     assert not [d for d in rendered if d["kind"] == "HorizontalPodAutoscaler"]
 
 
+def test_with_a_single_gpu_a_pod_makes_way_for_the_next() -> None:
+    rendered = render({**GPU, "strategy": "Recreate", "autoscaling": {"enabled": False}, "replicas": 1})
+    assert [d["spec"]["strategy"] for d in rendered if d["kind"] == "Deployment"] == [{"type": "Recreate"}]
+
+
 def test_options_reach_the_pod() -> None:
     (pod,) = [
         pod for where, pod in pods(render({**EVERYTHING, "exitTimeoutSeconds": 90})) if where.startswith("Deploy")
     ]
     (container,) = pod["containers"]
-    assert container["args"][-2:] == ["--exit-timeout-secs=90", "--log-verbose=1"]
+    assert tuple(container["args"][: len(SERVER_ARGUMENTS) - 1]) == SERVER_ARGUMENTS[:-1]
+    assert "--exit-timeout-secs=90" in container["args"]
+    assert container["args"][-1] == "--log-verbose=1"
     assert pod["terminationGracePeriodSeconds"] == 120
     assert container["imagePullPolicy"] == "Always"
     assert pod["imagePullSecrets"] == [{"name": "registry"}]
@@ -113,7 +142,7 @@ def test_options_reach_the_pod() -> None:
 
 @pytest.mark.parametrize("values", [{}, GPU, EVERYTHING])
 def test_chart_lints(values: Document) -> None:
-    report = helm.lint(CHART, values, strict=True)
+    report = helm.lint(CHART, given(values), strict=True)
     assert report["errors"] == []
     assert [m["error"] for m in report["messages"] if m["severity"] > 1] == []
 
@@ -122,7 +151,9 @@ def test_chart_lints(values: Document) -> None:
     "values",
     [
         {"modle": {}},
+        {"model": {"prefix": "BUCKET/PREFIX/versions/VERSION/repository"}},
         {"model": {"prefix": "gridbox/facenet/"}},
+        {"strategy": "recreate"},
         {"model": {"endpoint": "seaweedfs:9000"}},
         {"model": {"accessKey": "AKIA"}},
         {"autoscaling": {"minReplicas": 0}},
@@ -135,12 +166,12 @@ def test_chart_lints(values: Document) -> None:
 )
 def test_values_that_mean_nothing_are_refused(values: Document) -> None:
     with helm.Chart.load(CHART) as chart, pytest.raises(helm.HelmError):
-        chart.validate_schema(values)
+        chart.validate_schema(given(values))
 
 
 def test_notes_tell_what_to_do_next() -> None:
     with helm.Chart.load(CHART) as chart:
-        notes = chart.render(EVERYTHING, name="other", namespace="faces")["gridbox-serving/templates/NOTES.txt"]
+        notes = chart.render(given(EVERYTHING), name="other", namespace="faces")["gridbox-serving/templates/NOTES.txt"]
     assert "kubectl -n faces create secret generic gridbox-s3 --from-env-file" in notes
     assert "helm -n faces test other" in notes
     assert "https://facenet.example.com/v2" in notes

@@ -15,51 +15,16 @@ from kfp import compiler
 from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kubeflow_stub import Kubernetes, Pipelines, certificates
 
-from components import program
 from components.step import UserError
-from pipeline import cli, settings
-from pipeline.kubeflow import connection, package, runs
+from pipeline.kubeflow import package
 from pipeline.kubeflow.schedules import trigger_of
 
 CANARY = "canary-7d20aa"
 CLUSTER_CANARY = "canary-c44e19"
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    return kubeflow_pipeline.compile_to(tmp_path_factory.mktemp("kubeflow") / "tiny.yaml")
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    """No settings but a test's own, no Kubernetes, and no patience."""
-    for name in list(settings.os.environ):
-        if name.startswith("GRIDBOX_") or name.lower().endswith("_proxy") or name == "KUBERNETES_SERVICE_HOST":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(runs, "SHORTEST_PAUSE", 0.001)
-    monkeypatch.setattr(runs, "LONGEST_PAUSE", 0.01)
-
-
-@pytest.fixture
-def stub(monkeypatch):
-    with Pipelines() as stub:
-        monkeypatch.setenv("GRIDBOX_ENDPOINT", stub.url)
-        yield stub
-
-
-@pytest.fixture
-def gridbox(capsys):
-    def call(*words):
-        code = program.run(cli.app, [str(word) for word in words], "gridbox")
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return call
+pytest_plugins = ["kubeflow_fixtures"]
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def posted(stub, path):
@@ -146,9 +111,9 @@ def test_submit_streams_states_and_ends_well(stub, gridbox, compiled):
         f"run first: {run_id}",
         f"see it at {stub.url}/#/runs/details/{run_id}",
         "[ 1/2] fit: running",
-        "[ 1/2] fit: done in 0.0 s",
+        "[ 1/2] fit: done in 10.0 s",
         "[ 2/2] score-it: running",
-        "[ 2/2] score-it: done in 0.0 s",
+        "[ 2/2] score-it: done in 10.0 s",
         "run first: done",
     ]
 
@@ -226,6 +191,44 @@ def test_wrong_values_start_nothing(stub, gridbox, compiled, words, reason):
     assert not stub.runs
 
 
+def test_local_mistakes_are_told_before_anybody_is_asked(gridbox, compiled, monkeypatch):
+    monkeypatch.setenv("GRIDBOX_ENDPOINT", "http://127.0.0.1:1")
+    for words in (("submit", compiled), ("schedule", "create", compiled, "--every", "1d"), ("upload", "nothing")):
+        code, _, err = gridbox(*words, "--set", "train_epocs=3")
+        assert code == 2
+        assert "did you mean train_epochs" in err or "no such pipeline" in err
+
+
+@pytest.mark.parametrize(("value", "letters"), [("s3://a/$$b", "$$"), ("s3://$(KEY)/b", "$("), ("s3://{{x}}", "{{")])
+@pytest.mark.parametrize("words", [("submit",), ("schedule", "create", "--every", "1d")])
+def test_what_would_not_arrive_as_written_is_refused(stub, gridbox, compiled, words, value, letters):
+    code, _, err = gridbox(*words, compiled, "--set", f"data_uri={value}")
+    assert code == 2
+    assert f"parameter data_uri: {letters} would not arrive as written" in err
+    assert not stub.runs
+    assert not stub.schedules
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_path_that_a_claim_mounts_is_one_of_the_cluster(gridbox, compiled):
+    assert gridbox("submit", compiled, "--data", "/cache/faces", "--no-wait")[0] == 0
+    code, _, err = gridbox("submit", compiled, "--data", "/cachet/faces")
+    assert code == 2
+    assert "or a path below /cache" in err
+
+
+def test_a_run_without_the_cache_says_so_for_every_task(stub, gridbox, tmp_path):
+    file = kubeflow_pipeline.compile_nested_to(tmp_path / "nested.yaml")
+    assert "enableCache: true" in file.read_text()
+    assert gridbox("submit", file, "--no-cache", "--no-wait")[0] == 0
+    spec = posted(stub, "runs")["pipeline_spec"]
+    assert "enableCache" not in json.dumps(spec)
+    gridbox("upload", file)
+    code, _, err = gridbox("submit", "nested", "--uploaded", "--no-cache")
+    assert code == 2
+    assert "an uploaded pipeline keeps its cache" in err
+
+
 @pytest.mark.usefixtures("stub")
 @pytest.mark.parametrize(
     ("text", "reason"),
@@ -255,11 +258,13 @@ def test_an_unknown_pipeline(gridbox, words):
     assert "no pipeline of this name is uploaded" in err or "no such pipeline" in err
 
 
-def test_a_server_that_goes_away_does_not_end_the_run(stub, gridbox, compiled):
-    stub.fail("GET", ".*/runs/.*", 503, times=99)
-    code, _, err = gridbox("submit", compiled)
+def test_a_server_that_goes_away_does_not_end_the_run(stub, gridbox, compiled, monkeypatch):
+    monkeypatch.setenv("GRIDBOX_PATIENCE", "0.05")
+    stub.fail("GET", ".*/v2beta1/runs/.*", 503, times=999)
+    code, out, err = gridbox("submit", compiled)
     (run_id,) = stub.runs
     assert code == 1
+    assert out.count("the server fails (503): boom; it is starting or overloaded") == 1, "said once, then retried"
     assert f"the run goes on without: gridbox wait {run_id}" in err
 
 
@@ -327,6 +332,18 @@ def test_list_shows_runs_pipelines_and_schedules(stub, gridbox, compiled):
     shown = gridbox("list", "schedules")[1]
     assert re.search(rf"tiny +enabled +every 43200 s .* {schedule}\n", shown)
     assert gridbox("schedule", "list")[1] == shown
+
+
+def test_lists_settings_and_findings_are_json_for_programs(stub, gridbox, compiled):
+    gridbox("submit", compiled, "--name", "first")
+    (run_id,) = stub.runs
+    (run,) = json.loads(gridbox("list", "-o", "json")[1])
+    assert (run["run"], run["state"], run["id"]) == ("first", "done", run_id)
+    assert json.loads(gridbox("schedule", "list", "-o", "json")[1]) == []
+    settings = {each["setting"]: each for each in json.loads(gridbox("config", "-o", "json")[1])}
+    assert settings["endpoint"] == {"setting": "endpoint", "value": stub.url, "set by": "GRIDBOX_ENDPOINT"}
+    findings = {each["subject"]: each["state"] for each in json.loads(gridbox("doctor", compiled, "-o", "json")[1])}
+    assert (findings["pipelines API"], findings["kubernetes"]) == ("pass", "skipped")
 
 
 @pytest.mark.usefixtures("stub")
@@ -418,6 +435,13 @@ def test_a_schedule_runs_an_uploaded_version_one_at_a_time(stub, gridbox, compil
     assert body["runtime_config"] == {"parameters": {"train_epochs": 7}}
     (schedule,) = stub.schedules
     assert f"{stub.url}/#/recurringrun/details/{schedule}" in out
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_schedule_is_read_back_as_it_was_written(gridbox, compiled):
+    for cron in ("0 3 * * 1", "30 0 3 * * 1"):
+        shown = gridbox("schedule", "create", compiled, "--cron", cron, "--name", cron)[1]
+        assert f": cron {cron}, " in shown
 
 
 def test_schedules_are_switched_and_deleted(stub, gridbox, compiled):

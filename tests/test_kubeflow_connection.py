@@ -112,6 +112,24 @@ def test_what_does_no_harm_twice_is_tried_again(stub, call):
     assert len(stub.calls) == 2
 
 
+def test_a_body_that_is_too_large_says_what_to_do(stub):
+    page = "<html><h1>413 Request Entity Too Large</h1></html>"  # nginx's, which is no login
+    stub.fail("POST", ".*/runs", 413, body=page)
+    with pytest.raises(
+        Refused, match=r"too large.*\(413\); upload the pipeline.*--uploaded.*client_max_body_size"
+    ) as caught:
+        api(stub).create_run({"display_name": "one"})
+    assert "login" not in str(caught.value)
+
+
+def test_a_gateway_whose_server_is_down_is_no_login(stub):
+    stub.fail("GET", ".*", 503, body="<html>no healthy upstream</html>", times=99)
+    with pytest.raises(
+        Unavailable, match=r"the server fails \(503\); it is starting or overloaded, so try again later"
+    ):
+        api(stub).runs(1)
+
+
 def test_tries_end(stub):
     stub.fail("GET", ".*", 503, times=99)
     with pytest.raises(Unavailable, match=r"the server fails \(503\)"):

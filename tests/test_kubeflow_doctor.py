@@ -1,13 +1,20 @@
 """`gridbox doctor`: each line says how it is and how to mend it; the exit code says whether all is well."""
 
+import copy
+import os
+
 import kubeflow_pipeline
 import pytest
+import s3_server
 import yaml
 from kubeflow_stub import Kubernetes, Pipelines
 
 from components import program
+from components.images import OPEN_ENGINE
+from components.serve.release import TRITON_IMAGE
 from pipeline import cli, settings
 from pipeline.kubeflow import connection, doctor, needs, package
+from pipeline.kubeflow.cluster import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +43,11 @@ def world(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(connection, "PAUSE_SECONDS", 0.001)
     with Pipelines() as pipelines, Kubernetes() as cluster:
-        cluster.secrets, cluster.claims, cluster.nodes = {"s3", "pull"}, {"cache"}, [node(), node("0", {})]
+        cluster.secrets, cluster.claims, cluster.nodes = (
+            {"s3", "pull"},
+            {"cache": {"phase": "Bound"}},
+            [node(), node("0", {})],
+        )
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path / "kubeconfig")))
         monkeypatch.setenv("GRIDBOX_ENDPOINT", pipelines.url)
         monkeypatch.setenv("GRIDBOX_STORE", str(tmp_path / "store"))
@@ -66,7 +77,9 @@ def test_all_is_well(examine, tmp_path):
     assert code == 0, findings
     assert {subject: state for subject, (state, _) in findings.items()} == {
         "store": "pass", "pipelines API": "pass", "release": "pass", "namespace": "pass", "kubernetes": "pass",
-        "rights on pods": "pass", "secret s3": "pass", "secret pull": "pass", "secret ngc": "skipped",
+        "rights on pods": "pass", "pipelines are kept": "pass", "logs of stages": "pass", "cache": "pass",
+        "further attempts": "pass", "images": "pass",
+        "secret s3": "pass", "secret pull": "pass", "secret ngc": "skipped",
         "volume claim cache": "pass", "artifact store": "pass", "nodes": "pass",
     }  # fmt: skip
     assert "1 of 2 nodes have 1 nvidia.com/gpu with pool=gpu for fit" in findings["nodes"][1]
@@ -115,13 +128,115 @@ def test_the_defect_of_one_release_is_known(compiled):
 
 
 def test_a_missing_secret_and_claim_are_named(world, examine):
-    world[1].secrets, world[1].claims = {"pull"}, set()
+    world[1].secrets, world[1].claims = {"pull"}, {}
     code, findings = examine()
     assert code == 1
     assert findings["secret s3"] == ("fail", "is not in kubeflow")
     assert findings["volume claim cache"] == ("fail", "is not in kubeflow")
     code, findings = examine("--set", "data_secret=pull")
     assert "secret s3" not in findings, "the value of this run counts"
+
+
+def test_a_secret_for_images_is_of_another_kind(world, capsys, compiled):
+    world[1].secrets = set()
+    program.run(cli.app, ["doctor", str(compiled)], "gridbox")
+    said = capsys.readouterr().out
+    assert "-> kubectl -n kubeflow create secret generic s3 --from-env-file=FILE" in said
+    assert "create secret docker-registry pull --from-file=$HOME/.docker/config.json" in said
+
+
+@pytest.mark.parametrize(
+    ("store", "has_definitions", "text"),
+    [
+        ("database", False, "in the database: gridbox upload works, kubectl apply does not (there is no pipelines.p"),
+        ("database", True, "(which this API server does not read)"),
+        ("kubernetes", True, "as custom resources"),
+        ("", True, "as custom resources"),
+    ],
+)
+def test_the_kind_of_installation_is_told(world, examine, store, has_definitions, text):
+    pipelines, cluster = world
+    pipelines.pipeline_store = store
+    if has_definitions:
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pipelines.pipelines.kubeflow.org"
+        cluster.objects[path] = {"metadata": {"name": "pipelines.pipelines.kubeflow.org"}}
+    assert text in examine()[1]["pipelines are kept"][1]
+
+
+def test_what_the_installation_does_is_told(world, examine):
+    findings = examine()[1]
+    assert "kept as artifacts (executor-logs)" in findings["logs of stages"][1]
+    assert "a stage whose program fails is tried once (retryPolicy OnError)" in findings["further attempts"][1]
+    assert findings["cache"][1].startswith("is on")
+    (deployment,) = [each for path, each in world[1].objects.items() if path.endswith("/ml-pipeline")]
+    changed = copy.deepcopy(deployment)
+    changed["spec"]["template"]["spec"]["containers"][0]["env"] = [
+        {"name": "PUBLISH_LOGS", "value": "false"}, {"name": "CACHEENABLED", "value": "false"},
+    ]  # fmt: skip
+    world[1].objects["/apis/apps/v1/namespaces/kubeflow/deployments/ml-pipeline"] = changed
+    findings = examine()[1]
+    assert "PUBLISH_LOGS is off" in findings["logs of stages"][1]
+    assert findings["cache"][1].startswith("is off")
+
+
+@pytest.fixture
+def ours(tmp_path, compiled):
+    """The same pipeline with an image of ours by its default name."""
+    file = tmp_path / "ours.yaml"
+    text = compiled.read_text().replace("example.com/fit:1", OPEN_ENGINE)
+    file.write_text(text.replace("- --executor-input", f"- --image={TRITON_IMAGE}\n        - --executor-input"))
+    return file
+
+
+def test_images_that_nobody_has_pushed_are_named(world, capsys, ours):
+    def images():
+        code = program.run(cli.app, ["doctor", str(ours)], "gridbox")
+        return code, next(line for line in capsys.readouterr().out.splitlines() if " images: " in line)
+
+    code, line = images()
+    assert code == 1
+    assert f"nobody has pushed {OPEN_ENGINE}, {TRITON_IMAGE}" in line
+    for each in world[1].nodes:
+        each["status"]["images"] = [{"names": [OPEN_ENGINE], "sizeBytes": 1}, {"names": [TRITON_IMAGE]}]
+    code, line = images()
+    assert code == 0
+    assert "each node holds it" in line
+
+
+@pytest.mark.parametrize(
+    ("level", "context", "state"),
+    [
+        ("baseline", {}, "pass"),
+        ("restricted", {}, "fail"),
+        ("restricted", {"allowPrivilegeEscalation": False}, "fail"),
+        ("restricted", {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}, "pass"),
+    ],
+)
+def test_a_restricted_namespace_needs_a_mended_initializer(world, level, context, state):
+    """A pod's own securityContext gives user and seccomp profile; these two are the container's alone."""
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    container = {"spec": {"container": {"securityContext": context}}, "metadata": {"name": "default"}}
+    world[1].objects |= {
+        "/api/v1/namespaces/faces": {"metadata": {"name": "faces", "labels": labels}},
+        "/apis/serving.kserve.io/v1alpha1/clusterstoragecontainers": {"items": [container]},
+    }
+    assert doctor.kserve_pods(Cluster(), "faces").state == state
+    assert doctor.kserve_pods(Cluster(), "nowhere").state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("claim", "state", "said"),
+    [
+        ({"phase": "Lost"}, "fail", "its volume is lost"),
+        ({"phase": "Pending"}, "pass", "gets its volume with its first pod"),
+        ({"phase": "Bound"}, "pass", "the pre-flight stage tries whether user 10001 can write to it"),
+    ],
+)
+def test_a_claim_is_looked_at(world, examine, claim, state, said):
+    world[1].claims = {"cache": claim}
+    found = examine()[1]["volume claim cache"]
+    assert found[0] == state
+    assert said in found[1]
 
 
 def test_what_one_may_not_look_at_is_skipped(world, examine):
@@ -226,6 +341,23 @@ def test_a_store_that_cannot_be_written(examine, monkeypatch, tmp_path):
     assert findings["store"][0] == "fail"
 
 
+@pytest.mark.usefixtures("world")
+def test_a_store_inside_the_cluster_cannot_be_tried_from_here(examine, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRIDBOX_STORE", "s3://faces/models")
+    (tmp_path / "gridbox.toml").write_text('[placement]\nstore_endpoint = "http://seaweedfs.kubeflow.invalid:8333"')
+    code, findings = examine()
+    assert code == 0
+    assert findings["store"][0] == "skipped"
+    assert "cannot be tried from here: seaweedfs.kubeflow.invalid is no name of this network" in findings["store"][1]
+    with s3_server.running() as environment, s3_server.bucket(environment) as (_, bucket):
+        s3_server.enter(monkeypatch, environment)
+        monkeypatch.setenv("GRIDBOX_STORE", f"s3://{bucket}/models")
+        monkeypatch.setenv("GRIDBOX_STORE_ENDPOINT", environment["AWS_ENDPOINT_URL"])
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        assert examine()[1]["store"][0] == "pass"
+        assert "AWS_ENDPOINT_URL" not in os.environ
+
+
 def test_a_cluster_that_does_not_answer_is_skipped(world, examine, tmp_path):
     file = tmp_path / "kubeconfig"
     file.write_text(file.read_text().replace(world[1].url, "http://127.0.0.1:1"))
@@ -238,7 +370,11 @@ def test_a_cluster_that_does_not_answer_is_skipped(world, examine, tmp_path):
 def test_needs_are_read_off_the_file(compiled):
     read = package.read(compiled)
     given = needs.values(read, {"data_secret": "mine", "train_selector": {"a": "b"}})
-    assert needs.secrets(read, given) == {"mine": False, "ngc": True, "pull": False}
+    assert needs.secrets(read, given) == {
+        "mine": needs.Secret(is_optional=False, is_for_images=False),
+        "ngc": needs.Secret(is_optional=True, is_for_images=False),
+        "pull": needs.Secret(is_optional=False, is_for_images=True),
+    }
     assert needs.volumes(read, given) == {"cache"}
     assert needs.pools(read, given) == {"fit": needs.Pool("nvidia.com/gpu", 1, {"a": "b"}, ())}
     assert {feature.release for feature in needs.features(read)} == {(2, 16), (2, 15), (2, 10), (2, 5)}

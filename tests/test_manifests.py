@@ -22,14 +22,19 @@ from manifest_rules import (
     pods,
 )
 
-from components.serve import deploy, kserve
-from components.serve.release import TRITON_IMAGE, TRITON_RELEASE
+from components.serve import config, deploy, kserve
+from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS, TRITON_IMAGE, TRITON_RELEASE
 
 MANIFESTS = ROOT / "manifests"
 STACKS = ("kserve-standard", "kserve-knative-canary", "triton-standalone")
 OVERLAYS = [f"{stack}/{device}" for stack in STACKS for device in ("cpu", "gpu")]
 KSERVE = [name for name in OVERLAYS if name.startswith("kserve")]
-EXTRAS = ("monitoring", "minio")
+# For the pipeline's deployment: what its pods need, and no pod.
+PIPELINE = "pipeline-kserve"
+EVERY = [*OVERLAYS, PIPELINE]
+EXTRAS = ("monitoring", "store")
+# What an overlay is chosen for; everything else it shares with the others.
+SERVED = ("InferenceService", "Deployment")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +49,31 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rendered(checkout: Path) -> dict[str, list[Document]]:
     """Every overlay as it is, and, under "<name>+", with the components that no overlay includes."""
-    found = {name: kustomize(checkout / "overlays" / name) for name in OVERLAYS}
-    for name in OVERLAYS:
-        own = checkout.parent / "own" / name.replace("/", "-")
-        own.mkdir(parents=True)
-        components = [f"../../manifests/components/{component}" for component in EXTRAS]
-        kustomization = {"resources": [f"../../manifests/overlays/{name}"], "components": components}
-        (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        found[name + "+"] = kustomize(own)
-    return found
+    found = {name: kustomize(checkout / "overlays" / name) for name in EVERY}
+    return found | {name + "+": kustomize(own_overlay(checkout, name, *EXTRAS)) for name in EVERY}
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, *(name + "+" for name in OVERLAYS)])
+def own_overlay(checkout: Path, name: str, *components: str) -> Path:
+    """Writes what a user would, to add components to an overlay, and returns its folder."""
+    own = checkout.parent / "own" / "-".join((name.replace("/", "-"), *components))
+    own.mkdir(parents=True)
+    added = [f"../../manifests/components/{component}" for component in components]
+    kustomization = {"resources": [f"../../manifests/overlays/{name}"], "components": added}
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return own
+
+
+def with_settings(checkout: Path, folder: Path, **changes: str) -> Path:
+    """Copies the manifests with other settings."""
+    shutil.copytree(checkout, folder)
+    file = folder / "settings/settings.yaml"
+    document = yaml.safe_load(file.read_text())
+    document["data"] |= {name.replace("_", "-"): value for name, value in changes.items()}
+    file.write_text(yaml.safe_dump(document))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*EVERY, *(name + "+" for name in EVERY)])
 def test_every_document_passes_kubernetes_and_kserve(name: str, rendered: dict[str, list[Document]]) -> None:
     for document in rendered[name]:
         check_schema(document)
@@ -84,9 +102,79 @@ def test_kserve_gets_what_the_deployment_step_would_send(name: str, rendered: di
     del sent["spec"]["predictor"]["annotations"]
     assert applied["spec"]["predictor"].pop("canaryTrafficPercent", 0) == (10 if "canary" in name else 0)
     assert applied == sent
-    runtime, sent = only(found, "ServingRuntime"), kserve.serving_runtime(service)
-    assert runtime["spec"].pop("labels").items() >= sent["spec"].pop("labels", {}).items()
-    assert runtime == sent
+    assert only(found, "ServingRuntime") == kserve.serving_runtime(service)
+
+
+def test_overlays_applied_in_any_order_undo_nothing_of_one_another(rendered: dict[str, list[Document]]) -> None:
+    shared = 0
+    for one, other in itertools.combinations(EVERY, 2):
+        objects = {identity(document): document for document in rendered[one]}
+        for document in rendered[other]:
+            if identity(document) in objects and document["kind"] not in SERVED:
+                assert objects[identity(document)] == document, f"{one} and {other}"
+                shared += 1
+    assert shared > 100
+
+
+def identity(document: Document) -> tuple[str, str, str]:
+    metadata = document["metadata"]
+    return document["kind"], metadata["name"], metadata.get("namespace", "")
+
+
+def test_the_pipelines_overlay_is_what_its_pods_need_and_serves_nothing(rendered: dict[str, list[Document]]) -> None:
+    served = {"InferenceService", "ServingRuntime"}
+    needed = {identity(document) for document in rendered["kserve-standard/cpu"] if document["kind"] not in served}
+    assert {identity(document) for document in rendered[PIPELINE]} == needed
+
+
+SETTINGS = {
+    "model": "faces/detector/versions/v/repository",
+    "store": "https://s3.example:9443",
+    "store_https": "1",
+    "store_region": "eu-central-1",
+    "pod_security": "baseline",
+    "pipeline_account": "default-editor",
+    "pipeline_namespace": "team-a",
+    "prometheus_release": "metrics",
+}
+
+
+def test_one_file_holds_every_setting(checkout: Path, tmp_path: Path) -> None:
+    changed = with_settings(checkout, tmp_path / "manifests", **SETTINGS)
+    given = yaml.safe_load((changed / "settings/settings.yaml").read_text())["data"]
+    assert set(given) == {name.replace("_", "-") for name in SETTINGS}
+    for name in EVERY:
+        found = kustomize(own_overlay(changed, name, "monitoring"))
+        text = yaml.safe_dump_all(found)
+        assert "from-the-settings" not in text
+        assert "gridbox-settings" not in text, "it is no object of the cluster"
+        assert only(found, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+        assert only(found, "Secret")["metadata"]["annotations"] == {
+            "serving.kserve.io/s3-endpoint": "s3.example:9443",
+            "serving.kserve.io/s3-usehttps": "1",
+            "serving.kserve.io/s3-region": "eu-central-1",
+        }
+        for binding in (document for document in found if document["kind"].endswith("RoleBinding")):
+            assert (binding["subjects"][1]["name"], binding["subjects"][1]["namespace"]) == ("default-editor", "team-a")
+        for service in (document for document in found if document["kind"] == "InferenceService"):
+            assert service["spec"]["predictor"]["model"]["storageUri"] == f"s3://{SETTINGS['model']}/"
+        for deployment in (document for document in found if document["kind"] == "Deployment"):
+            environment = {
+                variable["name"]: variable["value"]
+                for variable in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+            }
+            assert environment["MODEL_STORE"] == "s3://https://s3.example:9443"
+            assert environment["MODEL_PREFIX"] == SETTINGS["model"]
+            assert environment["AWS_DEFAULT_REGION"] == "eu-central-1"
+        for watched in (document for document in found if group(document) == "monitoring.coreos.com"):
+            assert watched["metadata"]["labels"]["release"] == "metrics"
+
+
+def test_placeholders_name_no_bucket_that_could_be() -> None:
+    model = yaml.safe_load((MANIFESTS / "settings/settings.yaml").read_text())["data"]["model"]
+    values = yaml.safe_load((ROOT / "charts/gridbox-serving/values.yaml").read_text())["model"]["prefix"]
+    assert values == model
+    assert model.partition("/")[0].isupper(), "buckets are written in lower case"
 
 
 def test_the_checks_find_what_an_api_server_would_drop_or_refuse(rendered: dict[str, list[Document]]) -> None:
@@ -123,7 +211,7 @@ def _with(document: Document, path: str, value: object) -> Document:
 
 def test_readme_names_the_custom_resources_of_each_overlay(rendered: dict[str, list[Document]]) -> None:
     lines = (MANIFESTS / "README.md").read_text(encoding="utf-8").splitlines()
-    for name in OVERLAYS:
+    for name in EVERY:
         (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
         named = set(re.findall(r"`([a-z]+\.[a-z.]+)`", line))
         core = {"", "apps", "autoscaling", "policy", "rbac.authorization.k8s.io", "networking.k8s.io"}
@@ -133,7 +221,7 @@ def test_readme_names_the_custom_resources_of_each_overlay(rendered: dict[str, l
 
 
 def test_the_deploy_account_may_do_exactly_what_the_deployment_does(rendered: dict[str, list[Document]]) -> None:
-    for name in OVERLAYS:
+    for name in EVERY:
         for kind, rules in (("", deploy.DEPLOY_RULES), ("Cluster", deploy.DEPLOY_CLUSTER_RULES)):
             assert _calls(only(rendered[name], f"{kind}Role")["rules"]) == _calls(rules)
             binding = only(rendered[name], f"{kind}RoleBinding")
@@ -168,11 +256,31 @@ def test_pods_may_do_no_more_than_they_must(name: str, rendered: dict[str, list[
     assert denied == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-def test_only_the_standalone_namespace_can_be_restricted(rendered: dict[str, list[Document]]) -> None:
-    for name in OVERLAYS:
+def test_pods_of_kserve_may_run_in_the_namespace(rendered: dict[str, list[Document]]) -> None:
+    """Pod Security `restricted`, as Kubernetes judges the pod of KServe: with a container of its own in front."""
+    patch = yaml.safe_load((MANIFESTS / "cluster/storage-initializer.yaml").read_text())
+    initializer = patch["spec"]["container"]["securityContext"]
+    for name in EVERY:
         labels = only(rendered[name], "Namespace")["metadata"]["labels"]
-        level = "baseline" if name in KSERVE else "restricted"
-        assert labels["pod-security.kubernetes.io/enforce"] == level
+        assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    for name in KSERVE:
+        pod = only(rendered[name], "InferenceService")["spec"]["predictor"].get("securityContext", {})
+        (server,) = only(rendered[name], "ServingRuntime")["spec"]["containers"]
+        for container in (server["securityContext"], initializer):
+            effective = {**pod, **container}
+            assert effective["runAsNonRoot"] is True
+            assert effective["allowPrivilegeEscalation"] is False
+            assert effective["capabilities"] == {"drop": ["ALL"]}
+            assert effective["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_servers_start_as_the_release_says(rendered: dict[str, list[Document]]) -> None:
+    for name in OVERLAYS:
+        ((_, pod),) = pods(rendered[name])
+        (triton,) = pod["containers"]
+        assert tuple(triton["args"][: len(SERVER_ARGUMENTS)]) == SERVER_ARGUMENTS
+        assert tuple(triton["livenessProbe"]["exec"]["command"]) == LIVENESS_COMMAND
+        assert triton["resources"]["limits"]["cpu"] == str(config.CPU_LIMIT)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -185,9 +293,9 @@ def test_triton_is_probed_has_shared_memory_and_time_to_end(name: str, rendered:
     (shared,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
     assert {v["name"]: v["emptyDir"].get("medium") for v in spec["volumes"]}[shared] == "Memory"
     (timeout,) = [int(arg.split("=")[1]) for arg in triton["args"] if arg.startswith("--exit-timeout-secs=")]
-    pause = triton.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    if "knative" not in name:  # which takes none, and has 300 seconds of its own
-        assert spec["terminationGracePeriodSeconds"] > timeout + pause
+    if "knative" not in name:  # which takes neither, and drains pods in its own way
+        assert container["lifecycle"]["preStop"]["sleep"]["seconds"] >= 10
+        assert spec["terminationGracePeriodSeconds"] > timeout + container["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 @pytest.mark.parametrize("name", [name + "+" for name in OVERLAYS])
@@ -222,12 +330,30 @@ def test_selectors_find_pods(name: str, rendered: dict[str, list[Document]]) -> 
 
 def test_policies_open_the_ports_that_triton_listens_on(rendered: dict[str, list[Document]]) -> None:
     for name in OVERLAYS:
-        policy = only(rendered[name], "NetworkPolicy", "gridbox-triton")["spec"]
+        policy = only(rendered[name], "NetworkPolicy", "gridbox-kserve" if name in KSERVE else "gridbox-triton")["spec"]
         opened = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
         ((_, pod),) = pods(rendered[name])
         options = dict(arg[2:].split("=") for arg in pod["containers"][0]["args"] if "-port=" in arg)
-        listened = {int(options.get("http-port", 8000)), int(options.get("grpc-port", 8001))}
-        assert opened == ({8012, 8013, 8112, 9090} if "knative" in name else listened)
+        assert opened == {int(options.get("http-port", 8000)), int(options.get("grpc-port", 8001))}
+        if "knative" in name:
+            proxy = only(rendered[name], "NetworkPolicy", "gridbox-knative")["spec"]
+            assert {port["port"] for rule in proxy["ingress"] for port in rule["ports"]} == {8012, 8013, 8112, 9090}
+
+
+def test_with_a_single_gpu_a_pod_makes_way_for_the_next(checkout: Path) -> None:
+    for name in ("triton-standalone/gpu", "kserve-standard/gpu", "kserve-knative-canary/gpu"):
+        found = kustomize(own_overlay(checkout, name, "single-gpu"))
+        for document in found:
+            check_schema(document)
+            spec = document.get("spec", {})
+            if document["kind"] == "Deployment":
+                assert spec["strategy"] == {"type": "Recreate"}
+            elif document["kind"] == "HorizontalPodAutoscaler":
+                assert (spec["minReplicas"], spec["maxReplicas"]) == (1, 1)
+            elif document["kind"] == "InferenceService":
+                strategy = None if "knative" in name else {"type": "Recreate"}
+                assert spec["predictor"].get("deploymentStrategy") == strategy
+                assert list(kserve.violations(document)) == []
 
 
 def test_autoscaler_and_budget_hold_the_deployment(rendered: dict[str, list[Document]]) -> None:
@@ -280,17 +406,12 @@ def test_one_place_names_the_triton_release(rendered: dict[str, list[Document]])
 
 
 def test_monitoring_and_the_trial_store_are_in_no_overlay(rendered: dict[str, list[Document]]) -> None:
-    for name in OVERLAYS:
+    for name in EVERY:
         assert not [d for d in rendered[name] if group(d) == "monitoring.coreos.com" or d["kind"] == "StatefulSet"]
-        # Both stacks are pointed at the store.
-        secret = only(rendered[name + "+"], "Secret")
-        assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "gridbox-store.gridbox:8333"
-        for deployment in (d for d in rendered[name + "+"] if d["kind"] == "Deployment"):
-            (container,) = deployment["spec"]["template"]["spec"]["containers"]
-            assert {"name": "MODEL_STORE", "value": "s3://http://gridbox-store:8333"} in container["env"]
+        assert only(rendered[name + "+"], "Service", "gridbox-store")["spec"]["ports"][0]["port"] == 8333
 
 
-# Served by Triton 2.51 at :8002/metrics; these alerts need no other.
+# Served by Triton 2.51 (and, by its source, 2.71) at :8002/metrics; these alerts need no other.
 METRICS = {
     "nv_inference_request_success",
     "nv_inference_request_failure",

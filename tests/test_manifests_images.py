@@ -264,7 +264,7 @@ def test_triton_image_holds_all_that_the_models_import(triton_image: Path) -> No
     program = f"""
 import importlib, sys, types
 sys.path[:] = [{str(triton_image)!r}] + [path for path in sys.path if path != {str(ROOT)!r}]
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__name__", "")]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__name__", "").lower()]
 sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
 for absent in ("torch", "onnxruntime", "onnx", "kfp", "typer", "rich", "scipy", "sklearn", "google_crc32c", "minio"):
     sys.modules[absent] = None

@@ -1,10 +1,11 @@
 """The compiled face-detection pipeline: what Kubeflow will see."""
 
 import inspect
+import itertools
+import json
 import re
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +14,14 @@ from test_pipeline_contract import all_tasks
 
 from components import step
 from components.step import UserError
-from pipeline import cli, facedetect
+from pipeline import compiled as compiled_module
+from pipeline import facedetect
 from pipeline.compiled import load
+from pipeline.compiling import compile_to, parameter_types, parameters_of
+from pipeline.facedetect_parameters import PARAMETERS
+from pipeline.kubeflow.package import read, resources
 from pipeline.options import Backend, Options, Serving, parse_engines
-from pipeline.parameters import check_ranges
+from pipeline.parameters import check_ranges, parse_assignments
 from pipeline.profiles import PROFILES
 
 VARIANTS = {
@@ -25,6 +30,10 @@ VARIANTS = {
     "tao": Options(engines=parse_engines("tao")),
     "2.15": Options(backend=Backend.v2_15),
 }
+# Of a run; the others are bound.
+OF_RUN = {name for name, each in PARAMETERS.items() if each.is_of_run}
+PROGRAM = "{{$.inputs.artifacts['program'].path}}"
+TAO_STAGES = ["dataset-convert", "evaluate", "export", "prune", "train", "train-2"]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -35,193 +44,202 @@ def options(request):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, options):
     path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
-    cli.compile_to("facedetect", path, "tao", options)
+    compile_to("facedetect", path, "tao", options)
     return path
 
 
 @pytest.fixture(scope="module")
 def document(file):
+    return first_document(file)
+
+
+def first_document(file):
     return next(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader))
 
 
+@pytest.fixture
+def bind(tmp_path):
+    """Compiles with values bound as `--set` does; returns the document."""
+
+    def compile_with(*assignments, profile="tao"):
+        values = parse_assignments(assignments, parameter_types("facedetect"))
+        compile_to("facedetect", tmp_path / "bound.yaml", profile, Options(), values)
+        return first_document(tmp_path / "bound.yaml")
+
+    return compile_with
+
+
 def containers(document):
-    return {name: executor["container"] for name, executor in document["deploymentSpec"]["executors"].items()}
+    """By task, its container."""
+    executors = document["deploymentSpec"]["executors"]
+    labels = {name: component.get("executorLabel") for name, component in document["components"].items()}
+    return {
+        name: executors[labels[task["componentRef"]["name"]]]["container"] for name, task in all_tasks(document).items()
+    }
 
 
-def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
-    assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
+def words_of_stages(document):
+    return {name: container["args"] for name, container in containers(document).items()}
 
 
-def test_documents_are_those_that_kfp_writes(file, options, tmp_path):
-    function = facedetect.define(options)
-    compiler.Compiler().compile(function, str(tmp_path / "kfp.yaml"))
-    text = (tmp_path / "kfp.yaml").read_text()
-    theirs = list(yaml.load_all(text[text.index("\ncomponents:\n") :], Loader=yaml.CSafeLoader))
-    ours = list(yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader))
-    for parameter in ours[0]["root"]["inputDefinitions"]["parameters"].values():
-        parameter.pop("literals", None)
-    assert ours == theirs
+def dags(document):
+    yield "root", document["root"]
+    yield from ((name, component) for name, component in document["components"].items() if "dag" in component)
 
 
-def test_only_placeholder_is_the_executor_input_and_only_in_args(file, document):
-    found = set(re.findall(r"\{\{.*?\}\}", file.read_text()))
-    # The kind and number of GPUs are filled in by the driver; the run's identity is one only as a whole value.
-    gpus = {f"{{{{$.inputs.parameters['pipelinechannel--pool_gpu_{name}']}}}}" for name in ("type", "count")}
-    assert {text.replace("''", "'") for text in found} == {"{{$}}", "{{$.pipeline_job_uuid}}", *gpus}
-    for container in containers(document).values():
-        assert not any("{{" in word for word in container["command"])
-        assert container["args"][-2:] == ["--executor-input", "{{$}}"]
-        assert sum("{{" in word for word in container["args"]) == 1
-    assert "IfPresent" not in file.read_text()
-    assert '"Concat"' not in file.read_text()
+# --- The graph -------------------------------------------------------------------------------------------------------
 
 
-def test_file_holds_no_local_path_and_no_secret(file):
-    text = file.read_text()
-    root = Path(step.__file__).parent.parent
-    for forbidden in (str(root), str(Path.home()), socket.gethostname(), "nvidia_tlt", "tlt_encode"):
-        assert forbidden not in text.replace("TAO_KEY", "")
-    assert not re.search(r"/(root|home|tmp|work)/", text)
+def test_graph_shows_four_boxes_of_a_few_stages_each(document, options):
+    shown = {name: sorted(each["dag"]["tasks"]) for name, each in dags(document)}
+    publish = ["publish-plan", "tensorrt"] if options.serving is Serving.gpu else ["publish"]
+    assert shown == {
+        "root": ["data", "learn", "measure", "serve"],
+        "comp-data": ["acquire", "convert", "dataset-convert", "preflight", "pretrained-weights"],
+        "comp-learn": ["prune", "train", "train-2"],
+        "comp-measure": ["evaluate", "export", "int8", "report"],
+        "comp-serve": ["conclude", "exit-handler-1", *publish],
+        "comp-exit-handler-1": ["deploy", "endpoint", "promote"],
+    }
 
 
-def test_tao_stages_run_the_source_of_step_itself(document):
-    source = inspect.getsource(step)
-    found = [container for container in containers(document).values() if container["command"][:2] == ["python3", "-c"]]
-    assert len(found) == 11
-    for container in found:
-        assert container["command"] == ["python3", "-c", source]
-        assert container["args"][0] == "detectnet_v2"
-        assert container["args"][1] in step.TASKS
-        # One argument of a process may have 128 KiB.
-        assert len(source.encode()) < 100 * 1024
-
-
-def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
-    for label, container in containers(document).items():
-        if container["command"][:2] != ["python3", "-c"]:
-            continue
-        component = document["components"][label.replace("exec-", "comp-")]
-        _, inputs, parameters, outputs = step.TASKS[container["args"][1]]
-        assert set(component["inputDefinitions"].get("artifacts", {})) == set(inputs)
-        assert set(component["inputDefinitions"].get("parameters", {})) == set(parameters)
-        assert set(component["outputDefinitions"]["artifacts"]) == set(outputs)
-
-
-def test_no_output_name_is_a_prefix_of_another(document):
-    for component in document["components"].values():
-        names = sorted(component.get("outputDefinitions", {}).get("artifacts", {}))
-        assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
-
-
-def test_every_parameter_is_passed_explicitly(document):
-    for task in all_tasks(document).values():
-        component = document["components"][task["componentRef"]["name"]]
-        declared = component.get("inputDefinitions", {})
-        given = task.get("inputs", {}).get("parameters", {})
-        given = {name: source for name, source in given.items() if not name.startswith(step.NOT_OURS)}
-        assert set(declared.get("parameters", {})) == set(given)
-        assert set(declared.get("artifacts", {})) == set(task.get("inputs", {}).get("artifacts", {}))
-        optional = {name for name, spec in declared.get("parameters", {}).items() if spec.get("isOptional")}
-        assert optional == {name for name, source in given.items() if "taskFinalStatus" in source}
-
-
-def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
-    for name, task in all_tasks(document).items():
-        wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "conclude" else None
-        assert task.get("triggerPolicy") == wanted
-    for container in containers(document).values():
-        for value in container.get("resources", {}).values():
-            assert isinstance(value, (str, dict))
-            assert not isinstance(value, dict) or all(isinstance(inner, str) for inner in value.values())
-
-
-def test_every_parameter_is_described_and_named_after_its_stage(document):
-    stages = (
-        "data",
-        "records",
-        "pretrained",
-        "train",
-        "prune",
-        "retrain",
-        "inference",
-        "export",
-        "int8",
-        "deploy",
-        "eval",
-        "pool",
+def test_boxes_and_stages_have_the_names_that_a_person_reads(document, options):
+    named = {
+        name: task["taskInfo"]["name"] for _, each in dags(document) for name, task in each["dag"]["tasks"].items()
+    }
+    assert [named[name] for name in document["root"]["dag"]["tasks"]] == ["data", "learn", "measure", "serve"]
+    assert named["exit-handler-1"] == "deployment"
+    stages = [named[name] for name in all_tasks(document)]
+    assert sorted(stages) == sorted(
+        name for name in facedetect.STAGES if name != "plan" or options.serving is Serving.gpu
     )
-    for name, declared in document["root"]["inputDefinitions"]["parameters"].items():
-        assert declared.get("description"), name
-        assert name.partition("_")[0] in stages
-    for component in document["components"].values():
-        if "dag" in component:
-            continue
+
+
+def test_what_fails_before_deployment_has_nothing_undone(document):
+    """Kubeflow runs an exit handler for the group round deployment alone: it is in no other box."""
+    waiting = {name: task["dependentTasks"] for name, task in all_tasks(document).items() if task.get("triggerPolicy")}
+    assert waiting == {"conclude": ["exit-handler-1"]}
+    status = all_tasks(document)["conclude"]["inputs"]["parameters"]["status"]
+    assert status == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+
+
+# --- The parameters --------------------------------------------------------------------------------------------------
+
+
+def test_form_of_a_run_asks_for_some_twenty_values_each_with_its_help(document):
+    declared = document["root"]["inputDefinitions"]["parameters"]
+    assert 15 <= len(declared) <= 25
+    assert set(declared) == OF_RUN
+    for name, parameter in declared.items():
+        assert parameter["description"] == PARAMETERS[name].help
+        assert parameter["isOptional"]
+        assert parameter["parameterType"] == PARAMETERS[name].kfp_type
+        assert parameter["defaultValue"] == PARAMETERS[name].default
+
+
+def test_parameters_begin_with_their_stage_so_that_the_alphabet_is_an_order():
+    stages = ("data", "records", "pretrained", "train", "prune", "retrain", "inference", "export", "int8")
+    assert {name.partition("_")[0] for name in PARAMETERS} == {*stages, "deploy", "eval", "pool"}
+    assert all(each.help.endswith(".") for each in PARAMETERS.values())
+
+
+def test_no_bound_value_travels_as_a_parameter(document):
+    for name, each in dags(document):
+        declared = each.get("inputDefinitions", {}).get("parameters", {})
+        assert {key.removeprefix("pipelinechannel--") for key in declared} <= OF_RUN, name
+    for name, task in all_tasks(document).items():
+        for source in task["inputs"].get("parameters", {}).values():
+            constant = source.get("runtimeValue", {}).get("constant")
+            assert constant in (None, "{{$.pipeline_job_uuid}}"), name
+
+
+def test_bound_values_are_words_of_the_commands(document, options):
+    words = words_of_stages(document)
+    assert {"--seed=42", "--image-width=736", "--spec=facedetect/train", "--name=facedetect"} <= set(words["train"])
+    assert {"--seed=42", "--batch-size=32", "--spec=facedetect/retrain"} <= set(words["train-2"])
+    assert {"--mode=Standard", "--node-selector={}", "--no-force", "--timeout=900"} <= set(words["deploy"])
+    assert "--no-grayscale" in words["convert"]
+    assert ("--gpus=1" if options.serving is Serving.gpu else "--gpus=0") in words["deploy"]
+
+
+def test_every_declared_input_of_a_stage_is_given_one(document):
+    for name, task in all_tasks(document).items():
+        declared = document["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
         for kind in ("parameters", "artifacts"):
-            for name, declared in component.get("inputDefinitions", {}).get(kind, {}).items():
-                assert declared.get("description"), name
+            assert set(declared.get(kind, {})) == set(task.get("inputs", {}).get(kind, {})), name
 
 
-def test_ranges_know_every_parameter_with_its_type(document):
-    types = {
+def test_set_binds_a_parameter_and_the_description_lists_it(bind):
+    document = bind("train_seed=7", 'deploy_node_selector={"disk": "fast"}', "prune_excluded_layers=-x y")
+    words = words_of_stages(document)
+    assert "--seed=7" in words["train"]
+    assert '--node-selector={"disk": "fast"}' in words["deploy"]
+    assert "--excluded-layers=-x y" in words["prune"]
+    assert document["pipelineInfo"]["description"].endswith(
+        "Bound when it was compiled: deploy_node_selector={'disk': 'fast'}, prune_excluded_layers=-x y, train_seed=7."
+    )
+
+
+def test_set_of_a_runs_parameter_is_its_default(bind):
+    document = bind("train_epochs=7")
+    assert document["root"]["inputDefinitions"]["parameters"]["train_epochs"]["defaultValue"] == 7
+    assert "Bound" not in document["pipelineInfo"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "reason"),
+    [
+        ("train_sead=7", "--set train_sead: no such parameter; did you mean train_seed"),
+        ("train_seed=x", "--set train_seed=x: must be a whole number"),
+        ("train_seed=-1", "parameter train_seed=-1: must be a whole number from 0 to"),
+        ("train_spec=facedetect/trian", "parameter train_spec=facedetect/trian: spec facedetect/trian: there is no"),
+    ],
+)
+def test_value_that_cannot_be_bound_is_refused_in_one_line_and_writes_nothing(bind, tmp_path, assignment, reason):
+    with pytest.raises(UserError, match=re.escape(reason)) as caught:
+        bind(assignment)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_spec_of_a_person_travels_as_its_text_and_ours_by_its_name(bind, tmp_path):
+    (tmp_path / "spec.txt").write_text(step.template_text("facedetect-cpu/train") + "# mine\n")
+    document = bind(f"train_spec=@{tmp_path}/spec.txt")
+    (spec,) = [word for word in words_of_stages(document)["train"] if word.startswith("--spec=")]
+    assert spec.endswith("# mine\n")
+    assert "--spec=facedetect/retrain" in words_of_stages(document)["train-2"]
+    assert "train_spec=(a text)" in document["pipelineInfo"]["description"]
+
+
+def test_kinds_of_value_that_a_parameter_has_are_those_of_its_range():
+    kinds = {
         "STRING": str,
         "NUMBER_INTEGER": int,
         "NUMBER_DOUBLE": float,
         "BOOLEAN": bool,
-        "LIST": list[dict[str, Any]],
-        "STRUCT": dict[str, str],
+        "LIST": list,
+        "STRUCT": dict,
     }
-    declared = document["root"]["inputDefinitions"]["parameters"]
-    annotations = facedetect.Ranges.__annotations__
-    assert set(annotations) == set(declared)
-    for name, parameter in declared.items():
-        annotation = annotations[name]
-        base = annotation.__origin__ if hasattr(annotation, "__metadata__") else annotation
-        wanted = types[parameter["parameterType"]]
-        assert base == wanted or (wanted is str and "Literal" in str(annotation)), name
+    for name, each in PARAMETERS.items():
+        assert isinstance(each.default, kinds[each.kfp_type]), name
+        assert not each.literals or each.default in each.literals, name
 
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
-    cli.compile_to("facedetect", tmp_path / "p.yaml", name, Options())
-    parameters = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))["root"]["inputDefinitions"]["parameters"]
-    check_ranges({key: value["defaultValue"] for key, value in parameters.items()}, facedetect.Ranges)
+    compile_to("facedetect", tmp_path / "p.yaml", name, Options())
+    check_ranges(PROFILES[name], parameters_of("facedetect"))
+    declared = first_document(tmp_path / "p.yaml")["root"]["inputDefinitions"]["parameters"]
     for key, value in PROFILES[name].items():
-        assert parameters[key]["defaultValue"] == value
-
-
-DATA_STAGES = "data kitti records-training records-validation pretrained"
-MODEL_STAGES = "train evaluate prune evaluate-pruned retrain evaluate-retrained inference export int8 report"
-NAMES = f"{DATA_STAGES} evaluate-pretrained {MODEL_STAGES}".split()
-
-
-def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options):
-    if options.serving is Serving.gpu:
-        with pytest.raises(UserError, match=r"tensorrt has the image .*/triton:"):
-            load(file)
-        return
-    if options.engines:
-        with pytest.raises(UserError, match="runs here as a double only: --engine tao-double"):
-            load(file)
-    compiled = load(file, has_double=True)
-    assert compiled.name == "facedetect"
-    outside = {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
-    assert set(compiled.stages.values()) == {*NAMES, "model-repository", *outside}
-    assert compiled.uncached == outside
-    of_tao = {name for name in NAMES if name not in ("data", "kitti", "pretrained", "int8", "report")}
-    assert compiled.of_tao == (of_tao if options.engines else set())
+        assert key in PARAMETERS
+        assert key not in OF_RUN or declared[key]["defaultValue"] == value
 
 
 def test_enumerations_are_literals_where_kubeflow_knows_them(document, options):
     parameters = document["root"]["inputDefinitions"]["parameters"]
     literals = {name: parameter["literals"] for name, parameter in parameters.items() if "literals" in parameter}
-    if options.backend is Backend.v2_15:
-        assert literals == {}
-        return
-    assert literals["deploy_target"] == ["manifest", "kserve", "local"]
-    assert literals["prune_normalizer"] == ["max", "L2"]
-    assert all(parameters[name]["defaultValue"] in values for name, values in literals.items())
+    known = {} if options.backend is Backend.v2_15 else {"deploy_target": ["manifest", "kserve", "local"]}
+    assert literals == known
 
 
 @pytest.mark.parametrize(
@@ -238,6 +256,125 @@ def test_enumerations_are_literals_where_kubeflow_knows_them(document, options):
 )
 def test_value_out_of_range_is_refused_with_its_range(name, value, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        check_ranges({name: value}, facedetect.Ranges)
+        check_ranges({name: value}, PARAMETERS)
     assert f"parameter {name}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- The file --------------------------------------------------------------------------------------------------------
+
+
+def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
+    compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
+    assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
+
+
+def test_documents_are_those_that_kfp_writes_but_for_constants_and_texts(options, tmp_path, monkeypatch):
+    values = {name: each.default for name, each in PARAMETERS.items()}
+    function = facedetect.define(options, values)
+    compiler.Compiler().compile(function, str(tmp_path / "kfp.yaml"))
+    text = (tmp_path / "kfp.yaml").read_text()
+    theirs = list(yaml.load_all(text[text.index("\ncomponents:\n") :], Loader=yaml.CSafeLoader))
+    monkeypatch.setattr(compiled_module, "_spell_constants", lambda _: None)
+    ours = list(yaml.load_all(compiled_module.dump(function, {}), Loader=yaml.CSafeLoader))
+    for component in theirs[0]["components"].values():
+        for side, kind in itertools.product(("inputDefinitions", "outputDefinitions"), ("parameters", "artifacts")):
+            for declared in component.get(side, {}).get(kind, {}).values():
+                declared.pop("description", None)
+    assert ours == theirs
+
+
+def test_texts_of_components_do_not_travel(document):
+    for name, component in document["components"].items():
+        assert "description" not in json.dumps(component), name
+
+
+def test_only_placeholders_are_the_executor_input_the_program_and_the_runs_id(file, document):
+    found = {text.replace("''", "'") for text in re.findall(r"\{\{.*?\}\}", file.read_text())}
+    assert found == {"{{$}}", "{{$.pipeline_job_uuid}}", PROGRAM}
+    for container in containers(document).values():
+        assert not any("{{" in word for word in container["command"])
+        assert container["args"][-2:] == ["--executor-input", "{{$}}"]
+        assert [word for word in container["args"][:-1] if "{{" in word] in ([], [PROGRAM])
+    assert "IfPresent" not in file.read_text()
+    assert '"Concat"' not in file.read_text()
+
+
+def test_file_holds_no_local_path_and_no_secret(file):
+    text = file.read_text()
+    root = Path(step.__file__).parent.parent
+    for forbidden in (str(root), str(Path.home()), socket.gethostname(), "nvidia_tlt", "tlt_encode"):
+        assert forbidden not in text.replace("TAO_KEY", "")
+    assert not re.search(r"/(root|home|tmp|work)/", text)
+
+
+def test_tao_stages_run_the_program_that_travels_once_as_an_artifact(document):
+    found = containers(document)
+    assert sorted(name for name, each in found.items() if PROGRAM in each["args"]) == TAO_STAGES
+    for name in TAO_STAGES:
+        assert found[name]["command"] == ["python3"]
+        assert found[name]["args"][:2] == [PROGRAM, "detectnet_v2"]
+        assert found[name]["args"][2] in step.TASKS
+    assert found["pretrained-weights"]["command"] == ["gridbox"]
+
+
+def test_source_of_the_program_and_of_our_specs_is_nowhere_in_the_file(file):
+    text = "".join(file.read_text().split())
+    for line in (line for line in inspect.getsource(step).splitlines() if len(line) > 60):
+        assert "".join(line.split()) not in text
+    assert "bbox_rasterizer_config" not in text
+    assert len(file.read_bytes()) < 64_000
+
+
+def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
+    for name, container in containers(document).items():
+        if name not in TAO_STAGES:
+            continue
+        component = document["components"][f"comp-{name}"]
+        _, inputs, parameters, outputs = step.TASKS[container["args"][2]]
+        bound = {word[2:].partition("=")[0].replace("-", "_") for word in container["args"][3:-2]}
+        given = set(component["inputDefinitions"].get("parameters", {}))
+        assert not given & bound
+        assert given | bound == set(parameters) - ({"excluded_layers"} - given - bound)
+        assert set(component["inputDefinitions"]["artifacts"]) == {"program", *inputs}
+        assert set(component["outputDefinitions"]["artifacts"]) == set(outputs)
+
+
+def test_no_output_name_is_a_prefix_of_another(document):
+    for component in document["components"].values():
+        names = sorted(component.get("outputDefinitions", {}).get("artifacts", {}))
+        assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
+
+
+def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
+    for name, task in all_tasks(document).items():
+        wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "conclude" else None
+        assert task.get("triggerPolicy") == wanted
+    for container in containers(document).values():
+        for value in container.get("resources", {}).values():
+            assert isinstance(value, (str, dict))
+            assert not isinstance(value, dict) or all(isinstance(inner, str) for inner in value.values())
+
+
+def test_custom_resources_fit_where_kubectl_apply_keeps_a_copy(file):
+    version = list(yaml.load_all(resources(read(file)), Loader=yaml.CSafeLoader))[1]
+    assert version["kind"] == "PipelineVersion"
+    # The annotation in which client-side apply keeps what it was given.
+    assert len(json.dumps(version)) < 262_144
+
+
+def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options):
+    if options.serving is Serving.gpu:
+        with pytest.raises(UserError, match=r"tensorrt has the image .*/triton:"):
+            load(file)
+        return
+    if options.engines:
+        with pytest.raises(UserError, match="runs here as a double only: --engine tao-double"):
+            load(file)
+    compiled = load(file, has_double=True)
+    assert compiled.name == "facedetect"
+    assert set(compiled.stages.values()) == set(facedetect.STAGES) - {"plan"}
+    assert compiled.uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
+    of_tao = {"records", "train", "prune", "retrain", "evaluate", "export"}
+    assert compiled.of_tao == (of_tao if options.engines else set())

@@ -1,7 +1,5 @@
 """Where the compiled pipeline's stages run in a cluster, and what they are given there."""
 
-import re
-
 import pytest
 import yaml
 from test_pipeline_contract import all_tasks
@@ -9,8 +7,8 @@ from test_pipeline_contract import all_tasks
 from components import step
 from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
 from components.step import UserError
-from pipeline import cli
 from pipeline.compiled import load
+from pipeline.compiling import compile_to
 from pipeline.images import Images
 from pipeline.options import Backend, Engine, Options, Serving, parse_engines
 from pipeline.placement import CHECKPOINT_FOLDER, Placement
@@ -25,15 +23,14 @@ FULL = Placement(
     data_claim="data-sets",
     checkpoint_claim="kept",
     scratch_size="50Gi",
-    scratch_class="fast",
     retries=3,
     timeout_hours=1.5,
 )
 
 
 class Compiled:
-    def __init__(self, path, options):
-        cli.compile_to("facedetect", path, "tao", options)
+    def __init__(self, path, options, **values):
+        compile_to("facedetect", path, "tao", options, values)
         self.text = path.read_text()
         self.spec, self.platform = yaml.load_all(self.text, Loader=yaml.CSafeLoader)
         self.tasks = {task["taskInfo"]["name"]: task for task in all_tasks(self.spec).values()}
@@ -71,15 +68,7 @@ def compiled(tmp_path_factory):
     return {name: Compiled(folder / f"{name}.yaml", options) for name, options in variants.items()}
 
 
-GPU_STAGES = {
-    "train",
-    "retrain",
-    "evaluate",
-    "evaluate pretrained",
-    "evaluate pruned",
-    "evaluate retrained",
-    "inference",
-}
+GPU_STAGES = {"train", "retrain", "evaluate"}
 
 
 def test_gpus_go_to_the_stages_that_train_or_evaluate(compiled):
@@ -89,46 +78,59 @@ def test_gpus_go_to_the_stages_that_train_or_evaluate(compiled):
         assert compiled["open"].container(stage)["image"] == (OPEN_ENGINE_GPU if stage in GPU_STAGES else OPEN_ENGINE)
 
 
-def test_kind_number_and_nodes_of_gpus_are_chosen_when_a_run_is_submitted(compiled):
-    accelerator = compiled["open"].container("train")["resources"]["accelerator"]
-    assert accelerator["resourceType"].endswith("['pipelinechannel--pool_gpu_type']}}")
-    assert accelerator["resourceCount"].endswith("['pipelinechannel--pool_gpu_count']}}")
-    placed = compiled["open"].placed("train")
-    selector = placed["nodeSelector"]["nodeSelectorJson"]
-    assert selector == {"componentInputParameter": "pipelinechannel--pool_gpu_node_selector"}
-    tolerations = [each["tolerationJson"] for each in placed["tolerations"]]
-    assert tolerations == [{"componentInputParameter": "pipelinechannel--pool_gpu_tolerations"}]
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    """Compiled for a cluster with pools of its own."""
+    tolerations = [{"key": "spot", "operator": "Exists"}]
+    values = {
+        "pool_gpu_type": "amd.com/gpu",
+        "pool_gpu_count": "2",
+        "pool_gpu_node_selector": {"gpu": "a100"},
+        "pool_gpu_tolerations": tolerations,
+        "pool_cpu_node_selector": {"pool": "cpu"},
+        "deploy_node_selector": {"gpu": "t4"},
+    }
+    return Compiled(tmp_path_factory.mktemp("pools") / "pools.yaml", Options(Serving.gpu), **values)
+
+
+def test_kind_number_and_nodes_of_gpus_are_those_bound_when_compiling(pools):
+    accelerator = pools.container("train")["resources"]["accelerator"]
     # Amounts of GPUs must be texts: the driver reads nothing else.
-    declared = compiled["open"].spec["root"]["inputDefinitions"]["parameters"]
-    assert declared["pool_gpu_count"]["parameterType"] == "STRING"
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("amd.com/gpu", "2")
+    placed = pools.placed("train")
+    assert placed["nodeSelector"] == {"nodeSelectorJson": {"runtimeValue": {"constant": {"gpu": "a100"}}}}
+    tolerations = [each["tolerationJson"]["runtimeValue"]["constant"] for each in placed["tolerations"]]
+    assert tolerations == [[{"key": "spot", "operator": "Exists"}]]
+    assert pools.placed("kitti")["nodeSelector"]["nodeSelectorJson"]["runtimeValue"]["constant"] == {"pool": "cpu"}
 
 
-@pytest.mark.parametrize("variant", ["open", "gpu", "tao"])
-def test_every_parameter_of_a_placement_reaches_the_tasks_of_the_exit_handler(compiled, variant):
-    """kfp hands down what tasks take as input; those for GPUs it forgets, and the driver would not find them."""
-    text = yaml.safe_dump(compiled[variant].platform) + yaml.safe_dump(compiled[variant].spec["deploymentSpec"])
-    wanted = set(re.findall(r"pipelinechannel--\w+", text))
-    assert wanted
-    handler = compiled[variant].spec["components"]["comp-exit-handler-1"]
-    assert wanted <= set(handler["inputDefinitions"]["parameters"])
+def test_cluster_without_gpus_gets_none(tmp_path):
+    compiled = Compiled(tmp_path / "f.yaml", Options(), pool_gpu_count="0")
+    assert "resources" not in compiled.container("train")
 
 
-def test_plan_is_built_on_the_serving_pool_on_one_gpu(compiled):
-    container = compiled["gpu"].container("plan")
-    assert container["resources"]["accelerator"]["resourceCount"] == "1"
-    selector = compiled["gpu"].placed("plan")["nodeSelector"]["nodeSelectorJson"]
-    assert selector == {"componentInputParameter": "pipelinechannel--deploy_node_selector"}
+def test_no_parameter_of_a_run_decides_where_a_stage_runs(compiled):
+    for each in compiled.values():
+        text = yaml.safe_dump(each.platform) + yaml.safe_dump(each.spec["deploymentSpec"])
+        assert "componentInputParameter" not in text
+        assert "$.inputs.parameters" not in text
+
+
+def test_plan_is_built_on_the_serving_pool_on_one_gpu(pools):
+    assert pools.container("plan")["resources"]["accelerator"]["resourceCount"] == "1"
+    selector = pools.placed("plan")["nodeSelector"]["nodeSelectorJson"]
+    assert selector == {"runtimeValue": {"constant": {"gpu": "t4"}}}
 
 
 def test_training_gets_shared_memory_and_keeps_checkpoints_by_run_and_stage(compiled):
     shared = {"volumeName": "shared-memory", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
     for stage in ("train", "retrain"):
         placed = compiled["open"].placed(stage)
-        assert placed["emptyDirMounts"] == [shared]
+        assert shared in placed["emptyDirMounts"]
         assert [each["mountPath"] for each in placed["pvcMount"]] == [CHECKPOINT_FOLDER]
         assert compiled["open"].environment(stage)[step.CHECKPOINTS] == f"/checkpoints/{stage}"
         assert placed["fieldPathAsEnv"] == [{"name": step.RUN_ID, "fieldPath": "metadata.labels['pipeline/runid']"}]
-    assert "emptyDirMounts" not in compiled["open"].placed("kitti")
+    assert shared not in compiled["open"].placed("kitti")["emptyDirMounts"]
 
 
 def test_secrets_are_named_and_given_only_to_the_stages_that_need_them(compiled):
@@ -148,8 +150,8 @@ def test_attempts_times_and_volumes_are_those_of_the_settings(compiled):
     assert (policy["maxRetryCount"], policy["backoffDuration"]) == (3, "60s")
     assert "retryPolicy" not in compiled["open"].tasks["deploy"]
     assert compiled["open"].placed("train")["activeDeadlineSeconds"] == "5400"
-    volume = compiled["open"].placed("kitti")["genericEphemeralVolume"][0]
-    assert (volume["mountPath"], volume["size"], volume["storageClassName"]) == ("/scratch", "50Gi", "fast")
+    (scratch,) = compiled["open"].placed("kitti")["emptyDirMounts"]
+    assert (scratch["mountPath"], scratch["sizeLimit"]) == ("/scratch", "50Gi")
     assert compiled["open"].environment("kitti")["TMPDIR"] == "/scratch"
     assert [each["mountPath"] for each in compiled["open"].placed("data")["pvcMount"]] == ["/data"]
     assert compiled["open"].placed("kitti")["imagePullSecret"][0]["secretName"] == "pull"
@@ -160,7 +162,7 @@ def test_attempts_times_and_volumes_are_those_of_the_settings(compiled):
 def test_stages_of_nvidias_program_run_in_its_image_with_its_pull_secret(compiled):
     tao = compiled["tao"]
     of_tao = {stage for stage in tao.tasks if tao.container(stage)["image"] == TAO_TOOLKIT}
-    assert of_tao == {*GPU_STAGES, "prune", "records training", "records validation"}
+    assert of_tao == {*GPU_STAGES, "prune", "records"}
     for stage in of_tao:
         assert tao.placed(stage)["imagePullSecret"][0]["secretName"] == "ngc"
         assert "securityContext" not in tao.placed(stage)  # NVIDIA's image wants root
@@ -185,13 +187,12 @@ def test_every_image_of_a_release_has_its_digest_where_the_settings_name_it(tmp_
     compiled = Compiled(tmp_path / "pinned.yaml", Options(Serving.gpu, engines, images=images))
     named = {compiled.container(stage)["image"] for stage in compiled.tasks}
     assert named == {f"mirror.example/{name}{digest}" for name in ("open", "triton", "tao")}
-    declared = compiled.spec["root"]["inputDefinitions"]["parameters"]
-    assert declared["deploy_image"]["defaultValue"] == images.triton
+    assert f"--image={images.triton}" in compiled.container("deploy")["args"]
 
 
 def test_file_that_names_a_mirror_runs_here_when_the_settings_know_it(tmp_path):
     images = Images(open="mirror.example/engine:1", open_gpu="mirror.example/engine-gpu:1")
-    cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", Options(images=images))
+    compile_to("facedetect", tmp_path / "f.yaml", "cpu", Options(images=images))
     with pytest.raises(UserError, match=r"only stages of ghcr.io/gridbox/gridbox run here .a mirror is named in"):
         load(tmp_path / "f.yaml")
     assert load(tmp_path / "f.yaml", images=images).of_tao == frozenset()
@@ -219,16 +220,16 @@ def test_engines_that_cannot_be_are_refused_in_one_line(text, reason):
 
 
 def test_engines_are_read_with_their_exceptions():
-    engines = parse_engines("tao,inference=open,export=open")
-    assert {stage for stage, engine in engines.items() if engine is Engine.open} == {"inference", "export"}
+    engines = parse_engines("tao,evaluate=open,export=open")
+    assert {stage for stage, engine in engines.items() if engine is Engine.open} == {"evaluate", "export"}
     assert set(parse_engines("open").values()) == {Engine.open}
 
 
 def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path):
     options = Options(engines=parse_engines("tao"))
     with pytest.raises(UserError, match=r"train_width=0.25: NVIDIA's program does not know it; leave it at 1.0"):
-        cli.compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
-    cli.compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
+        compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
+    compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
     assert not list(tmp_path.glob(".*"))
 
 

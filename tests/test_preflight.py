@@ -1,15 +1,20 @@
 """The first stage: what is missing fails it in seconds, in one line that names all of it."""
 
 import io
+import json
+import os
 
+import kube_stub
 import pytest
 import s3_server
 from kubeflow_stub import Kubernetes
 from test_kubeflow_doctor import TAINT, node
 
 from components import program
-from components.serve.deploy import DEPLOY_RULES
-from pipeline import preflight
+from components.serve.access import DEPLOY_RULES
+from components.step import CHECKPOINTS
+from pipeline import facedetect, preflight
+from pipeline.kubeflow.findings import Finding
 
 
 @pytest.fixture
@@ -77,7 +82,71 @@ def test_data_and_store_in_a_bucket_are_looked_at(call, monkeypatch):
         assert "cannot be reached" in call("--deploy-base", f"s3://{bucket}/models")[2]
 
 
-def test_rights_to_deploy_are_asked_for_one_by_one(call, cluster, tmp_path):
+def test_a_claim_that_the_stages_user_cannot_write_to(call, monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "checkpoints" / "preflight"))
+    assert call("--gpu-count", 0)[1]["checkpoints"][0] == "pass"
+    assert not [each for each in (tmp_path / "checkpoints").rglob("*") if each.is_file()]
+    (tmp_path / "file").touch()  # root, as which tests may run, is refused by no mode of a folder
+    monkeypatch.setenv(CHECKPOINTS, str(tmp_path / "file" / "preflight"))
+    code, found, said = call("--gpu-count", 0)
+    assert code == 2
+    assert found["checkpoints"][0] == "fail"
+    assert f"user {os.getuid()} cannot write to {tmp_path}/file/preflight: Not a directory; give the claim's" in said
+    assert f"chown {os.getuid()} {tmp_path}/file" in said
+
+
+DEPLOYMENT = {"mode": "Standard", "image": "example.com/triton:1", "cpu": "2", "gpus": 1, "service_account": "server"}
+
+
+@pytest.fixture
+def kserve(monkeypatch, tmp_path):
+    """A Kubernetes with KServe that the stage would deploy to; what is asked of it by review is allowed."""
+    with kube_stub.Kube() as stub:
+        monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
+        monkeypatch.setattr(preflight, "_rights", lambda namespace: Finding("rights to deploy", "pass", namespace))
+        yield stub
+
+
+def words_of_kserve(tmp_path, *more):
+    return ["--deploy-target", "kserve", "--deploy-namespace", "face", "--deploy-base", tmp_path / "store",
+            "--deployment", json.dumps(DEPLOYMENT), *more]  # fmt: skip
+
+
+def test_the_deployment_is_tried_and_nothing_is_kept(call, kserve, tmp_path):
+    code, found, _ = call(*words_of_kserve(tmp_path))
+    assert code == 0
+    assert found["deployment"] == ("pass", "face would take facenet and its pod")
+    kinds = {each["kind"]: each for each in kserve.rehearsed}
+    assert set(kinds) == {"ServingRuntime", "InferenceService", "Pod"}
+    (container,) = kinds["Pod"]["spec"]["containers"]
+    assert container["image"] == "example.com/triton:1"
+    assert container["resources"]["requests"]["cpu"] == "2"
+    assert kinds["Pod"]["spec"]["serviceAccountName"] == "server"
+    assert not kserve.applied
+
+
+def test_a_pod_that_the_cluster_would_refuse_fails_before_training(call, kserve, tmp_path):
+    kserve.admission = lambda _old, new: (
+        'pods "x" is forbidden: violates PodSecurity "restricted:latest"' if new["kind"] == "Pod" else None
+    )
+    code, _, said = call(*words_of_kserve(tmp_path))
+    assert code == 2
+    assert "deployment: face: facenet could not be deployed" in said
+    assert 'violates PodSecurity "restricted:latest"' in said
+
+
+def test_a_canary_that_would_get_no_traffic_is_refused(call, kserve, tmp_path):
+    assert call(*words_of_kserve(tmp_path, "--deploy-canary-percent", 10))[0] == 0
+    kserve.gateway_api = False
+    code, _, said = call(*words_of_kserve(tmp_path, "--deploy-canary-percent", 10))
+    assert code == 2
+    assert "enableGatewayApi is off" in said
+    assert call(*words_of_kserve(tmp_path))[0] == 0, "no canary is wanted"
+
+
+def test_rights_to_deploy_are_asked_for_one_by_one(call, cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "_deployment", lambda plan: Finding("deployment", "pass", plan.deploy_name))
     words = ["--deploy-target", "kserve", "--deploy-namespace", "face", "--deploy-base", tmp_path / "store"]
     code, found, _ = call(*words)
     assert code == 0
@@ -107,3 +176,9 @@ def test_an_account_that_may_not_list_nodes_is_no_failure(call, cluster):
     code, found, _ = call("--gpu-count", 1)
     assert code == 0
     assert found["nodes"][0] == "skipped"
+
+
+def test_it_has_whatever_a_stage_that_it_vouches_for_has():
+    every = {access for stage in facedetect.STAGES.values() for access in stage.access}
+    assert set(facedetect.STAGES["preflight"].access) == every
+    assert len(every) >= 4

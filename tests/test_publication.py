@@ -455,7 +455,7 @@ def test_mistakes_of_the_store_are_one_line_each(proxy, bucket, tmp_path):
 
     assert "the store answers NoSuchBucket" in said(None, "s3://no-such-bucket-at-all/models")
     assert "the store answers AccessDenied (a fault); check bucket, key and credentials" in said((403, "AccessDenied"))
-    assert "the store answers SlowDown; gave up after 3 tries" in said((503, "SlowDown"))
+    assert "the store answers SlowDown (503); gave up after 3 tries" in said((503, "SlowDown"))
     assert "the store answers 500; gave up after 3 tries" in said("error")
     assert "the store cannot be reached (ProtocolError); gave up after 3 tries" in said("drop")
 

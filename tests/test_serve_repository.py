@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 from square_detector import CELL, HEIGHT, WIDTH, write_detector
 
 from components.serve import local, models
-from components.serve.config import RepositorySettings, to_text
+from components.serve.config import RepositorySettings, threads_within, to_text
 from components.serve.local import find_model, local_repository, local_settings
-from components.serve.release import TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 from components.serve.repository import build_repository
 from components.step import UserError, read_manifest, write_manifest
 from components.vision.predictor import load_predictor
@@ -37,7 +38,7 @@ def write_plan(folder, exported, **changes):
     bound = {
         "gpu": "NVIDIA A10",
         "compute_capability": "8.6",
-        "tensorrt_version": "10.5.0",
+        "tensorrt_version": "11.1.0",
         "triton_release": TRITON_RELEASE,
         "precision": "fp16",
         "batches": [1, 16, 32],
@@ -89,7 +90,7 @@ def built(exported, tmp_path_factory):
     ("backend", "network", "ensemble"),
     [
         ("onnxruntime", {"model.onnx", "model.json"}, {"placeholder.txt"}),
-        ("python", {"model.onnx", "model.json", "model.py"}, {"model.py"}),
+        ("python", {"model.onnx", "model.json", "model.py"}, {"model.onnx", "model.py"}),
         ("tensorrt", {"model.plan"}, {"placeholder.txt"}),
     ],
 )
@@ -132,13 +133,40 @@ def test_the_manifest_says_what_is_served_and_what_a_plan_is_bound_to(built):
     }
     assert settings["clustering"]["face"]["coverage_threshold"] == 0.5
     assert settings["triton_release"] == TRITON_RELEASE
-    assert (settings["gpu"], settings["tensorrt_version"]) == ("NVIDIA A10", "10.5.0")
+    assert settings["gridbox_version"] == GRIDBOX_VERSION
+    assert (settings["gpu"], settings["tensorrt_version"]) == ("NVIDIA A10", "11.1.0")
     assert "gpu" not in read_manifest(built["python"], "model_repository")["settings"]
 
 
 def test_the_same_model_gives_the_same_repository(exported, built, tmp_path):
     build_repository(exported, tmp_path / "again", RepositorySettings("python"))
     assert (tmp_path / "again" / "manifest.json").read_bytes() == (built["python"] / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_ensemble_tells_the_digest_of_the_repository(built, backend):
+    told = {name: parameters(config).get("gridbox_digest") for name, config in configs(built[backend]).items()}
+    digest = read_manifest(built[backend], "model_repository")["settings"]["repository_digest"]
+    assert re.fullmatch(r"[0-9a-f]{64}", digest)
+    assert told == {**dict.fromkeys(NAMES), "facenet_ensemble": digest}
+
+
+def test_whatever_differs_in_a_repository_its_digest_does(exported, built, tmp_path):
+    other = write_detector(tmp_path / "other", threshold=0.3)
+    build_repository(exported, tmp_path / "stretched", RepositorySettings(preprocessing="stretch"))
+    build_repository(other, tmp_path / "retrained", RepositorySettings())
+    folders = [*built.values(), tmp_path / "stretched", tmp_path / "retrained"]
+    digests = [read_manifest(folder, "model_repository")["settings"]["repository_digest"] for folder in folders]
+    assert len(set(digests)) == len(folders)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_model_can_be_loaded_without_its_neighbours(built, backend):
+    repository = built[backend] / "repository"
+    for name, config in configs(built[backend]).items():
+        if file := parameters(config).get("file"):
+            assert ".." not in file
+            assert (repository / name / file).is_file()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
@@ -195,8 +223,9 @@ def test_backends_differ_in_what_runs_the_network_and_nothing_else(built):
 def test_the_one_process_of_the_python_backend_gets_what_the_three_models_get(built):
     found = {name: parameters(config) for name, config in configs(built["python"]).items()}
     steps = [found[name] for name in ("facenet", "facenet_preprocess", "facenet_postprocess")]
-    assert found["facenet_ensemble"] == {name: value for step in steps for name, value in step.items()}
-    assert parameters(configs(built["tensorrt"])["facenet_ensemble"]).items() <= found["facenet_ensemble"].items()
+    own = {name: value for name, value in found["facenet_ensemble"].items() if name != "gridbox_digest"}
+    assert own == {name: value for step in steps for name, value in step.items()}
+    assert parameters(configs(built["tensorrt"])["facenet_ensemble"]).keys() < found["facenet_ensemble"].keys()
 
 
 def test_what_runs_the_network_on_each_backend(built):
@@ -218,7 +247,20 @@ def test_what_runs_the_network_on_each_backend(built):
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_on_a_cpu_no_request_waits_for_others(built, backend):
-    assert not any(config.HasField("dynamic_batching") for config in configs(built[backend]).values())
+    for name, config in configs(built[backend]).items():
+        if name != "facenet_ensemble":
+            assert list(config.dynamic_batching.preferred_batch_size) == [1]
+            assert config.dynamic_batching.max_queue_delay_microseconds == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bounded_number_of_requests_waits_for_a_bounded_time(built, backend):
+    for name, config in configs(built[backend]).items():
+        policy = config.dynamic_batching.default_queue_policy
+        if name != "facenet_ensemble":
+            assert 0 < policy.max_queue_size <= 1024
+            assert 0 < policy.default_timeout_microseconds <= 60_000_000
+            assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
 
 
 def test_a_gpu_waits_for_batches_that_it_has_warmed_up(built):
@@ -230,10 +272,33 @@ def test_a_gpu_waits_for_batches_that_it_has_warmed_up(built):
     assert list(warmup[0].inputs["input_1"].dims) == [3, HEIGHT, WIDTH]
 
 
-def test_preferred_batches_fit_the_largest_one(exported, tmp_path):
-    plan = write_plan(tmp_path / "plan", exported)
-    build_repository(exported, tmp_path / "built", RepositorySettings("tensorrt", max_batch_size=12), plan)
-    assert list(configs(tmp_path / "built")["facenet"].dynamic_batching.preferred_batch_size) == [8]
+@pytest.mark.parametrize(
+    ("largest", "asked", "batch", "preferred"),
+    [(64, 0, 64, [8, 16, 32, 64]), (12, 0, 12, [8, 12]), (4, 0, 4, [4]), (32, 12, 12, [8, 12])],
+)
+def test_batches_are_the_plans_unless_fewer_are_asked_for(exported, tmp_path, largest, asked, batch, preferred):
+    plan = write_plan(tmp_path / "plan", exported, batches=[1, 2, largest])
+    build_repository(exported, tmp_path / "built", RepositorySettings("tensorrt", max_batch_size=asked), plan)
+    found = configs(tmp_path / "built")
+    assert {config.max_batch_size for config in found.values()} == {batch}
+    assert list(found["facenet"].dynamic_batching.preferred_batch_size) == preferred
+    assert [sample.batch_size for sample in found["facenet"].model_warmup] == [1, *preferred]
+    assert read_manifest(tmp_path / "built", "model_repository")["settings"]["max_batch_size"] == batch
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"), [({}, 4), ({"instances": 2}, 2), ({"instances": 8}, 1), ({"threads": 3}, 3)]
+)
+def test_onnx_runtime_never_takes_the_cores_of_the_node(exported, tmp_path, settings, threads):
+    build_repository(exported, tmp_path / "built", RepositorySettings(**settings))
+    assert parameters(configs(tmp_path / "built")["facenet"])["intra_op_thread_count"] == threads
+
+
+@pytest.mark.parametrize(
+    ("limit", "copies", "threads"), [("4", 1, 4), ("2.5", 1, 2), ("3500m", 1, 3), ("250m", 1, 1), ("8", 3, 2)]
+)
+def test_threads_fit_a_pods_limit(limit, copies, threads):
+    assert threads_within(limit, copies) == threads
 
 
 def test_encoded_images_of_different_lengths_share_a_batch(built):
@@ -370,7 +435,7 @@ def test_a_plan_that_does_not_fit_is_refused(exported, tmp_path, changes, words)
         build_repository(
             exported,
             tmp_path / "built",
-            RepositorySettings("tensorrt"),
+            RepositorySettings("tensorrt", max_batch_size=32),
             write_plan(tmp_path / "plan", exported, **changes),
         )
 
@@ -409,7 +474,7 @@ def test_models_need_nothing_that_tritons_image_lacks(tmp_path):
     )
     loaded = json.loads(printed.stdout)
     ours = {name for name in loaded if name.startswith("components.")}
-    rooms = {"components.serve", "components.grid", "components.formats", "components.measure"}
+    rooms = {"components.serve", "components.grid", "components.formats", "components.measure", "components.vision"}
     assert {".".join(name.split(".")[:2]) for name in ours} == rooms
     assert not {"torch", "onnxruntime", "onnx", "google.protobuf", "typer", "pipeline"} & set(loaded)
 

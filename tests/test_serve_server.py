@@ -10,6 +10,8 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -31,17 +33,21 @@ from square_detector import HEIGHT, WIDTH, cell_box, picture, write_detector
 from triton_server import Client, leftovers, needs_triton, texts
 
 from components.grid.clustering import Clustering
+from components.serve import config, wheel
 from components.serve import server as server_module
-from components.serve import wheel
 from components.serve.config import Detector, RepositorySettings, configurations
 from components.serve.local import local_settings
+from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS
 from components.serve.repository import build_repository
 from components.serve.server import LocalServer, Ports
 from components.step import StageError, UserError, read_manifest, write_manifest
+from components.vision.endpoint import Endpoint
 from components.vision.predictor import detect_images, load_predictor
 from components.vision.scoring import network_input
 
 pytest.importorskip("tritonclient.http")
+tritonclient_grpc = pytest.importorskip("tritonclient.grpc")
+InferenceServerException = tritonclient_grpc.InferenceServerException
 pytestmark = needs_triton
 
 MAX_PIXELS = 4_000_000
@@ -444,6 +450,109 @@ def test_the_log_is_quiet_about_requests(server, client):
     before = server.log.stat().st_size
     client.ask(face_picture((1, 1)))
     assert server.log.stat().st_size == before
+
+
+# --- as it is started where others reach it ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_a_cluster(squares, tmp_path_factory):
+    """The local server, started as the manifests start Triton, and not mended."""
+    folder = tmp_path_factory.mktemp("cluster")
+    program, start = wheel.server_program(), folder / "start"
+    start.write_text(f'#!/bin/sh\nPATH={program.parent}:$PATH exec {shlex.join(SERVER_ARGUMENTS)} "$@"\n')
+    start.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wheel, "server_program", lambda: start)
+        patch.setattr(LocalServer, "_mend", lambda _: None)
+        with LocalServer(squares, folder / "log") as running:
+            yield running
+
+
+def test_administrative_interfaces_are_shut_and_those_of_clients_are_open(in_a_cluster):
+    client = Client(in_a_cluster)
+    grpc = tritonclient_grpc.InferenceServerClient(in_a_cluster.grpc_url.removeprefix("grpc://"))
+    shut = [
+        lambda raw: raw.get_model_repository_index(),
+        lambda raw: raw.load_model("facenet"),
+        lambda raw: raw.unload_model("facenet"),
+        lambda raw: raw.register_system_shared_memory("region", "/region", 8),
+        lambda raw: raw.get_system_shared_memory_status(),
+        lambda raw: raw.get_cuda_shared_memory_status(),
+        lambda raw: raw.get_inference_statistics("facenet"),
+        lambda raw: raw.get_log_settings(),
+        lambda raw: raw.update_log_settings({"log_file": "/tmp/somewhere"}),
+        lambda raw: raw.update_trace_settings(settings={"trace_file": "/tmp/somewhere"}),
+    ]
+    try:
+        for raw in (client.raw, grpc):
+            for call in shut:
+                with pytest.raises(Exception, match="restricted, expecting header"):
+                    call(raw)
+            assert raw.is_server_ready()
+            assert raw.is_model_ready("facenet_ensemble")
+            assert raw.get_model_config("facenet_ensemble")
+            assert raw.get_model_metadata("facenet_ensemble")
+        assert len(client.detections(face_picture((1, 1)))[0]) == 1
+    finally:
+        grpc.close()
+        client.close()
+
+
+def test_the_key_to_the_administration_is_drawn_anew_at_each_start_and_not_told():
+    keys = set()
+    for _ in range(2):
+        shown = subprocess.run(
+            [*SERVER_ARGUMENTS[:2], SERVER_ARGUMENTS[2].replace("exec tritonserver", "echo"), *SERVER_ARGUMENTS[3:]],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert shown.endswith(f" {' '.join(SERVER_ARGUMENTS[4:])}\n")
+        keys |= set(re.findall(r"administrator=([0-9a-f-]{36})\b", shown))
+    assert len(keys) == 2
+
+
+def test_the_served_configuration_tells_the_digest_of_the_repository(in_a_cluster, squares):
+    digest = read_manifest(squares.parent, "model_repository")["settings"]["repository_digest"]
+    with Endpoint(in_a_cluster.grpc_url) as endpoint:
+        assert endpoint.parameters["gridbox_digest"] == digest
+
+
+def test_liveness_fails_when_a_models_process_has_died_though_triton_says_ready(in_a_cluster):
+    # The container sees the processes of its own; here are those of other servers, too.
+    mine = " ".join(f"/proc/{pid}/stat" for pid in in_a_cluster._stubs.values())
+    command = [*LIVENESS_COMMAND[:2], LIVENESS_COMMAND[2].replace("/proc/[0-9]*/stat", mine)]
+    assert command != list(LIVENESS_COMMAND)
+    assert subprocess.run(command, check=False).returncode == 0
+    os.kill(in_a_cluster._stubs["facenet_ensemble_0_0"], signal.SIGKILL)
+    until(lambda: subprocess.run(command, check=False).returncode == 1)
+    assert in_a_cluster._call("GET", "/v2/health/ready")[0] == 200
+    assert in_a_cluster._call("GET", "/v2/models/facenet_ensemble/ready")[0] == 200
+
+
+def test_more_requests_than_may_wait_are_refused_at_once_and_the_others_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "QUEUE_LENGTH", 3)
+    repository = build_three_models(write_detector(tmp_path / "exported"), tmp_path / "built")
+    with LocalServer(repository, tmp_path / "log") as running:
+        client = Client(running)
+        slow = encoded(np.random.default_rng(3).integers(0, 256, (1900, 1900, 3), np.uint8))
+        pending = [client.start(slow) for _ in range(32)]
+        said = [outcome(request) for request in pending]
+        client.close()
+    refused = [text for text in said if "Exceeds maximum queue size" in text]
+    assert refused
+    assert len(refused) + said.count("") == len(pending)
+    assert said.count("") >= 4
+
+
+def outcome(request):
+    """Returns the error of a request, empty if there is none."""
+    try:
+        request.get_result()
+    except InferenceServerException as error:
+        return error.message()
+    return ""
 
 
 def until(condition, seconds=20.0):

@@ -1,14 +1,12 @@
 """The spec templates: complete, known placeholders only, accepted by the engine's own schema, and TAO's values."""
 
-from pathlib import Path
-
 import pytest
 
 from components import step
 from components.detectnet_v2 import spec
-from pipeline.profiles import spec_text
+from components.step import template_text
 
-SPECS = Path(__file__).parent.parent / "pipeline/specs"
+SPECS = step.SPECS
 NAMES = sorted(path.relative_to(SPECS).with_suffix("").as_posix() for path in SPECS.rglob("*.txt"))
 KINDS = {"train": "experiment", "retrain": "experiment", "convert": "convert", "inference": "inference"}
 LOADERS = {
@@ -32,7 +30,7 @@ def load(tmp_path, name):
     kind = KINDS[name.partition("/")[2]]
     values = {key: VALUES.get(key, f"/data/{key}") for key in step.PLACEHOLDERS[kind]}
     file = tmp_path / "spec.txt"
-    file.write_text(step.render(spec_text(name), values))
+    file.write_text(step.render(template_text(name), values))
     return LOADERS[kind](file)
 
 
@@ -47,13 +45,13 @@ def test_spec_passes_the_engines_own_checks_without_a_warning(tmp_path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_spec_fits_a_parameter(name):
-    assert len(spec_text(name).encode()) < 16 * 1024
+    assert len(template_text(name).encode()) < 16 * 1024
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("train")])
 def test_every_named_value_of_an_experiment_is_used(name):
     known = set(step.PLACEHOLDERS["experiment"])
-    assert step.placeholders(spec_text(name)) == known
+    assert step.placeholders(template_text(name)) == known
 
 
 def test_train_has_taos_values(tmp_path):
@@ -90,7 +88,7 @@ def test_spec_without_pretrained_weights_passes_too(tmp_path):
     values = {key: VALUES.get(key, "x") for key in step.PLACEHOLDERS["experiment"]}
     for name in (name for name in NAMES if name.endswith("train")):
         file = tmp_path / "spec.txt"
-        file.write_text(step.render_spec(spec_text(name), {**values, "pretrained_model": ""}))
+        file.write_text(step.render_spec(template_text(name), {**values, "pretrained_model": ""}))
         message = spec.load_experiment(file).message
         assert not message.model_config.pretrained_model_file
         assert not message.model_config.load_graph

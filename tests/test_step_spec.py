@@ -7,7 +7,7 @@ from components import step
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.experiment import to_clustering
 from components.grid.clustering import Clustering
-from pipeline.profiles import spec_text
+from components.step import template_text
 
 VALUES = dict.fromkeys(step.PLACEHOLDERS["experiment"], 2)
 
@@ -48,7 +48,7 @@ def assert_same(plain, read):
 
 @pytest.mark.parametrize("folder", ["facedetect", "facedetect-cpu"])
 def test_what_it_reads_is_what_protobuf_reads(folder):
-    text = step.render_spec(spec_text(f"{folder}/train"), VALUES)
+    text = step.render_spec(template_text(f"{folder}/train"), VALUES)
     assert_same(step.parse_spec(text), read_with_schema(text_format.Parse(text, spec_pb2.Experiment())))
 
 
@@ -59,7 +59,7 @@ def test_comments_quotes_and_separators_are_those_of_protobuf_text():
 
 @pytest.mark.parametrize("algorithm", ["DBSCAN", "NMS", "HYBRID"])
 def test_clustering_is_what_the_open_engine_makes_of_it(algorithm):
-    text = step.render_spec(spec_text("facedetect/train"), VALUES).replace("DBSCAN", algorithm)
+    text = step.render_spec(template_text("facedetect/train"), VALUES).replace("DBSCAN", algorithm)
     message = text_format.Parse(text, spec_pb2.Experiment())
     config = message.postprocessing_config.target_class_config["face"].clustering_config
     classes = step.parse_spec(text)["postprocessing_config"][0]["target_class_config"]

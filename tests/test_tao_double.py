@@ -22,7 +22,7 @@ from components.detectnet_v2 import commands, tao_double
 from components.detectnet_v2.tao_double import arguments, faults, models, specs
 from components.detectnet_v2.tao_double.__main__ import main
 from components.vision.checkpoint import load_network, load_pretrained
-from pipeline.profiles import spec_text
+from components.step import template_text
 
 TASKS = sorted(arguments.TASKS)
 # A complete command line of each task.
@@ -41,7 +41,7 @@ FEW_POINTS = "training_config { visualizer { scalar_logging_frequency: 1 }"
 
 
 def spec(name):
-    return spec_text(f"facedetect/{name}").replace("training_config {", FEW_POINTS)
+    return template_text(f"facedetect/{name}").replace("training_config {", FEW_POINTS)
 
 
 def flags(values):
@@ -164,7 +164,7 @@ def written(tmp_path, text):
 @pytest.mark.parametrize("folder", ["facedetect", "facedetect-cpu"])
 @pytest.mark.parametrize("name", sorted(LOADERS))
 def test_every_spec_of_the_pipeline_is_one_of_tao_5(tmp_path, folder, name):
-    LOADERS[name](written(tmp_path, spec_text(f"{folder}/{name}")))
+    LOADERS[name](written(tmp_path, template_text(f"{folder}/{name}")))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_every_spec_of_the_pipeline_is_one_of_tao_5(tmp_path, folder, name):
     ],
 )
 def test_text_that_is_not_of_taos_schema_is_a_parse_error(tmp_path, name, old, new, said):
-    text = spec_text(f"facedetect/{name}")
+    text = template_text(f"facedetect/{name}")
     assert old in text
     with pytest.raises(text_format.ParseError, match=said):
         LOADERS[name](written(tmp_path, text.replace(old, new)))
@@ -205,7 +205,7 @@ def test_text_that_is_not_of_taos_schema_is_a_parse_error(tmp_path, name, old, n
     ],
 )
 def test_validator_refuses_what_taos_does(tmp_path, capsys, name, old, new, said):
-    text = spec_text(f"facedetect/{name}")
+    text = template_text(f"facedetect/{name}")
     assert old in text
     if new.startswith("#"):  # the whole block goes
         text = re.sub(re.escape(old.rstrip(" {")) + r" \{[^{}]*\}", "", text)
@@ -219,7 +219,7 @@ def test_validator_refuses_what_taos_does(tmp_path, capsys, name, old, new, said
 
 
 def test_validator_takes_what_tao_trains_and_the_open_engine_does_not(tmp_path):
-    text = spec_text("facedetect/train").replace('arch: "resnet"', 'arch: "vgg"')
+    text = template_text("facedetect/train").replace('arch: "resnet"', 'arch: "vgg"')
     assert specs.load_experiment(written(tmp_path, text)).model_config.arch == "vgg"
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from components.formats.wider import WiderSource
 from components.measure.matching import HeightBand, ImageBoxes, Matcher
-from components.step import render_spec, unpack, write_json
+from components.step import render_spec, template_text, unpack, write_json
 from components.vision.predictor import detect_images, load_predictor
 from components.vision.scoring import network_input
 from components.widerface.convert import Conversion, convert
-from pipeline.profiles import profile, spec_text
+from pipeline.profiles import profile
 
 DEFAULT = ("320x192@0.25", "480x272@0.25", "640x368@0.25", "480x272@0.125", "480x272@0.5")
 BANDS = tuple(HeightBand.parse(text) for text in ("0+", "40+", "20-40", "40-80", "80-160", "160+"))
@@ -67,7 +67,7 @@ def prepare(raw: Path, folder: Path, size: tuple[int, int]) -> Path:
     for split in ("training", "validation"):
         images = unpack(folder / "kitti", split, folder / "images")
         spec = folder / f"{split}.txt"
-        spec.write_text(render_spec(spec_text("facedetect-cpu/convert"), {"root": images}), encoding="utf-8")
+        spec.write_text(render_spec(template_text("facedetect-cpu/convert"), {"root": images}), encoding="utf-8")
         call("dataset_convert", "-d", spec, "-o", folder / "records" / split / "kitti")
     return folder
 
@@ -85,7 +85,7 @@ def train(data: Path, results: Path, configuration: Configuration, epochs: int) 
     values = profile("cpu-real")
     width, height = configuration.size
     text = render_spec(
-        spec_text("facedetect-cpu/train"),
+        template_text("facedetect-cpu/train"),
         {
             "seed": 42,
             "training_records": data / "records/training",

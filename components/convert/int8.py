@@ -111,7 +111,8 @@ def convert(exported: Path, kitti: Path, conversion: Conversion, output: Path) -
 
 
 def _write_manifest(directory: Path, counts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    write_manifest(directory, KIND, counts, settings, logs=(STATUS_FILE,))
+    shown = ("average_precision_after", "points_lost", "file_bytes_after")
+    write_manifest(directory, KIND, counts, settings, logs=(STATUS_FILE,), shown=shown)
 
 
 def _average_precision(predictor: Predictor, kitti: Path, min_height: float) -> float:

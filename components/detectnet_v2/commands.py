@@ -3,6 +3,7 @@
 Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -427,12 +428,21 @@ def pretrained(
             "none if unset.",
         ),
     ] = "",
+    program: Annotated[
+        Path | None,
+        typer.Option("--program", help="Folder to write: the program that makes a stage of NVIDIA's, and our specs."),
+    ] = None,
 ) -> None:
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
+    from components import step
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
 
+    if program is not None:
+        with publish(program) as scratch:
+            shutil.copytree(step.SPECS, scratch / step.SPECS.name)
+            shutil.copyfile(step.__file__, scratch / "__main__.py")
     if uri.startswith(NGC):
         download_uri(uri, model)
         return

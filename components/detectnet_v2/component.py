@@ -1,36 +1,41 @@
 # ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
 """How Kubeflow sees DetectNet_v2: one container component a task of TAO's program, the same for both engines.
 
-The command is the source of `step.py` itself, so that NVIDIA's unmodified image runs it as well as ours.
+A stage runs `step.py` by its path: in an artifact that `pretrained_weights` writes once, with our spec templates beside
+it, so that NVIDIA's unmodified image runs it as well as ours.
 """
 
-import inspect
+from typing import Any
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from components import step
 from components.images import OPEN_ENGINE
 
-SOURCE = inspect.getsource(step)
 
-
-def _task(name: str) -> dsl.ContainerSpec:
+def _task(name: str, program: Any) -> dsl.ContainerSpec:  # noqa: ANN401 - kfp's placeholder of an artifact
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
-        command=["python3", "-c", SOURCE],
-        args=["detectnet_v2", name, "--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER],
+        command=["python3"],
+        args=[
+            program.path,
+            "detectnet_v2",
+            name,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
     )
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def pretrained_weights(uri: str, model: Output[Model]) -> dsl.ContainerSpec:
-    """Brings pretrained weights in, or the word that there are none.
+def pretrained_weights(uri: str, model: Output[Model], program: Output[Artifact]) -> dsl.ContainerSpec:
+    """Brings pretrained weights in, or the word that there are none; and the program that makes a stage of TAO's.
 
     Args:
         uri: Where the weights are: a file of the chosen engine, an https:// or s3:// URI, ngc://org/team/model:version,
             or empty for none.
         model: The weights as a model artifact; `present` in its metadata says whether there are any.
+        program: `step.py` as `__main__.py`, and the spec templates beside it.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
@@ -40,23 +45,25 @@ def pretrained_weights(uri: str, model: Output[Model]) -> dsl.ContainerSpec:
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def dataset_convert(kitti: Input[Dataset], split: str, spec: str, records: Output[Dataset]) -> dsl.ContainerSpec:
-    """Writes the labels of one split as TFRecords.
+def dataset_convert(
+    program: Input[Artifact], kitti: Input[Dataset], spec: str, records: Output[Dataset]
+) -> dsl.ContainerSpec:
+    """Writes the labels of both splits as TFRecords.
 
     Args:
+        program: The program of the stage.
         kitti: The KITTI set.
-        split: `training` or `validation`.
-        spec: Text of the dataset-conversion spec, with `${root}` where the split's folder goes.
-        records: The TFRecords, named as TAO names them.
+        spec: Name or text of the dataset-conversion spec, with `${root}` where a split's folder goes.
+        records: `training/` and `validation/` with TFRecords named as TAO names them.
     """
-    return _task("dataset_convert")
+    return _task("dataset_convert", program)
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
 def train(
+    program: Input[Artifact],
     kitti: Input[Dataset],
-    training_records: Input[Dataset],
-    validation_records: Input[Dataset],
+    records: Input[Dataset],
     pretrained: Input[Model],
     spec: str,
     image_width: int,
@@ -74,11 +81,11 @@ def train(
     """Trains a detector; with a pruned model as `pretrained` and a spec that loads its graph, retrains it.
 
     Args:
+        program: The program of the stage.
         kitti: The KITTI set whose images the records name.
-        training_records: TFRecords of the training split.
-        validation_records: TFRecords of the validation split.
+        records: TFRecords of both splits.
         pretrained: The model to start from; an artifact without a model starts from random weights.
-        spec: Text of the experiment spec, with `${…}` for paths and for the parameters below.
+        spec: Name or text of the experiment spec, with `${…}` for paths and for the parameters below.
         image_width: Width of the network's input in pixels, divisible by 16.
         image_height: Height of the network's input in pixels, divisible by 16.
         epochs: Passes over the training images.
@@ -88,52 +95,51 @@ def train(
         name: Base name of the model file.
         width: Scales the network's channels; below 1 for narrow nets (open engine only, 1 leaves the flag out).
         threads: CPU threads, 0 for all cores (open engine only, 0 leaves the flag out).
-        model: TAO's results directory: the spec, the status log and the weights.
+        model: TAO's results directory: the spec, the status log and the weights. Later stages take the spec from here.
         metrics: Loss, average precision, size and time.
     """
-    return _task("train")
+    return _task("train", program)
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
 def evaluate(
+    program: Input[Artifact],
     kitti: Input[Dataset],
-    training_records: Input[Dataset],
-    validation_records: Input[Dataset],
-    model: Input[Model],
+    records: Input[Dataset],
+    pretrained: Input[Model],
+    trained: Input[Model],
+    pruned: Input[Model],
+    retrained: Input[Model],
     spec: str,
-    image_width: int,
-    image_height: int,
-    epochs: int,
     batch_size: int,
-    learning_rate: float,
-    seed: int,
     minimum_height: int,
-    evaluation: Output[Artifact],
+    evaluations: Output[Artifact],
+    annotated: Output[Artifact],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Scores a model on the validation split; skips a pretrained model that is not there.
+    """Scores the four models on the validation split, and draws what the last one finds there.
 
     Args:
+        program: The program of the stage.
         kitti: The KITTI set whose images the records name.
-        training_records: TFRecords of the training split, which the spec names too.
-        validation_records: TFRecords of the validation split.
-        model: The model to score.
-        spec: Text of the experiment spec the model was trained with.
-        image_width: Width of the network's input in pixels.
-        image_height: Height of the network's input in pixels.
-        epochs: As in training (the spec needs it).
-        batch_size: Images a step.
-        learning_rate: As in training (the spec needs it).
-        seed: As in training (the spec needs it).
+        records: TFRecords of both splits.
+        pretrained: The model that training started from, scored by the spec of the trained one; skipped if absent.
+        trained: The trained model.
+        pruned: The pruned model.
+        retrained: The retrained model.
+        spec: Name or text of the inference spec, with `${model}` where the model file goes.
+        batch_size: Images a step of the inference.
         minimum_height: Lowest object that counts, pixels of the network's input.
-        evaluation: `metrics.json` and, from the open engine, `detections.jsonl`.
-        metrics: Average precision and what else `metrics.json` has.
+        evaluations: A folder a model with `metrics.json` and, from the open engine, `detections.jsonl`.
+        annotated: The retrained model's `images_annotated/` and `labels/`.
+        metrics: Average precision, parameters and size of each.
     """
-    return _task("evaluate")
+    return _task("evaluate", program)
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
 def prune(
+    program: Input[Artifact],
     model: Input[Model],
     threshold: float,
     granularity: int,
@@ -148,6 +154,7 @@ def prune(
     """Removes the channels whose kernels have small norms.
 
     Args:
+        program: The program of the stage.
         model: The trained model.
         threshold: A filter stays when its normalised norm is above this.
         granularity: Filters are kept in multiples of this number.
@@ -161,58 +168,17 @@ def prune(
         pruned: The smaller model, to be retrained.
         metrics: Pruning ratio, parameters and size.
     """
-    return _task("prune")
+    return _task("prune", program)
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def inference(
-    kitti: Input[Dataset],
-    model: Input[Model],
-    spec: str,
-    image_width: int,
-    image_height: int,
-    batch_size: int,
-    annotated: Output[Artifact],
-) -> dsl.ContainerSpec:
-    """Draws a model's detections on the validation images and writes them as KITTI labels.
-
-    Args:
-        kitti: The KITTI set.
-        model: The model.
-        spec: Text of the inference spec, with `${model}` where the model file goes.
-        image_width: Width of the network's input in pixels.
-        image_height: Height of the network's input in pixels.
-        batch_size: Images a step.
-        annotated: `images_annotated/` and `labels/`.
-    """
-    return _task("inference")
-
-
-@dsl.container_component  # type: ignore[untyped-decorator]
-def export(
-    model: Input[Model],
-    spec: str,
-    image_width: int,
-    image_height: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    opset: int,
-    exported: Output[Model],
-) -> dsl.ContainerSpec:
+def export(program: Input[Artifact], model: Input[Model], opset: int, exported: Output[Model]) -> dsl.ContainerSpec:
     """Exports a model to ONNX with TAO's tensor names.
 
     Args:
-        model: The model.
-        spec: Text of the experiment spec the model was trained with.
-        image_width: Width of the network's input in pixels.
-        image_height: Height of the network's input in pixels.
-        epochs: As in training (the spec needs it).
-        batch_size: As in training (the spec needs it).
-        learning_rate: As in training (the spec needs it).
-        seed: As in training (the spec needs it).
+        program: The program of the stage.
+        model: The model, with the spec that it was trained with.
         opset: ONNX operator set; 0 for the engine's own choice.
         exported: `model.onnx` and `labels.txt`.
     """
-    return _task("export")
+    return _task("export", program)

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from components.evaluate import measuring_options as options
-from components.step import UserError
+from components.step import MODELS, UserError, read_manifest
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
@@ -55,8 +55,6 @@ IgnoreRegions = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images that the network sees at once.")]
-StageEvaluation = Annotated[Path | None, typer.Option(help="Evaluation artifact of that stage, for the table.")]
-
 EndpointUrl = Annotated[
     str,
     typer.Option("--endpoint", help="Triton server: host:port (HTTP), http://…, https://…, grpc://… or grpcs://…"),
@@ -159,12 +157,15 @@ def score(
             "--differing-images", min=0, max=1, help="Share of images in which endpoint and model may differ."
         ),
     ] = 0.01,
+    version: Annotated[
+        str, typer.Option("--version", help="Digest of the model repository that must answer; any, if unset.")
+    ] = "",
 ) -> None:
     """Score a model, a Triton endpoint, or both, on labelled images: average precision, by height, and a report.
 
     With an endpoint, the report also says how long it takes; with both, whether they find the same boxes.
     """
-    from components.evaluate.program import Outputs, Source, score_endpoint, score_model
+    from components.evaluate.program import Outputs, Source, require_version, score_endpoint, score_model
 
     protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
     source = Source(kitti, wider, split.canonical)
@@ -181,6 +182,7 @@ def score(
             host=endpoint_host,
             certificates=certificates,
         ) as served:
+            require_version(served, version)
             results, difference = score_endpoint(served, model, source, protocol, outputs, differing_images)
         for result in results:
             _print(result)
@@ -198,8 +200,7 @@ def endpoint(
     evaluation: Evaluation,
     kitti: KittiSet,
     model: Annotated[Path, typer.Option("--model", help="The exported model that is served.")],
-    endpoint: EndpointUrl = "",
-    endpoint_host: options.EndpointHost = "",
+    deployment: Annotated[Path, typer.Option("--deployment", help="The deployment: where it answers, and which one.")],
     metrics: Metrics = None,
     report: Report = None,
     markdown: options.MarkdownFile = None,
@@ -211,15 +212,17 @@ def endpoint(
     """
     from components.evaluate.program import Outputs, skip_endpoint
 
-    if not endpoint:
+    told = read_manifest(deployment, "deployment")["settings"]
+    if not told.get("endpoint"):
         skip_endpoint(Outputs(evaluation, metrics, report, markdown))
         print("skipped: the deployment serves nothing yet (target manifest), so there is no endpoint to score")
         return
     score(
         evaluation,
         model=model,
-        endpoint=endpoint,
-        endpoint_host=endpoint_host,
+        endpoint=told["endpoint"],
+        endpoint_host=told.get("gateway_host", ""),
+        version=told.get("repository_digest", ""),
         kitti=kitti,
         metrics=metrics,
         report=report,
@@ -236,10 +239,10 @@ def report(
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
     split: options.SplitName = options.Split.validation,
-    pretrained_evaluation: StageEvaluation = None,
-    trained_evaluation: StageEvaluation = None,
-    pruned_evaluation: StageEvaluation = None,
-    retrained_evaluation: StageEvaluation = None,
+    evaluations: Annotated[
+        Path | None,
+        typer.Option("--evaluations", help="Those of the models before, for the table: a folder a model."),
+    ] = None,
     metrics: Metrics = None,
     report: Report = None,
     markdown: options.MarkdownFile = None,
@@ -253,14 +256,9 @@ def report(
     from components.evaluate.program import Outputs, Source, final_report
 
     protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
-    earlier = {
-        "Pretrained": pretrained_evaluation,
-        "Trained": trained_evaluation,
-        "Pruned": pruned_evaluation,
-        "Retrained": retrained_evaluation,
-    }
-    for name in [name for name, path in earlier.items() if path is None]:
-        print(f"{name}: no evaluation given, its row of the table stays empty")
+    earlier = {name.capitalize(): evaluations / name if evaluations else None for name in MODELS}
+    if evaluations is None:
+        print("no earlier evaluations given: their rows of the table stay empty")
     source = Source(kitti, wider, split.canonical)
     for result in final_report(
         exported, quantized, earlier, source, protocol, Outputs(evaluation, metrics, report, markdown)

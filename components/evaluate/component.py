@@ -2,7 +2,7 @@
 """How Kubeflow sees the final evaluation and that of the endpoint."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.images import OPEN_ENGINE
 
@@ -12,15 +12,11 @@ def report(
     exported: Input[Model],
     quantized: Input[Model],
     kitti: Input[Dataset],
-    pretrained_evaluation: Input[Artifact],
-    trained_evaluation: Input[Artifact],
-    pruned_evaluation: Input[Artifact],
-    retrained_evaluation: Input[Artifact],
+    evaluations: Input[Artifact],
     min_face_height: int,
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     report: Output[HTML],
-    markdown: Output[Markdown],
 ) -> dsl.ContainerSpec:
     """Scores the exported and the quantised model on the validation images and writes the report.
 
@@ -28,15 +24,11 @@ def report(
         exported: The exported model.
         quantized: The quantised model.
         kitti: The KITTI set.
-        pretrained_evaluation: Evaluation of the pretrained model, or the word that it was skipped.
-        trained_evaluation: Evaluation after training.
-        pruned_evaluation: Evaluation after pruning.
-        retrained_evaluation: Evaluation after retraining.
+        evaluations: Those of the pretrained, trained, pruned and retrained model.
         min_face_height: Smallest face that counts, in pixels of the network's input.
         evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
         metrics: Average precision overall and by height, points lost by quantisation, size and speed.
         report: The report, one self-contained page.
-        markdown: Its twin for Kubeflow's own page.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
@@ -49,26 +41,22 @@ def report(
 def endpoint(
     kitti: Input[Dataset],
     model: Input[Model],
-    endpoint: str,
-    endpoint_host: str,
+    deployment: Input[Artifact],
     min_face_height: int,
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
     report: Output[HTML],
-    markdown: Output[Markdown],
 ) -> dsl.ContainerSpec:
     """Scores the served detector on the validation images, and holds its boxes against those of its model.
 
     Args:
         kitti: The KITTI set.
         model: The exported model that is served.
-        endpoint: The Triton server: host:port or a URL; empty where nothing serves the model yet.
-        endpoint_host: Host name to ask a gateway for, or empty.
+        deployment: The deployment, which says where the model answers, if anywhere.
         min_face_height: Smallest face that counts, in pixels of the network's input.
         evaluation: `metrics.json`, `detections.jsonl` and `report.html`.
         metrics: Average precision overall and by height, latency and throughput of the endpoint.
         report: The report, one self-contained page.
-        markdown: Its twin for Kubeflow's own page.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,

@@ -144,6 +144,22 @@ def score_endpoint(
     return results, difference
 
 
+def require_version(endpoint: Endpoint, digest: str) -> None:
+    """Refuses an endpoint behind which another version of the model repository answers than the one to be scored.
+
+    Args:
+        endpoint: The served detector.
+        digest: What its configuration must hold as `gridbox_digest`; empty: any will do.
+
+    Raises:
+        StageError: Another version answers, or one that does not say which it is.
+    """
+    found = endpoint.parameters.get("gridbox_digest", "")
+    if digest and found != digest:
+        said = f"version {found[:16]}…" if found else "a version that does not say which it is"
+        raise StageError(f"{endpoint}: {said} answers, not {digest[:16]}…; it is not scored in its place")
+
+
 def skip_endpoint(outputs: Outputs) -> None:
     """Writes the evaluation of a deployment that serves nothing: it says so in the place of every figure."""
     said = "The model was not deployed but written as a manifest, so there is no endpoint to score."

@@ -74,7 +74,9 @@ def download(
             shutil.copytree(parts / "licence", scratch / "licence")
         text = f"{notice}\n\nfile: {chosen.path}\nSHA-256: {counts['sha256']}\n"
         (scratch / NOTICE).write_text(text, encoding="utf-8")
-        write_manifest(scratch, "model", counts, {"source": str(version), "file": chosen.path})
+        write_manifest(
+            scratch, "model", counts, {"source": str(version), "file": chosen.path}, shown=("present", "file_bytes")
+        )
     shutil.rmtree(parts)
     return counts
 

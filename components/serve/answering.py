@@ -60,7 +60,7 @@ def verify(request: urllib.request.Request | None, digest: str, pause: float = P
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 parameters = json.loads(answer.read()).get("parameters", {})
-            found = str(parameters.get(PARAMETER, {}).get("string_value", ""))
+            found = str(json.loads(parameters.get(PARAMETER, {}).get("string_value", '""')))
             if found == digest:
                 return f"the model that answers is this one (digest {digest[:12]})"
             why = ""

@@ -1,5 +1,6 @@
 """The configurations of a model repository's four models: one source for all three backends of the network."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from google.protobuf.text_encoding import CEscape
 
 from components.grid.clustering import Clustering
 from components.grid.geometry import GridGeometry
-from components.serve.release import TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 
 Backend = Literal["tensorrt", "onnxruntime", "python"]
 Preprocessing = Literal["letterbox", "stretch"]
@@ -27,10 +28,18 @@ MODEL_FILES: Mapping[Backend, str] = {
     "python": "model.onnx",
 }
 VERSION = "1"
-# Where a Python-backend model finds the network, seen from its own folder, which is a neighbour.
-NETWORK_FILE = f"../{NETWORK}/{VERSION}/{MODEL_FILES['python']}"
-PREFERRED_BATCHES = (8, 16, 32)
-QUEUE_MICROSECONDS = 100
+# Where a Python-backend model finds the network: in its own folder, for Triton brings each folder from S3 alone.
+NETWORK_FILE = f"{VERSION}/{MODEL_FILES['python']}"
+# The ensemble's parameter that tells which version answers.
+DIGEST_PARAMETER = "gridbox_digest"
+SMALLEST_PREFERRED_BATCH = 8
+BATCH_MICROSECONDS = 100
+# Requests that may wait for a model, and for how long: what comes on top is refused at once, so that memory stays
+# bounded and no client waits for an answer that it has long given up.
+QUEUE_LENGTH = 128
+QUEUE_SECONDS = 10
+# Cores of a serving pod, where nobody says how many: the limit of the manifests and of `deploy_cpu_limit`.
+CPU_LIMIT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +52,15 @@ class RepositorySettings:
             ensemble is one model that does all three steps.
         preprocessing: `letterbox` keeps the aspect ratio, as `gridbox widerface convert` does; `stretch` does not, as
             `detectnet_v2 inference` does.
-        triton_release: Release of the Triton image that shall serve it, for example 24.10.
-        max_batch_size: Images in one request, and in one run of the network; 0 for 32 on a GPU and 8 on a CPU, where
-            large batches gain nothing.
+        triton_release: Release of the Triton image that shall serve it, for example 26.07.
+        max_batch_size: Images in a request, and in one run of the network; 0: the plan's largest on a GPU, 8 on a CPU,
+            where large batches gain nothing.
         instances: Copies of the network, for `python` of the whole ensemble; 0 for 2 on a GPU and 1 on a CPU.
-        threads: Threads of one copy on a CPU; 0 for all cores of the machine, whatever a container may use of them.
+        threads: Threads of one copy on a CPU. 0: the copies share four cores, a pod's limit by default, in Triton's own
+            backend, which would count the node's cores; in `python` each has all that the process may use.
         workers: Processes that decode, and as many that cluster; for `python` only what is asked of these models alone.
         max_image_pixels: Larger images are refused before they are decoded.
+        gridbox_version: Of the code that the models before and after the network need in the image.
     """
 
     backend: Backend = "onnxruntime"
@@ -60,6 +71,7 @@ class RepositorySettings:
     threads: int = 0
     workers: int = 1
     max_image_pixels: int = 40_000_000
+    gridbox_version: str = GRIDBOX_VERSION
 
     @property
     def is_gpu(self) -> bool:
@@ -68,13 +80,34 @@ class RepositorySettings:
 
     @property
     def batch(self) -> int:
-        """The maximum batch size."""
+        """The maximum batch size; on a GPU without a plan, that of plans as they are built by default."""
         return self.max_batch_size or (32 if self.is_gpu else 8)
 
     @property
     def copies(self) -> int:
         """How many copies of the network there are."""
         return self.instances or (2 if self.is_gpu else 1)
+
+    @property
+    def preferred_batches(self) -> list[int]:
+        """The batches that a GPU waits for, and has warmed up: 8, 16 and so on, and the largest one."""
+        doubled = itertools.takewhile(
+            lambda size: size < self.batch, (SMALLEST_PREFERRED_BATCH << power for power in itertools.count())
+        )
+        return [*doubled, self.batch]
+
+
+def threads_within(cpu_limit: str, copies: int = 1) -> int:
+    """Returns how many threads each copy of a network gets in a pod.
+
+    ONNX Runtime would count the node's cores, and the kernel would stop a pod that uses more than its limit.
+
+    Args:
+        cpu_limit: The pod's limit, a quantity of Kubernetes: "4", "2.5" or "3500m".
+        copies: Copies of the network in the pod.
+    """
+    cores = float(cpu_limit[:-1]) / 1000 if cpu_limit.endswith("m") else float(cpu_limit)
+    return max(1, int(cores / copies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +153,9 @@ def _network(detector: Detector, settings: RepositorySettings) -> Message:
     elif settings.backend == "onnxruntime":
         runtime = {
             "platform": "onnxruntime_onnx",
-            "parameters": _parameters(intra_op_thread_count=settings.threads),
+            "parameters": _parameters(
+                intra_op_thread_count=settings.threads or threads_within(str(CPU_LIMIT), settings.copies)
+            ),
         }
     else:
         runtime = {"platform": "tensorrt_plan"}
@@ -232,13 +267,22 @@ def _python(processes: int) -> dict[str, Any]:
 def _batching(settings: RepositorySettings) -> Message:
     """On a GPU a request waits a little for others. On a CPU they are not joined.
 
-    There a batch takes as long as its images one by one, and the step after it waits for the last of them.
+    There a batch takes as long as its images one by one, and the step after it waits for the last of them: the batcher
+    prefers one request, and is here for the bounds of its queue alone.
     """
-    if not settings.is_gpu:
-        return {}
-    preferred = [size for size in PREFERRED_BATCHES if size <= settings.batch]
-    batching = {"preferred_batch_size": preferred, "max_queue_delay_microseconds": QUEUE_MICROSECONDS}
-    return {"dynamic_batching": batching}
+    queue = {
+        "timeout_action": Word("REJECT"),
+        "default_timeout_microseconds": QUEUE_SECONDS * 1_000_000,
+        "allow_timeout_override": True,
+        "max_queue_size": QUEUE_LENGTH,
+    }
+    joined = {"preferred_batch_size": [1], "max_queue_delay_microseconds": 0}
+    if settings.is_gpu:
+        joined = {
+            "preferred_batch_size": settings.preferred_batches,
+            "max_queue_delay_microseconds": BATCH_MICROSECONDS,
+        }
+    return {"dynamic_batching": {**joined, "default_queue_policy": queue}}
 
 
 def _description(detector: Detector) -> dict[str, Any]:
@@ -260,6 +304,11 @@ def _fitting(detector: Detector, settings: RepositorySettings) -> dict[str, Any]
 def _runtime(detector: Detector, settings: RepositorySettings) -> dict[str, Any]:
     outputs = [detector.bbox, detector.coverage]
     return {"file": NETWORK_FILE, "input": detector.input, "outputs": outputs, "threads": settings.threads}
+
+
+def digest_parameter(digest: str) -> str:
+    """Returns the text that adds a repository's digest to the configuration of its ensemble."""
+    return to_text({"parameters": _parameters(**{DIGEST_PARAMETER: digest})})
 
 
 def _parameters(**values: object) -> Sequence[Message]:
@@ -287,7 +336,7 @@ def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> 
 
 def _warmup_batches(settings: RepositorySettings) -> list[int]:
     """TensorRT and ONNX Runtime are slow in the first run of a batch size; on a GPU all that matter are run."""
-    return sorted({1, *(size for size in PREFERRED_BATCHES if settings.is_gpu and size <= settings.batch)})
+    return sorted({1, *(settings.preferred_batches if settings.is_gpu else [])})
 
 
 def _warmup(name: str, dims: Sequence[int], batch: int) -> Message:

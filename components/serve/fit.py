@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from components.serve.kserve import GPU_PRODUCT, Service
-from components.serve.release import TENSORRT_VERSION, TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, TENSORRT_VERSION, TRITON_RELEASE
 from components.step import UserError
 
 
@@ -20,7 +20,7 @@ def fitted(service: Service, repository: Mapping[str, Any]) -> Service:
         The target; a TensorRT plan's GPU is added to the node selector where that names none.
 
     Raises:
-        UserError: The repository was made for another Triton release, TensorRT or GPU.
+        UserError: The repository was made by another release of gridbox, or for another of Triton, TensorRT or GPU.
     """
     backend, release = repository.get("backend", ""), repository.get("triton_release", "")
     if release != TRITON_RELEASE:
@@ -28,10 +28,16 @@ def fitted(service: Service, repository: Mapping[str, Any]) -> Service:
             f"the model repository was made for Triton {release or '(not recorded)'}, this release serves with "
             f"{TRITON_RELEASE}; build the repository again"
         )
+    maker = repository.get("gridbox_version", "")
+    if maker != GRIDBOX_VERSION:
+        raise UserError(
+            f"the model repository was made by gridbox {maker or '(not recorded)'}, the image that serves has the code "
+            f"of {GRIDBOX_VERSION}; build the repository again"
+        )
     if backend != "tensorrt":
         return service
     gpu, version = repository.get("gpu", ""), repository.get("tensorrt_version", "")
-    if _numbers(version) != _numbers(TENSORRT_VERSION):
+    if version.partition(".")[0] != TENSORRT_VERSION:
         raise UserError(
             f"the plan was built with TensorRT {version or '(not recorded)'}, Triton {TRITON_RELEASE} has "
             f"{TENSORRT_VERSION}; build the plan in the image of that release"
@@ -55,8 +61,3 @@ def fitted(service: Service, repository: Mapping[str, Any]) -> Service:
 def gpu_label(name: str) -> str:
     """Returns a GPU's name as NVIDIA's feature discovery labels nodes with it."""
     return "-".join(name.split())
-
-
-def _numbers(version: str) -> list[str]:
-    """The parts of a TensorRT version that a plan depends on; the fourth is the build."""
-    return version.split(".")[:3]

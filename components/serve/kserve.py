@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from components.serve.release import TRITON_IMAGE
+from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS, TRITON_IMAGE
 from components.step import UserError
 
 Document = dict[str, Any]
@@ -148,15 +148,18 @@ def serving_runtime(service: Service) -> Document:
         "name": CONTAINER,
         "image": service.image,
         "args": [
-            "tritonserver",
+            *SERVER_ARGUMENTS,
             "--model-repository=/mnt/models",
             f"--http-port={HTTP_PORT}",
             f"--grpc-port={GRPC_PORT}",
             f"--metrics-port={METRICS_PORT}",
-            "--disable-auto-complete-config",
-            "--strict-readiness=true",
-            "--exit-timeout-secs=30",
         ],
+        "livenessProbe": {
+            "exec": {"command": list(LIVENESS_COMMAND)},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
         "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "4", "memory": "4Gi"}},
         "securityContext": {
             "runAsNonRoot": True,

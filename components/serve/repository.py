@@ -1,8 +1,9 @@
 """Builds a Triton model repository from an exported model: the network, what surrounds it, and the ensemble."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from components.serve.config import (
     Detector,
     RepositorySettings,
     configurations,
+    digest_parameter,
 )
 from components.serve.tensorrt import KIND as PLAN_KIND
 from components.serve.tensorrt import PLAN_FILE
-from components.step import MANIFEST, UserError, publish, read_manifest, write_json, write_manifest
+from components.step import MANIFEST, UserError, publish, read_manifest, sha256, write_json, write_manifest
 from components.vision.predictor import (
     BBOX_OUTPUT,
     COVERAGE_OUTPUT,
@@ -34,12 +36,16 @@ from components.vision.predictor import (
 KIND = "model_repository"
 # In the artifact: what Triton is given.
 REPOSITORY = "repository"
+CONFIG_FILE = "config.pbtxt"
 PLACEHOLDER_FILE = "placeholder.txt"
 PLACEHOLDER = "Triton wants a version folder of an ensemble, too, and KServe's storage initializer skips empty files.\n"
 
 
 def build_repository(exported: Path, output: Path, settings: RepositorySettings, plan: Path | None = None) -> None:
     """Writes a model-repository artifact.
+
+    The digest of its files stands in the manifest's settings (`repository_digest`) and in the ensemble's configuration,
+    which a server shows: so a client can tell which version answers.
 
     Args:
         exported: An exported-model artifact, an ONNX file, or a model-repository artifact that holds one: its model is
@@ -65,24 +71,42 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
         "parameters": predictor.parameters,
         "tensors": names,
     }
-    bound_to = _plan_settings(plan, description, settings) if plan else {}
+    bound_to = {}
+    if plan:
+        settings, bound_to = _fitted_to_plan(plan, description, settings)
     with publish(output) as scratch:
         sources = {PREPROCESS: "preprocess", POSTPROCESS: "postprocess"}
         if settings.backend == "python":
             sources |= {NETWORK: "network", ENSEMBLE: "ensemble"}
         _write_models(scratch / REPOSITORY, configurations(detector, settings), sources)
-        version = scratch / REPOSITORY / NETWORK / VERSION
+        repository = scratch / REPOSITORY
+        version = repository / NETWORK / VERSION
         shutil.copyfile(plan / PLAN_FILE if plan else file, version / MODEL_FILES[settings.backend])
+        if settings.backend == "python":
+            shutil.copyfile(file, repository / ENSEMBLE / VERSION / MODEL_FILE)
         if plan is None:
             # With it the network is an exported model like any other.
             write_json(description_file(version / MODEL_FILE), description)
+        digest = _digest(repository)
+        with (repository / ENSEMBLE / CONFIG_FILE).open("a", encoding="utf-8") as config:
+            config.write(digest_parameter(digest))
         counts = {"backend": settings.backend, "classes": len(detector.class_names), "parameters": predictor.parameters}
-        served = {**asdict(settings), "max_batch_size": settings.batch}
+        served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
         write_manifest(scratch, KIND, counts, {"model_name": NETWORK, **description, **served, **bound_to})
 
 
-def _plan_settings(plan: Path, description: Mapping[str, Any], settings: RepositorySettings) -> dict[str, Any]:
-    """Returns what a plan is bound to.
+def _digest(repository: Path) -> str:
+    """Returns the SHA-256 over the paths and SHA-256 of a repository's files."""
+    found = hashlib.sha256()
+    for file in sorted(path for path in repository.rglob("*") if path.is_file()):
+        found.update(f"{file.relative_to(repository).as_posix()} {sha256(file)}\n".encode())
+    return found.hexdigest()
+
+
+def _fitted_to_plan(
+    plan: Path, description: Mapping[str, Any], settings: RepositorySettings
+) -> tuple[RepositorySettings, dict[str, Any]]:
+    """Returns the settings with the plan's largest batch, where none is given, and what the plan is bound to.
 
     Raises:
         UserError: It is another model's, another Triton release's, or cannot take the batches.
@@ -94,11 +118,13 @@ def _plan_settings(plan: Path, description: Mapping[str, Any], settings: Reposit
     if found["triton_release"] != settings.triton_release:
         made, wanted = found["triton_release"], settings.triton_release
         raise UserError(f"{plan}: built in Triton {made}, to be served in {wanted}; build it in that release's image")
-    if settings.batch > (largest := max(found["batches"])):
+    largest = max(found["batches"])
+    if settings.max_batch_size > largest:
         raise UserError(
             f"{plan}: it takes batches up to {largest}, not {settings.batch}; give --max-batch-size {largest}"
         )
-    return {name: found[name] for name in ("gpu", "compute_capability", "tensorrt_version", "precision")}
+    fitted = replace(settings, max_batch_size=settings.max_batch_size or largest)
+    return fitted, {name: found[name] for name in ("gpu", "compute_capability", "tensorrt_version", "precision")}
 
 
 def onnx_file(model: Path) -> Path:
@@ -123,7 +149,7 @@ def onnx_file(model: Path) -> Path:
 def _write_models(repository: Path, texts: Mapping[str, str], sources: Mapping[str, str]) -> None:
     for name, text in texts.items():
         (repository / name / VERSION).mkdir(parents=True)
-        (repository / name / "config.pbtxt").write_text(text, encoding="utf-8")
+        (repository / name / CONFIG_FILE).write_text(text, encoding="utf-8")
     for name, source in sources.items():
         shutil.copyfile(Path(models.__path__[0], f"{source}.py"), repository / name / VERSION / "model.py")
     if ENSEMBLE not in sources:

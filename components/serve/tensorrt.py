@@ -1,6 +1,7 @@
 """Builds a TensorRT plan with `trtexec`, in the image of the Triton release and on the GPU that will serve it.
 
-Runs in that image, whose Python is 3.10 and has none of our packages: standard library and `components.step` only.
+Runs in that image, whose Python is 3.12 and has few of our packages: standard library, `components.step`, and for half
+precision `onnx`.
 """
 
 import argparse
@@ -28,6 +29,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # Where NVIDIA's images keep it.
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 _ONNX_FILE = "model.onnx"
+# NVIDIA's images say here which release they are.
+_RELEASE_VARIABLE = "NVIDIA_TRITON_SERVER_VERSION"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Build:
     """How to build a plan.
 
     Attributes:
-        precision: `fp32`, `fp16`, or `int8` for a model with explicit quantisation (QuantizeLinear nodes).
+        precision: `fp32`, `fp16`, or `int8` for a model with explicit quantisation (QuantizeLinear nodes), whose layers
+            that INT8 does not cover run in single precision.
         batches: Smallest, best and largest batch.
         workspace: MiB of GPU memory that kernels may use for themselves.
         timing_cache: File of kernel timings to read and write; a second build takes seconds with it.
@@ -55,7 +59,7 @@ class Outcome:
         passed: Whether it says that all went well.
         gpu: Name of the GPU.
         compute_capability: Of the GPU, for example 8.6.
-        tensorrt_version: Of TensorRT, for example 10.5.0.
+        tensorrt_version: Of TensorRT, for example 11.1.0.
         reasons: Its errors, the first one first.
         latency: Milliseconds of a batch of the best size, by `min`, `max`, `mean`, `median` and percentiles.
         throughput: Batches a second.
@@ -74,7 +78,7 @@ def command(onnx: Path, plan: Path, settings: Mapping[str, Any], build: Build, t
     """Returns the command line.
 
     Args:
-        onnx: The model.
+        onnx: The model, in the precision in which it shall run: TensorRT takes it as it is.
         plan: The file to write.
         settings: Of the exported model's manifest: tensor names and input size.
         build: How to build.
@@ -110,8 +114,6 @@ def command(onnx: Path, plan: Path, settings: Mapping[str, Any], build: Build, t
         f"--onnx={onnx}",
         f"--saveEngine={plan}",
         *(f"--{option}={shape}" for option, shape in shapes.items()),
-        # Layers that INT8 does not cover run in half precision.
-        *{"fp32": [], "fp16": ["--fp16"], "int8": ["--int8", "--fp16"]}[build.precision],
         f"--memPoolSize=workspace:{build.workspace}",
         *([f"--timingCacheFile={build.timing_cache}"] if build.timing_cache else []),
     ]
@@ -166,7 +168,7 @@ def build_plan(exported: Path, output: Path, build: Build, trtexec: str = TRTEXE
         trtexec: The program.
 
     Raises:
-        UserError: The model and the precision do not fit, or there is no `trtexec` here.
+        UserError: Model and precision do not fit, there is no `trtexec` here, or this is the image of another release.
         StageError: `trtexec` fails, or is of another TensorRT than the Triton release's. Nothing is written.
     """
     settings = read_manifest(exported, "exported_model")["settings"]
@@ -175,9 +177,21 @@ def build_plan(exported: Path, output: Path, build: Build, trtexec: str = TRTEXE
         raise UserError(
             f"{trtexec}: not here; build in the image of Triton {TRITON_RELEASE}, on a node of the serving pool"
         )
+    if os.environ.get(_RELEASE_VARIABLE, TRITON_RELEASE) != TRITON_RELEASE:
+        raise UserError(
+            f"this is the image of Triton {os.environ[_RELEASE_VARIABLE]}, and plans are served in {TRITON_RELEASE}; "
+            "build in the image of that release"
+        )
     with tempfile.TemporaryDirectory() as folder, publish(output) as scratch:
-        plan = Path(folder) / PLAN_FILE
-        log = _run(command(exported / _ONNX_FILE, plan, settings, build, program))
+        plan, onnx = Path(folder) / PLAN_FILE, Path(folder) / _ONNX_FILE
+        argv = command(onnx, plan, settings, build, program)
+        if build.precision == "fp16":
+            from components.serve.half_precision import write_half_precision
+
+            write_half_precision(exported / _ONNX_FILE, onnx)
+        else:
+            shutil.copyfile(str(exported / _ONNX_FILE), str(onnx))
+        log = _run(argv)
         outcome = parse_log(log)
         _refuse_failure(outcome, plan)
         scratch.mkdir()
@@ -237,7 +251,7 @@ def _refuse_failure(outcome: Outcome, plan: Path) -> None:
         raise StageError(
             f"trtexec's log does not tell {' and '.join(missing)}, to which the plan is bound; report its log"
         )
-    if outcome.tensorrt_version.split(".")[:3] != TENSORRT_VERSION.split("."):
+    if outcome.tensorrt_version.partition(".")[0] != TENSORRT_VERSION:
         raise StageError(
             f"this is TensorRT {outcome.tensorrt_version}, Triton {TRITON_RELEASE} has {TENSORRT_VERSION}; build in "
             "the image of that release"
@@ -251,7 +265,7 @@ def _figures(outcome: Outcome) -> dict[str, float]:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Reads `build --exported DIR --plan DIR …`; flags are the component's inputs, parameters and outputs."""
-    parser = argparse.ArgumentParser(prog="tensorrt", allow_abbrev=False, description=__doc__)
+    parser = step.OneLineParser(prog="tensorrt", allow_abbrev=False, description=__doc__)
     parser.add_argument("task", choices=["build"])
     parser.add_argument("--exported", type=Path, required=True, help="Exported-model artifact.")
     parser.add_argument("--plan", type=Path, required=True, help="Artifact to write.")
@@ -263,6 +277,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--timing-cache", type=Path, help="File of kernel timings to read and write.")
     parser.add_argument("--trtexec", default=TRTEXEC, help="The program.")
     return parser.parse_args(argv)
+
+
+# What a stage writes; Kubeflow adds outputs of its own.
+OUTPUT_FLAGS = frozenset({"--plan", "--metrics"})
 
 
 def main(argv: list[str]) -> None:
@@ -279,4 +297,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(step.run(sys.argv[1:], main, "gridbox serve tensorrt"))
+    sys.exit(step.run(sys.argv[1:], main, "gridbox serve tensorrt", lambda _: OUTPUT_FLAGS))

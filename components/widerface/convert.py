@@ -32,6 +32,8 @@ FACE_CLASS = "face"
 STRIDE = 16
 HEAVILY_OCCLUDED = 2
 Policy = Literal["ignore", "keep"]
+# What a person wants to see first.
+SHOWN = ("training_images", "training_faces", "validation_images", "validation_faces")
 # Every count of a split, so that a zero shows as well.
 COUNTS = (
     "images",
@@ -129,7 +131,7 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
             for split in SPLITS:
                 found = _convert_split(wider, split, scratch / split, rejected, conversion, workers)
                 counts.update({f"{split}_{name}": count for name, count in found.items()})
-        write_manifest(scratch, "kitti_set", counts, asdict(conversion))
+        write_manifest(scratch, "kitti_set", counts, asdict(conversion), shown=SHOWN)
     return counts
 
 

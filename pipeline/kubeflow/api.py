@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from components.step import UserError
-from pipeline.kubeflow.connection import Connection, Document, Refused, Unavailable
+from pipeline.kubeflow.connection import Connection, Document, Refused
 from pipeline.kubeflow.package import Package, from_documents
 
 BASE = "apis/v2beta1"
@@ -26,11 +26,13 @@ class Server:
         version: Of the API server, as `2.17.0`; empty where it does not say.
         is_shared: Whether it keeps several users apart by namespaces.
         is_ui: Whether the UI's server answers, which passes calls on and serves logs of its own.
+        pipeline_store: Where it keeps pipelines: `database` or `kubernetes`; empty where it does not say.
     """
 
     version: str
     is_shared: bool
     is_ui: bool
+    pipeline_store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Task:
 
     name: str
     state: str
+    started: datetime | None
     seconds: float | None
     error: str
 
@@ -104,7 +107,8 @@ class Kubeflow:
         tag = str(health.get("apiServerTagName") or health.get("tag_name") or "")
         is_shared = bool(health.get("apiServerMultiUser", health.get("multi_user")))
         version = tag if re.match(r"v?\d+\.\d+", tag) else ""
-        return Server(version.removeprefix("v"), is_shared, is_ui="apiServerReady" in health)
+        pipeline_store = str(health.get("pipeline_store") or health.get("pipelineStore") or "")
+        return Server(version.removeprefix("v"), is_shared, "apiServerReady" in health, pipeline_store)
 
     # --- pipelines ---------------------------------------------------------------------------------------------------
 
@@ -200,12 +204,14 @@ class Kubeflow:
     def workflow(self, run_id: str) -> Document | None:
         """Returns the Argo workflow behind a run, or None: only servers before 3.0 tell, by their older API.
 
-        It is the only place that says which pod ran which stage, and why a pod failed.
+        Raises:
+            Refused: The server has no such API, or hands it to nobody.
+            Unavailable: The server cannot be reached or fails.
         """
+        detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")
         try:
-            detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")
             manifest = json.loads((detail.get("pipeline_runtime") or {}).get("workflow_manifest") or "null")
-        except (Refused, Unavailable, ValueError):
+        except ValueError:
             return None
         return manifest if isinstance(manifest, dict) else None
 
@@ -314,6 +320,7 @@ def _task(document: Document) -> Task:
     return Task(
         name=str(document.get("name") or document.get("display_name") or ""),
         state=str(document.get("state") or ""),
+        started=start,
         seconds=(end - start).total_seconds() if start and end else None,
         error=_message(document),
     )
@@ -362,6 +369,8 @@ def _schedule(document: Document) -> Schedule:
 
 
 def _trigger(document: dict[str, Any]) -> str:
-    cron = (document.get("cron_schedule") or {}).get("cron")
+    cron = str((document.get("cron_schedule") or {}).get("cron") or "")
+    if len(cron.split()) == 6:  # Kubeflow's begins with seconds, which people leave away
+        cron = cron.removeprefix("0 ")
     seconds = (document.get("periodic_schedule") or {}).get("interval_second")
     return f"cron {cron}" if cron else f"every {seconds} s" if seconds else "never"

@@ -1,7 +1,9 @@
 """The commands for Kubeflow: each asks for little, says what it does, and teaches by one example."""
 
 import functools
+import json
 import sys
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -10,18 +12,19 @@ import typer
 
 from components.step import StageError
 from pipeline.kubeflow import schedules
-from pipeline.kubeflow.session import Limit, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
 from pipeline.kubeflow.target import (
     Assignments,
     Data,
     Experiment,
+    NoCache,
     PipelineName,
     Profile,
     ServiceAccount,
     Uploaded,
-    argument_values,
-    chosen,
-    package_of_name,
+    bound_package,
+    compiled_target,
+    uploaded_target,
 )
 
 if TYPE_CHECKING:
@@ -45,15 +48,18 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or it
 
 @app.command("upload", rich_help_panel="Kubeflow")
 @connected
-def upload_command(configuration: "Configuration", pipeline: PipelineName, profile: Profile = "") -> None:
+def upload_command(
+    configuration: "Configuration", pipeline: PipelineName, profile: Profile = "", assignments: Assignments = None
+) -> None:
     """Upload a pipeline: as a new one, or as a new version of it. The same content is uploaded once.
 
     gridbox upload facedetect --profile cpu
     """
     from pipeline.kubeflow.runs import upload
 
+    package = bound_package(pipeline, configuration.options(), profile, assignments)
     session = open_session(configuration)
-    version, is_new = upload(session.api, package_of_name(pipeline, profile, configuration.options()))
+    version, is_new = upload(session.api, package)
     typer.echo(f"{version.name}: {'uploaded' if is_new else 'is there already, with this very content'}")
     echo_link(session, f"pipelines/details/{version.pipeline_id}/version/{version.id}")
 
@@ -70,6 +76,7 @@ def submit_command(
     name: Annotated[str, typer.Option(help="Name of the run; by default the pipeline's and the time.")] = "",
     experiment: Experiment = "",
     service_account: ServiceAccount = "",
+    no_cache: NoCache = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start the run, and leave it to itself.")] = False,
 ) -> None:
     """Run a pipeline in Kubeflow and follow it to its end; the exit code tells how it ended.
@@ -80,14 +87,17 @@ def submit_command(
     """
     from pipeline.kubeflow.runs import Submission
 
+    local = None if uploaded else compiled_target(pipeline, configuration.options(), data, profile, assignments)
     session = open_session(configuration)
-    package, version = chosen(session.api, pipeline, profile, uploaded, configuration.options())
+    target = local or uploaded_target(session.api, pipeline, data, profile, assignments)
+    if no_cache:
+        target = target.without_cache()
     run = session.api.create_run(
         Submission(
-            name=name or f"{package.name}-{datetime.now():%Y%m%d-%H%M%S}",
-            package=package,
-            version=version,
-            arguments=argument_values(package, pipeline, data, profile, assignments, uploaded),
+            name=name or f"{target.package.name}-{datetime.now():%Y%m%d-%H%M%S}",
+            package=target.package,
+            version=target.version,
+            arguments=target.arguments,
             experiment_id=session.api.experiment(experiment or configuration.settings.experiment),
             service_account=service_account or configuration.settings.service_account,
         ).body()
@@ -97,7 +107,7 @@ def submit_command(
     if no_wait:
         typer.echo(f"follow it with: gridbox wait {run.id}")
         return
-    _follow(session, run, package.stages())
+    _follow(session, run, target.package.stages())
 
 
 @app.command("wait", rich_help_panel="Kubeflow")
@@ -109,23 +119,32 @@ def wait_command(configuration: "Configuration", run: RunName) -> None:
     """
     session = open_session(configuration)
     found = session.api.find_run(run)
-    package = session.api.package_of(found)
-    _follow(session, found, package.stages() if package else {task.name: task.name for task in found.tasks})
+    _follow(session, found, _stages(session, found))
+
+
+def _stages(session: Session, run: "Run") -> dict[str, str]:
+    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow says."""
+    from pipeline.kubeflow import workflow
+
+    if package := session.api.package_of(run):
+        return package.stages()
+    return workflow.paths(session.sources().workflow(run) or {}) or {task.name: task.name for task in run.tasks}
 
 
 def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:
     from pipeline.kubeflow.connection import Unavailable
-    from pipeline.kubeflow.runs import conclude, follow, word
+    from pipeline.kubeflow.following import Follower, word
 
+    follower = Follower(session, stages, functools.partial(print, flush=True))
     try:
-        ended = follow(session.api, run, stages, functools.partial(print, flush=True))
+        ended = follower.follow(run)
     except KeyboardInterrupt:
         again = f"follow it with 'gridbox wait {run.id}', end it with 'gridbox cancel {run.id}'"
         print(f"gridbox: the run goes on in Kubeflow; {again}", file=sys.stderr)
         raise
     except Unavailable as error:
         raise StageError(f"{error}; the run goes on without: gridbox wait {run.id}") from error
-    conclude(session.api, ended, stages)
+    follower.conclude(ended)
     typer.echo(f"run {ended.name}: {word(ended.state)}")
 
 
@@ -135,6 +154,7 @@ def list_command(
     configuration: "Configuration",
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.runs,
     limit: Limit = 20,
+    output: Output = Form.table,
 ) -> None:
     """List the newest runs, pipelines or schedules.
 
@@ -142,17 +162,18 @@ def list_command(
     """
     session = open_session(configuration)
     if kind is Kind.schedules:
-        schedules.list_schedules(session, limit)
+        schedules.list_schedules(session, limit, output)
     elif kind is Kind.pipelines:
         rows = [[each.name, when(each.created), each.id] for each in session.api.pipelines(limit)]
-        table(("pipeline", "created", "id"), rows)
+        table(("pipeline", "created", "id"), rows, output)
     else:
-        from pipeline.kubeflow.runs import word
+        from pipeline.kubeflow.following import word
 
         found = session.api.runs(limit)
         table(
             ("run", "state", "created", "time", "id"),
             [[each.name, word(each.state), when(each.created), _took(each), each.id] for each in found],
+            output,
         )
 
 
@@ -165,6 +186,7 @@ def logs_command(
     follow: Annotated[
         bool, typer.Option("--follow", help="Wait for more, for as long as the stage runs (asks Kubernetes).")
     ] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="Show the lines of Kubeflow's launcher, too.")] = False,
 ) -> None:
     """Show what a run's stages have printed: the last try of each.
 
@@ -174,22 +196,21 @@ def logs_command(
 
     session = open_session(configuration)
     found = session.api.find_run(run)
-    package = session.api.package_of(found)
-    stages = package.stages() if package else {task.name: task.name for task in found.tasks}
-    wanted = logs.chosen(found, stages, stage)
-    latest = {each.task: each for each in logs.tries(session.api, found, session.cluster, session.pod_namespace)}
-    for task in wanted:
-        attempt = latest.get(task)
+    stages, sources = _stages(session, found), session.sources()
+    wanted = logs.chosen(sources.states(found, stages), stages, stage)
+    latest = {each.task: each for each in sources.attempts(found) if not each.is_driver}
+    for path in wanted:
+        attempt = latest.get(path)
         if attempt is None or attempt.phase in ("Skipped", "Omitted"):
-            typer.echo(f"== {stages[task]}: no pod ran it (taken from the cache, or not begun) ==")
+            typer.echo(f"== {stages[path]}: no pod ran it (taken from the cache, or not begun) ==")
             continue
-        typer.echo(f"== {stages[task]}: {attempt.phase.lower()}, pod {attempt.pod} ==")
+        typer.echo(f"== {stages[path]}: {attempt.phase.lower()}, pod {attempt.pod} ==")
         lines = (
             session.cluster().log(session.pod_namespace, attempt.pod, follow=True)
             if follow
-            else logs.text(session.api, session.server, found, attempt, session.cluster, session.pod_namespace)
+            else logs.text(session, found, attempt)
         )
-        for line in lines:
+        for line in lines if show_all else logs.own(lines):
             print(line, flush=True)
 
 
@@ -201,7 +222,7 @@ def cancel_command(configuration: "Configuration", run: RunName) -> None:
     gridbox cancel facedetect-20261121-093000
     """
     from pipeline.kubeflow.api import ENDED
-    from pipeline.kubeflow.runs import word
+    from pipeline.kubeflow.following import word
 
     session = open_session(configuration)
     found = session.api.find_run(run)
@@ -219,6 +240,7 @@ def doctor_command(
     pipeline: PipelineName = "facedetect",
     profile: Profile = "",
     assignments: Assignments = None,
+    output: Output = Form.table,
 ) -> None:
     """Look whether Kubeflow and its cluster have what a pipeline needs; exit code 1 when something is missing.
 
@@ -228,27 +250,26 @@ def doctor_command(
     """
     from pipeline.kubeflow.doctor import examine
 
-    package = package_of_name(pipeline, profile, configuration.options())
-    arguments = argument_values(package, pipeline, "", profile, assignments, uploaded=False)
-    failures = 0
-    for finding in examine(configuration, package, arguments):
-        failures += finding.state == "fail"
-        print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
-        if finding.mend:
-            print(f"{'':<8}-> {finding.mend}", flush=True)
-    if failures:
+    target = compiled_target(pipeline, configuration.options(), "", profile, assignments)
+    found = []
+    for finding in examine(configuration, target.package, target.arguments):
+        found.append(finding)
+        if output is Form.table:
+            print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
+            print(f"{'':<8}-> {finding.mend}\n" if finding.mend else "", end="", flush=True)
+    if output is Form.json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    if failures := sum(finding.state == "fail" for finding in found):
         raise StageError(f"{failures} of the checks failed")
 
 
 @app.command("config", rich_help_panel="Kubeflow")
 @connected
-def config_command(configuration: "Configuration") -> None:
+def config_command(configuration: "Configuration", output: Output = Form.table) -> None:
     """Show the settings and who has set them: gridbox.toml, then the environment, then flags.
 
     gridbox config --namespace team-a
     """
-    from dataclasses import fields
-
     from pipeline.settings import Settings
 
     rows = [
@@ -257,7 +278,7 @@ def config_command(configuration: "Configuration") -> None:
     ]
     credential = configuration.credential()
     rows.append(["token", "set" if credential else "not set", credential.origin if credential else "-"])
-    table(("setting", "value", "set by"), rows)
+    table(("setting", "value", "set by"), rows, output)
 
 
 def _took(run: "Run") -> str:

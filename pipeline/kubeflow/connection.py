@@ -182,7 +182,19 @@ class Connection:
 
     def _refusal(self, answer: urllib3.BaseHTTPResponse, credential: Credential | None) -> Exception:
         status = answer.status
-        if 300 <= status < 400 or _is_page(answer) or answer.headers.get("Content-Type", "").startswith("text/html"):
+        is_html = answer.headers.get("Content-Type", "").startswith("text/html")
+        if status == 413:
+            return Refused(
+                f"{self.endpoint}: what is sent is too large for the server, or for a proxy before it (413); upload "
+                "the pipeline from nearer by and submit it with --uploaded, or have the limit raised (nginx: "
+                "client_max_body_size)",
+                status,
+            )
+        if status >= 500:
+            said = "" if is_html else _said(answer, credential)
+            mend = "; it is starting or overloaded, so try again later" if status in RETRIED_STATUS else ""
+            return Unavailable(f"{self.endpoint}: the server fails ({status}){said}{mend}")
+        if 300 <= status < 400 or is_html:
             token = f"the token ({credential.origin}) does not open it" if credential else "no token was sent"
             return Refused(
                 f"{self.endpoint}: a web page, such as a login, answers in place of the API, and {token}; {_WRONG}",
@@ -206,9 +218,7 @@ class Connection:
             return Refused(f"{self.endpoint}: there is no such thing (404){said}", status)
         if status == 409:
             return Refused(f"{self.endpoint}: it is there already, or has changed meanwhile (409){said}", status)
-        if status < 500:
-            return Refused(f"{self.endpoint}: the request is refused ({status}){said}", status)
-        return Unavailable(f"{self.endpoint}: the server fails ({status}){said}")
+        return Refused(f"{self.endpoint}: the request is refused ({status}){said}", status)
 
 
 _WRONG = (
@@ -245,6 +255,7 @@ def _retries(repeatable: bool) -> urllib3.Retry:
     """Connections that never came about are tried again for every call; answers only where nothing can happen twice."""
     return urllib3.Retry(
         total=TRIES - 1,
+        read=2,  # a server that never answers costs the time-out three times, no more
         allowed_methods=None if repeatable else ("GET",),  # empty would mean all of them
         status_forcelist=RETRIED_STATUS,
         backoff_factor=PAUSE_SECONDS,

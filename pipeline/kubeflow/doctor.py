@@ -1,25 +1,36 @@
 """Looks, before hours of training, whether Kubeflow and the cluster have what a pipeline needs."""
 
+import contextlib
+import json
+import os
 import re
+import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
+from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU
+from components.serve.release import TRITON_IMAGE
 from components.step import StageError, UserError
-from pipeline.kubeflow import needs
+from pipeline.images import repository
+from pipeline.kubeflow import installation, needs
 from pipeline.kubeflow.api import Kubeflow, Server
-from pipeline.kubeflow.cluster import Cluster, Forbidden
+from pipeline.kubeflow.cluster import Cluster
 from pipeline.kubeflow.connection import Connection, Document
+from pipeline.kubeflow.findings import Finding, attempted
 from pipeline.kubeflow.package import Package
+from pipeline.kubeflow.session import SYSTEM_NAMESPACE
+from pipeline.placement import IMAGE_USER
 from pipeline.settings import Configuration
 
-State = Literal["pass", "fail", "skipped"]
-# Where an installation for one user runs everything.
-SYSTEM_NAMESPACE = "kubeflow"
+# The repositories of the images that the project's own names lead to.
+DEFAULT_IMAGES = frozenset(map(repository, (OPEN_ENGINE, OPEN_ENGINE_GPU, TRITON_IMAGE)))
+_ENDPOINT = "AWS_ENDPOINT_URL"
 GROUP = "pipelines.kubeflow.org"
 # What `submit`, `schedule`, `upload`, `cancel` and `list` do where Kubeflow keeps users apart.
 PIPELINE_RULES = (
@@ -32,23 +43,6 @@ PIPELINE_RULES = (
 )
 LOG_RULES = (("list", "pods"), ("get", "pods/log"))
 ROLE = "ask an administrator for the role kubeflow-edit in this namespace"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        subject: What was looked at.
-        state: How it is.
-        text: What was seen.
-        mend: What to do about it; empty where there is nothing to do.
-    """
-
-    subject: str
-    state: State
-    text: str
-    mend: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,7 @@ class Examination:
 
 def examine(configuration: Configuration, package: Package, arguments: Mapping[str, Any]) -> Iterator[Finding]:
     """Yields a finding after each check; what depends on something that failed is skipped and named."""
-    yield from attempted("store", store, configuration.settings.store)
+    yield from attempted("store", _store_from_here, configuration)
     try:
         credential = configuration.credential()
         api = Kubeflow(Connection(configuration), configuration.settings.namespace)
@@ -101,22 +95,16 @@ def _cluster_checks(case: Examination) -> Iterator[Finding]:
     yield _rights("rights on pods", allowed, "gridbox logs then depends on the Pipelines API alone")
     if case.server.is_shared:
         yield from attempted("rights on runs", _run_rights, cluster, namespace)
-    for name, is_optional in sorted(needs.secrets(case.package, case.values).items()):
-        yield from attempted(f"secret {name}", _secret, cluster, namespace, name, is_optional)
+    yield from installation.examine(case.server, cluster)
+    yield from attempted("images", _images, cluster, case.package)
+    for name, secret in sorted(needs.secrets(case.package, case.values).items()):
+        yield from attempted(f"secret {name}", _secret, cluster, namespace, name, secret)
     for name in sorted(needs.volumes(case.package, case.values)):
         yield from attempted(f"volume claim {name}", _volume, cluster, namespace, name)
     yield from attempted("artifact store", _artifact_store, cluster, namespace)
     yield from pools(cluster, needs.pools(case.package, case.values))
-
-
-def attempted(subject: str, check: Callable[..., Finding], *arguments: object) -> Iterator[Finding]:
-    """Makes a check; a right that is missing for looking is no failure of what is looked at."""
-    try:
-        yield check(*arguments)
-    except Forbidden as error:
-        yield Finding(subject, "skipped", str(error))
-    except (UserError, StageError) as error:
-        yield Finding(subject, "fail", str(error))
+    if case.values.get("deploy_target") == "kserve":
+        yield from attempted("KServe's own pods", kserve_pods, cluster, str(case.values.get("deploy_namespace")))
 
 
 def _release(server: Server, package: Package) -> Finding:
@@ -157,22 +145,85 @@ def _run_rights(cluster: Cluster, namespace: str) -> Finding:
     return _rights("rights on runs", allowed, ROLE)
 
 
-def _secret(cluster: Cluster, namespace: str, name: str, is_optional: bool) -> Finding:
+def _secret(cluster: Cluster, namespace: str, name: str, secret: needs.Secret) -> Finding:
     subject = f"secret {name}"
     if cluster.find(f"api/v1/namespaces/{namespace}/secrets/{name}"):
         return Finding(subject, "pass", f"is in {namespace}")
-    if is_optional:
+    if secret.is_optional:
         return Finding(subject, "skipped", f"is not in {namespace}; the stages can do without")
-    mend = f"kubectl -n {namespace} create secret generic {name} --from-env-file=FILE"
+    create = f"kubectl -n {namespace} create secret"
+    mend = f"{create} generic {name} --from-env-file=FILE"
+    if secret.is_for_images:
+        mend = f"docker login, then {create} docker-registry {name} --from-file=$HOME/.docker/config.json"
     return Finding(subject, "fail", f"is not in {namespace}", mend)
 
 
 def _volume(cluster: Cluster, namespace: str, name: str) -> Finding:
-    if cluster.find(f"api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"):
-        return Finding(f"volume claim {name}", "pass", f"is in {namespace}")
-    return Finding(
-        f"volume claim {name}", "fail", f"is not in {namespace}", "create it, or name another one with --set"
+    subject = f"volume claim {name}"
+    found = cluster.get(f"api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+    if not found:
+        return Finding(subject, "fail", f"is not in {namespace}", "create it, or name another one with --set")
+    phase = str((found.get("status") or {}).get("phase", ""))
+    if phase == "Lost" or found["metadata"].get("deletionTimestamp"):
+        return Finding(subject, "fail", f"is being deleted, or its volume is lost ({phase})", "create it anew")
+    waits = ", and gets its volume with its first pod" if phase == "Pending" else ""
+    text = f"is in {namespace}{waits}; the pre-flight stage tries whether user {IMAGE_USER} can write to it"
+    return Finding(subject, "pass", text)
+
+
+def _images(cluster: Cluster, package: Package) -> Finding:
+    """Nobody has pushed the images by their default names; a node may hold them all the same."""
+    # One may also be a word of a stage's command: that of the served Triton.
+    text = json.dumps(package.spec["deploymentSpec"])
+    unpushed = sorted(
+        {found for name in DEFAULT_IMAGES for found in re.findall(rf"{re.escape(name)}[:@][\w.:-]+", text)}
     )
+    if not unpushed:
+        return Finding("images", "pass", "none has a default name, which nobody has pushed")
+    nodes = cluster.listed("api/v1/nodes")
+    held = [{name for image in _listed(node, "images") for name in image.get("names") or []} for node in nodes]
+    absent = [image for image in unpushed if not all(image in names for names in held)]
+    if held and not absent:
+        return Finding("images", "pass", f"{', '.join(unpushed)}: nobody has pushed it, but each node holds it")
+    mend = "make images push REGISTRY=… builds and pushes them and writes [images] of gridbox.toml"
+    return Finding("images", "fail", f"nobody has pushed {', '.join(absent or unpushed)}", mend)
+
+
+def _listed(node: Document, key: str) -> list[Document]:
+    return list((node.get("status") or {}).get(key) or [])
+
+
+def kserve_pods(cluster: Cluster, namespace: str) -> Finding:
+    """Looks whether a namespace's Pod Security lets KServe's storage-initializer in, which the cluster describes."""
+    subject = "KServe's own pods"
+    found = cluster.get(f"api/v1/namespaces/{namespace}")
+    if not found:
+        return Finding(subject, "fail", f"there is no namespace {namespace}", "see docs/kubeflow.md, deploying")
+    level = (found["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce", "privileged")
+    if level != "restricted":
+        return Finding(subject, "pass", f"may start in {namespace} (Pod Security {level})")
+    containers = cluster.listed("apis/serving.kserve.io/v1alpha1/clusterstoragecontainers")
+    context = next(
+        (
+            (each["spec"].get("container") or {}).get("securityContext") or {}
+            for each in containers
+            if each["metadata"]["name"] == "default"
+        ),
+        {},
+    )
+    lacking = [
+        name
+        for name, is_set in (
+            ("allowPrivilegeEscalation: false", context.get("allowPrivilegeEscalation") is False),
+            ("capabilities.drop: [ALL]", "ALL" in ((context.get("capabilities") or {}).get("drop") or [])),
+        )
+        if not is_set
+    ]
+    if lacking:
+        text = f"{namespace} is restricted, and ClusterStorageContainer default has no {' and no '.join(lacking)}"
+        mend = "have an administrator add that to its container's securityContext (docs/kubeflow.md), once a cluster"
+        return Finding(subject, "fail", text, mend)
+    return Finding(subject, "pass", f"may start in {namespace} (Pod Security restricted)")
 
 
 def _artifact_store(cluster: Cluster, namespace: str) -> Finding:
@@ -240,6 +291,42 @@ def _tolerates(toleration: Document, taint: Document) -> bool:
     return toleration.get("key") == taint["key"] and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
+def _store_from_here(configuration: Configuration) -> Finding:
+    """Tries the store as this machine reaches it; an address inside the cluster is none of this machine's."""
+    base = configuration.settings.store
+    given = configuration.settings.store_endpoint or os.environ.get(_ENDPOINT)
+    endpoint = given or configuration.placement.store_endpoint
+    host = urlsplit(endpoint).hostname or ""
+    if base.startswith("s3://") and host and not _is_known(host):
+        text = f"{base} cannot be tried from here: {host} is no name of this network; the pre-flight stage tries it"
+        return Finding("store", "skipped", text, "set store_endpoint to the store's URL as this machine reaches it")
+    with _endpoint(endpoint):
+        return store(base)
+
+
+@contextlib.contextmanager
+def _endpoint(url: str) -> Iterator[None]:
+    """Lets the store's client, which asks the environment alone, find a URL there."""
+    former = os.environ.get(_ENDPOINT)
+    if url:
+        os.environ[_ENDPOINT] = url
+    try:
+        yield
+    finally:
+        if former is None:
+            os.environ.pop(_ENDPOINT, None)
+        else:
+            os.environ[_ENDPOINT] = former
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
 def store(base: str) -> Finding:
     """Writes, reads and removes an object below a base."""
     from components.objects import Entry, open_objects
@@ -255,7 +342,8 @@ def store(base: str) -> Finding:
         found = objects.read(name)
         objects.remove(Entry(name, len(content), datetime.now(UTC)))
     except (Interrupted, OSError) as error:
-        raise UserError(f"{shown(base)}: {error}") from error
+        room = "a store without free room answers like this, or not at all; Kubeflow's own SeaweedFS holds 8 volumes"
+        raise UserError(f"{shown(base)}: {error}" + (f"; {room}" if base.startswith("s3://") else "")) from error
     if found is None or found[0] != content:
         return Finding("store", "fail", f"{shown(base)}: does not give back what was written", "check the store")
     return Finding("store", "pass", f"{shown(base)} can be written, read and removed from")

@@ -4,79 +4,83 @@ Neither keeps logs for ever: Kubeflow 2.17 removes a run's pods an hour after it
 archive only where the installation keeps one (`executor-logs`, `main.log` in its bucket).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from components.step import StageError, UserError
-from pipeline.kubeflow.api import Kubeflow, Run, Server
-from pipeline.kubeflow.cluster import Cluster
-from pipeline.kubeflow.connection import Document
-from pipeline.kubeflow.workflow import NODE_NAME, RUN_LABEL, Attempt, attempts, task_of
+from pipeline.kubeflow.workflow import Attempt, StageState
 
-OpenCluster = Callable[[], Cluster]
+if TYPE_CHECKING:
+    from pipeline.kubeflow.api import Run
+    from pipeline.kubeflow.session import Session
+
+# What Kubeflow's launcher and driver write (Go's glog), and what Argo's executor writes beside them.
+_LAUNCHER = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ \S+\.go:\d+\] ")
+_ARGO = re.compile(r'time="?\d{4}-\d\d-\d\dT\S+ level=\w+ msg=.* argo=true|Error: exit status \d+$')
 
 
-def chosen(run: Run, stages: Mapping[str, str], stage: str) -> list[str]:
-    """Returns the tasks whose logs are wanted: the named one, else those that failed, else all that have begun.
+def chosen(states: Mapping[str, StageState], stages: Mapping[str, str], stage: str) -> list[str]:
+    """Returns the stages whose logs are wanted: the named one, else those that failed, else all that have begun.
 
     Raises:
         UserError: There is no such stage.
     """
     if stage:
-        named = [task for task, shown in stages.items() if stage in (task, shown)]
+        named = [path for path, shown in stages.items() if stage in (path, shown)]
         if not named:
             raise UserError(f"{stage}: the run has no such stage; there are {', '.join(sorted(stages.values()))}")
         return named
-    begun = [task for task in run.tasks if task.name in stages]
-    failed = [task.name for task in begun if task.state == "FAILED"]
-    return list(dict.fromkeys(failed or [task.name for task in begun]))
+    begun = [path for path in states if path in stages]
+    return [path for path in begun if states[path].state == "FAILED"] or begun
 
 
-def tries(api: Kubeflow, run: Run, open_cluster: OpenCluster, namespace: str) -> list[Attempt]:
-    """Returns the tries of all stages, oldest first.
-
-    Raises:
-        UserError: Neither the API nor Kubernetes tells.
-    """
-    if (workflow := api.workflow(run.id)) and (found := attempts(workflow)):
-        return found
-    try:
-        pods = open_cluster().listed(f"api/v1/namespaces/{namespace}/pods", f"{RUN_LABEL}={run.id}")
-    except UserError as error:
-        raise UserError(f"run {run.id}: the API does not say which pods ran it, and {error}") from error
-    found = [attempt for pod in pods if (attempt := _attempt(pod))]
-    return sorted(found, key=lambda attempt: attempt.started)
-
-
-def text(
-    api: Kubeflow, server: Server, run: Run, attempt: Attempt, open_cluster: OpenCluster, namespace: str
-) -> Iterator[str]:
+def text(session: "Session", run: "Run", attempt: Attempt) -> Iterator[str]:
     """Yields a try's lines, from the API or else from Kubernetes.
 
     Raises:
         UserError: Neither has them.
         StageError: The API's answer broke off.
     """
-    lines = api.log(server, run.id, attempt.pod)
+    lines = session.api.log(session.server, run.id, attempt.pod)
     try:
         first = next(lines, None)
     except (UserError, StageError) as error:
-        yield from _from_cluster(attempt, open_cluster, namespace, error)
+        yield from _from_cluster(session, attempt, error)
         return
     if first is not None:
         yield first
         yield from lines
 
 
-def _from_cluster(attempt: Attempt, open_cluster: OpenCluster, namespace: str, refused: Exception) -> Iterator[str]:
+def own(lines: Iterable[str]) -> Iterator[str]:
+    """Yields the lines that a stage's program wrote; Kubeflow's launcher and Argo's executor write between them."""
+    is_inside = False  # of a JSON object that the launcher writes over several lines
+    for line in lines:
+        if is_inside:
+            is_inside = line != "}"
+        elif _LAUNCHER.match(line):
+            is_inside = line.endswith("{")
+        elif not _ARGO.match(line):
+            yield line
+
+
+def last_line(session: "Session", run: "Run", attempt: Attempt) -> str:
+    """Returns the last line of a stage's program, or the last error of a driver; empty where nobody has it."""
     try:
-        yield from open_cluster().log(namespace, attempt.pod, follow=False)
+        lines = list(text(session, run, attempt))
+    except (UserError, StageError):
+        return ""
+    if attempt.is_driver:
+        errors = [line for line in lines if _LAUNCHER.match(line) and line[0] in "EF"]
+        lines = [_LAUNCHER.sub("", line) for line in errors] or lines
+    else:
+        lines = list(own(lines))
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _from_cluster(session: "Session", attempt: Attempt, refused: Exception) -> Iterator[str]:
+    try:
+        yield from session.cluster().log(session.pod_namespace, attempt.pod, follow=False)
     except UserError as error:
         raise UserError(f"pod {attempt.pod}: no log: {refused}; nor from Kubernetes: {error}") from error
-
-
-def _attempt(pod: Document) -> Attempt | None:
-    metadata, status = pod["metadata"], pod.get("status") or {}
-    if not (task := task_of((metadata.get("annotations") or {}).get(NODE_NAME, ""))):
-        return None
-    started = str(status.get("startTime") or metadata.get("creationTimestamp") or "")
-    return Attempt(task, str(metadata["name"]), str(status.get("phase", "")), str(status.get("message") or ""), started)

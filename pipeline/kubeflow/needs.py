@@ -20,13 +20,21 @@ class Pool:
         resource: What they want of a node, as `nvidia.com/gpu`.
         count: How many of it.
         selector: Labels that the node must bear.
-        tolerations: Taints that are put up with, as a pod has them.
+        tolerations: Those of the pods.
     """
 
     resource: str
     count: int
     selector: Mapping[str, str]
     tolerations: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret: whether the stages can do without it, and whether images are pulled with it."""
+
+    is_optional: bool
+    is_for_images: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +52,19 @@ def values(package: Package, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | dict(arguments)
 
 
-def secrets(package: Package, given: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns the secrets that stages use, and of each whether they can do without."""
-    found: dict[str, bool] = {}
+def secrets(package: Package, given: Mapping[str, Any]) -> dict[str, Secret]:
+    """Returns the secrets that stages use, by their name."""
+    found: dict[str, Secret] = {}
     for settings in _kubernetes(package).values():
         for kind in ("secretAsEnv", "secretAsVolume", "imagePullSecret"):
             for each in settings.get(kind) or []:
                 name = _resolved(each.get("secretNameParameter") or each.get("secretName"), given)
                 if name:
-                    found[str(name)] = found.get(str(name), True) and bool(each.get("optional"))
+                    known = found.get(str(name), Secret(is_optional=True, is_for_images=False))
+                    found[str(name)] = Secret(
+                        known.is_optional and bool(each.get("optional")),
+                        known.is_for_images or kind == "imagePullSecret",
+                    )
     return found
 
 
@@ -61,6 +73,15 @@ def volumes(package: Package, given: Mapping[str, Any]) -> set[str]:
     mounts = [each for settings in _kubernetes(package).values() for each in settings.get("pvcMount") or []]
     names = (_resolved(each.get("pvcNameParameter") or each.get("constant"), given) for each in mounts)
     return {str(name) for name in names if name}
+
+
+def mounts(package: Package) -> set[str]:
+    """Returns the folders at which stages mount volume claims."""
+    return {
+        str(each["mountPath"]).rstrip("/")
+        for settings in _kubernetes(package).values()
+        for each in settings.get("pvcMount") or []
+    }
 
 
 def pools(package: Package, given: Mapping[str, Any]) -> dict[str, Pool]:

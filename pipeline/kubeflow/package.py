@@ -1,8 +1,10 @@
 """A compiled pipeline as Kubeflow takes it: for a run, for an upload, or as custom resources."""
 
+import copy
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import yaml
 
 from components.step import UserError, publish
+from pipeline.kubeflow.workflow import SEPARATOR
 
 Document = dict[str, Any]
 
@@ -65,8 +68,21 @@ class Package:
         return str(yaml.dump_all(documents, Dumper=_DUMPER, sort_keys=True)).encode()
 
     def stages(self) -> dict[str, str]:
-        """Returns the tasks that run a container: by their name in the API, how `gridbox run` calls them here."""
-        return dict(_stages(self.spec["root"]["dag"], self.spec.get("components") or {}))
+        """Returns the tasks that run a container: by their path (`learn.train`), how `gridbox run` calls them here.
+
+        Two that are called the same in different sub-pipelines are told apart by their path.
+        """
+        found = dict(_stages(self.spec["root"]["dag"], self.spec.get("components") or {}, ""))
+        often = {name for name, count in Counter(found.values()).items() if count > 1}
+        return {path: path if name in often else name for path, name in found.items()}
+
+    def without_cache(self) -> "Package":
+        """Returns the same pipeline whose stages all run anew."""
+        spec = copy.deepcopy(self.spec)
+        for component in (spec["root"], *(spec.get("components") or {}).values()):
+            for task in (component.get("dag") or {}).get("tasks", {}).values():
+                task["cachingOptions"] = {}  # what kfp writes for set_caching_options(False)
+        return Package(self.origin, spec, self.platform)
 
 
 def read(path: Path) -> Package:
@@ -137,13 +153,13 @@ def write_resources(file: Path) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
-def _stages(dag: Document, components: Mapping[str, Document]) -> list[tuple[str, str]]:
+def _stages(dag: Document, components: Mapping[str, Document], above: str) -> list[tuple[str, str]]:
     stages: list[tuple[str, str]] = []
     for key, task in dag["tasks"].items():
         component = components[task["componentRef"]["name"]]
         if "dag" in component:
-            stages += _stages(component["dag"], components)
+            stages += _stages(component["dag"], components, f"{above}{key}{SEPARATOR}")
         else:
             shown = str((task.get("taskInfo") or {}).get("name") or key)
-            stages.append((str(key), re.sub(r"[^a-z0-9]+", "-", shown.lower()).strip("-")))
+            stages.append((above + str(key), re.sub(r"[^a-z0-9]+", "-", shown.lower()).strip("-")))
     return stages

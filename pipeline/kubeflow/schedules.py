@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.step import UserError
-from pipeline.kubeflow.session import Limit, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
 from pipeline.kubeflow.target import (
     Assignments,
     Data,
@@ -15,8 +15,8 @@ from pipeline.kubeflow.target import (
     Profile,
     ServiceAccount,
     Uploaded,
-    argument_values,
-    chosen,
+    compiled_target,
+    uploaded_target,
 )
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def schedule_create_command(
     from pipeline.kubeflow.runs import Submission, upload
 
     trigger = trigger_of(cron, every)
+    local = None if uploaded else compiled_target(pipeline, configuration.options(), data, profile, assignments)
     session = open_session(configuration)
-    package, version = chosen(session.api, pipeline, profile, uploaded, configuration.options())
-    arguments = argument_values(package, pipeline, data, profile, assignments, uploaded)
-    name = name or package.name
+    target = local or uploaded_target(session.api, pipeline, data, profile, assignments)
+    name = name or target.package.name
     if session.api.has_schedule(name):
         raise UserError(f"{name}: there is a schedule of this name; give another --name, or delete that one first")
     submission = Submission(
         name=name,
-        package=package,
-        version=version or upload(session.api, package)[0],
-        arguments=arguments,
+        package=target.package,
+        version=target.version or upload(session.api, target.package)[0],
+        arguments=target.arguments,
         experiment_id=session.api.experiment(experiment or configuration.settings.experiment),
         service_account=service_account or configuration.settings.service_account,
     )
@@ -78,9 +78,9 @@ def schedule_create_command(
 
 @app.command("list")
 @connected
-def schedule_list_command(configuration: "Configuration", limit: Limit = 20) -> None:
+def schedule_list_command(configuration: "Configuration", limit: Limit = 20, output: Output = Form.table) -> None:
     """List the newest schedules."""
-    list_schedules(open_session(configuration), limit)
+    list_schedules(open_session(configuration), limit, output)
 
 
 @app.command("enable")
@@ -139,10 +139,10 @@ def trigger_of(cron: str, every: str) -> dict[str, Any]:
     return {"cron_schedule": {"cron": " ".join(words)}}
 
 
-def list_schedules(session: Session, limit: int) -> None:
+def list_schedules(session: Session, limit: int, form: Form) -> None:
     """Shows the newest schedules."""
     rows = [
         [each.name, "enabled" if each.is_enabled else "disabled", each.trigger, when(each.created), each.id]
         for each in session.api.schedules(limit)
     ]
-    table(("schedule", "state", "when", "created", "id"), rows)
+    table(("schedule", "state", "when", "created", "id"), rows, form)

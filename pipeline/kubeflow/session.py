@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +16,22 @@ from components.step import UserError
 if TYPE_CHECKING:
     from pipeline.kubeflow.api import Kubeflow, Server
     from pipeline.kubeflow.cluster import Cluster
+    from pipeline.kubeflow.sources import Sources
     from pipeline.settings import Configuration
 
+# Where an installation for one user runs everything, and any installation its own servers.
+SYSTEM_NAMESPACE = "kubeflow"
 PANEL = "Where Kubeflow is (see gridbox config)"
+
+
+class Form(StrEnum):
+    """How something is printed."""
+
+    table = "table"
+    json = "json"
+
+
+Output = Annotated[Form, typer.Option("-o", "--output", help="For people, or for programs.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many of the newest to show.")]
 
 _CONNECTION: dict[str, Any] = {
@@ -68,11 +83,15 @@ class Session:
 
         return Cluster(self.configuration.settings.context)
 
+    def sources(self) -> "Sources":
+        """Returns what tells of a run's stages and pods."""
+        from pipeline.kubeflow.sources import Sources
+
+        return Sources(self.api, self.cluster, self.pod_namespace)
+
     @property
     def pod_namespace(self) -> str:
         """Where the pods of the runs are."""
-        from pipeline.kubeflow.doctor import SYSTEM_NAMESPACE
-
         return self.configuration.settings.namespace or SYSTEM_NAMESPACE
 
 
@@ -107,8 +126,11 @@ def when(time: datetime | None) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M}" if time else "-"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns as wide as they need to be, so that ids can be copied and lines cut by programs."""
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], form: Form = Form.table) -> None:
+    """Prints columns as wide as they need to be, or a JSON list of objects for programs."""
+    if form is Form.json:
+        print(json.dumps([dict(zip(titles, row, strict=True)) for row in rows], indent=2))
+        return
     if not rows:
         typer.echo("none")
         return

@@ -1,7 +1,8 @@
 """What a command shall run: a pipeline of ours, a compiled file, or what has been uploaded; and with which values."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,16 +31,81 @@ Experiment = Annotated[str, typer.Option(help="The experiment it belongs to.", s
 ServiceAccount = Annotated[str, typer.Option(help="What the stages run as.", show_default=False)]
 
 
-def chosen(
-    api: "Kubeflow", pipeline: str, profile: str, uploaded: bool, options: "Options"
-) -> tuple["Package", "Version | None"]:
-    """Returns the pipeline to run, and its version where an uploaded one is wanted.
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Run every stage anew, whatever Kubeflow's cache holds.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to run.
+
+    Attributes:
+        package: The pipeline.
+        version: Its uploaded version; None where it is sent along, or uploaded first.
+        arguments: Values of its run parameters that differ from its defaults.
+    """
+
+    package: "Package"
+    version: "Version | None"
+    arguments: Mapping[str, Any]
+
+    def without_cache(self) -> "Target":
+        """Returns the same without Kubeflow's cache.
+
+        Raises:
+            UserError: It has been uploaded, and so is as it is.
+        """
+        if self.version:
+            raise UserError("--no-cache: an uploaded pipeline keeps its cache; give its compiled file, or facedetect")
+        return replace(self, package=self.package.without_cache())
+
+
+def compiled_target(
+    pipeline: str, options: "Options", data: str = "", profile: str = "", assignments: Sequence[str] | None = None
+) -> Target:
+    """Returns a pipeline of ours, compiled with a profile's values, or that of a compiled file. Nobody is asked.
+
+    Parameters of ours that no form of a run shows are bound in the file that is compiled.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
     """
-    if not uploaded:
-        return package_of_name(pipeline, profile, options), None
+    from pipeline import compiling
+    from pipeline.kubeflow.package import read
+
+    if _is_file(pipeline):
+        package = read(Path(pipeline))
+        return Target(package, None, argument_values(package, data, profile, assignments))
+    given = ({"data_uri": data} if data else {}) | _parsed(pipeline, assignments)
+    arguments, bound = compiling.split_values(pipeline, given)
+    package = _compiled(pipeline, options, profile, bound)
+    compiling.check_arguments(pipeline, arguments)
+    _check_readable(package, arguments)
+    return Target(package, None, arguments)
+
+
+def bound_package(pipeline: str, options: "Options", profile: str, assignments: Sequence[str] | None) -> "Package":
+    """Returns a pipeline to upload: all values that are given are bound in it, or its defaults.
+
+    Raises:
+        UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
+    """
+    from pipeline.kubeflow.package import read
+
+    if not _is_file(pipeline):
+        return _compiled(pipeline, options, profile, _parsed(pipeline, assignments))
+    if assignments:
+        raise UserError(f"--set: {pipeline} is compiled already; set values when compiling, or for a run of it")
+    return read(Path(pipeline))
+
+
+def uploaded_target(
+    api: "Kubeflow", pipeline: str, data: str, profile: str, assignments: Sequence[str] | None
+) -> Target:
+    """Returns an uploaded pipeline: its newest version, or NAME@VERSION.
+
+    Raises:
+        UserError: There is none, or a name or value is wrong.
+    """
     from pipeline.kubeflow.package import from_documents
 
     name, _, wanted = pipeline.partition("@")
@@ -49,48 +115,70 @@ def chosen(
     version = api.version(found, wanted)
     if version is None:
         raise UserError(f"{pipeline}: no such version is uploaded; upload one with gridbox upload")
-    return from_documents(f"version {version.name}", version.spec), version
+    package = from_documents(f"version {version.name}", version.spec)
+    return Target(package, version, argument_values(package, data, profile, assignments))
 
 
-def package_of_name(pipeline: str, profile: str, options: "Options") -> "Package":
-    """Returns a pipeline of ours, compiled with a profile's values as defaults, or that of a compiled file.
-
-    Raises:
-        UserError: There is none, or it is no compiled pipeline.
-    """
-    from pipeline import cli
-    from pipeline.kubeflow.package import read
-
-    if pipeline not in cli.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml"):
-        return read(Path(pipeline))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "pipeline.yaml")
-        cli.compile_to(pipeline, file, profile or "tao", options)
-        return read(file)
-
-
-def argument_values(
-    package: "Package", pipeline: str, data: str, profile: str, assignments: Sequence[str] | None, uploaded: bool
-) -> dict[str, Any]:
-    """Returns checked values of the parameters that differ from the pipeline's defaults.
+def argument_values(package: "Package", data: str, profile: str, assignments: Sequence[str] | None) -> dict[str, Any]:
+    """Returns checked values of the parameters that differ from a compiled pipeline's defaults.
 
     Raises:
-        UserError: A name or value is wrong, or a path of this machine is given where the cluster must read it.
+        UserError: A name or value is wrong, or is bound in the file, or a path of this machine is given where the
+            cluster must read it.
     """
-    from pipeline import cli
+    from pipeline import compiling
     from pipeline.parameters import parse_assignments
     from pipeline.profiles import profile as profile_values
 
-    is_compiled_here = pipeline in cli.PIPELINES and not uploaded
-    values = dict(profile_values(profile)) if profile and not is_compiled_here else {}
+    types = package.types
+    known = compiling.parameter_types(package.name) if package.name in compiling.PIPELINES else {}
+    values = dict(profile_values(profile)) if profile else {}
     values |= {"data_uri": data} if data else {}
-    values |= parse_assignments(assignments or (), package.types)
-    for unknown in sorted(set(values) - set(package.types)):
-        raise UserError(f"{package.origin}: the pipeline has no parameter {unknown}")
+    values |= parse_assignments(assignments or (), {**known, **types})
+    for name in sorted(set(values) - set(types)):
+        if name in known:
+            raise UserError(f"{name}: is bound in {package.origin}; compile, or submit {package.name}, with its value")
+        raise UserError(f"{package.origin}: the pipeline has no parameter {name}")
+    compiling.check_arguments(package.name, values)
+    _check_readable(package, values)
+    return values
+
+
+def _check_readable(package: "Package", values: Mapping[str, Any]) -> None:
+    """Refuses what would not arrive, and paths of this machine; a folder that a volume claim mounts is the stages'."""
+    from pipeline.kubeflow.needs import mounts
+    from pipeline.transport import check_transport
+
+    check_transport(values)
+    folders = mounts(package)
     for name, value in values.items():
-        if name.endswith("_uri") and value and "://" not in str(value):
+        if not name.endswith("_uri") or not value or "://" in str(value):
+            continue
+        if not any(str(value) == folder or str(value).startswith(f"{folder}/") for folder in folders):
             raise UserError(
                 f"{name}: {value} is a path here, which the cluster does not see; give an s3:// or https:// URI"
+                + (f", or a path below {' or '.join(sorted(folders))}" if folders else ", or set data_claim")
             )
-    cli.check_arguments(package.name, values)
-    return values
+
+
+def _is_file(pipeline: str) -> bool:
+    from pipeline import compiling
+
+    return pipeline not in compiling.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml")
+
+
+def _parsed(pipeline: str, assignments: Sequence[str] | None) -> dict[str, Any]:
+    from pipeline import compiling
+    from pipeline.parameters import parse_assignments
+
+    return parse_assignments(assignments, compiling.parameter_types(pipeline)) if assignments else {}
+
+
+def _compiled(pipeline: str, options: "Options", profile: str, bound: dict[str, Any]) -> "Package":
+    from pipeline import compiling
+    from pipeline.kubeflow.package import read
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "pipeline.yaml")
+        compiling.compile_to(pipeline, file, profile or "tao", options, bound)
+        return read(file)

@@ -10,12 +10,15 @@ import json
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from numpy.typing import NDArray
+
+from components.vision.threads import available_cores
 
 # What a capsule is called whose content somebody has taken over.
 _TAKEN = b"used_dltensor"
@@ -41,6 +44,8 @@ class Step(ABC):
     def __call__(self, inputs: Arrays) -> Arrays:
         """Returns outputs, each with at least one element; the inputs must not be kept or changed.
 
+        Several threads call at once.
+
         Raises:
             RefusedError: The request cannot be answered.
         """
@@ -60,10 +65,18 @@ class Model:
         given = {name: json.loads(value["string_value"]) for name, value in config["parameters"].items()}
         self._inputs = [tensor["name"] for tensor in config["input"]]
         self._answer = self.step(given, Path(args["model_repository"]))
+        # Decoding an image leaves Python's lock to others: one process alone would keep a GPU waiting.
+        self._pool = ThreadPoolExecutor(available_cores())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Returns a response to each request."""
-        return [self._respond(request) for request in requests]
+        if len(requests) == 1:
+            return [self._respond(requests[0])]
+        return list(self._pool.map(self._respond, requests))
+
+    def finalize(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown()
 
     def _respond(self, request: Any) -> Any:  # noqa: ANN401 - the backend has no types
         try:
