@@ -360,7 +360,7 @@ def test_prune_spares_what_a_deployment_holds_and_takes_the_evidence_of_the_rest
     hold(base, "face.facenet", made[1:2], QUICK)  # in the place of those it named before
     hold(base, "face.other", [], QUICK)
     assert prune(base, 1, young=AT_ONCE, patience=QUICK).versions == (made[0], made[2])
-    left = {name for name in names_below(base) if name.startswith("evidence/")}
+    left = {entry.name for entry in place.listed("evidence/")}
     assert left == {f"evidence/{version}.npz" for version in (made[1], made[3])}
 
 

@@ -4,8 +4,8 @@ import kserve_stub
 import pytest
 from deployments import model, stub_cluster
 
+from components.serve.access import DEPLOY_RULES
 from components.serve.cluster import Cluster
-from components.serve.deploy import DEPLOY_RULES
 from components.serve.kserve import Mode
 from components.serve.rehearsal import rehearse
 from components.step import UserError
