@@ -55,7 +55,7 @@ def publish_repository(repository: Path, base: str, output: Path) -> Published:
         scratch.mkdir()
         counts = {"objects": done.objects, "bytes": done.bytes, "storage_uri": published.storage_uri}
         own = {name: getattr(published, name) for name in ("base", "storage_uri", "version", "digest")}
-        write_manifest(scratch, KIND, counts, {**own, "repository": settings})
+        write_manifest(scratch, KIND, counts, {**own, "repository": settings}, shown=("storage_uri", "bytes"))
     return published
 
 
