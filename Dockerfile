@@ -42,8 +42,10 @@ ENV HOME=/tmp TMPDIR=/tmp XDG_CACHE_HOME=/tmp/.cache TORCHINDUCTOR_CACHE_DIR=/tm
 FROM python AS cpu
 LABEL org.opencontainers.image.title="gridbox" \
       org.opencontainers.image.description="The open engine on a CPU: the stages of the pipelines"
+# PyTorch without CUDA, and nothing else, comes from an index of its own.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,from=requirements,target=/requirements,rw touch /requirements/README.md /requirements/LICENSE && \
-    pip install --find-links /requirements/cpu --index-url https://download.pytorch.org/whl/cpu --no-deps \
+    pip install --find-links /requirements/cpu --index-url "${TORCH_INDEX}" --no-deps \
         --constraint /requirements/requirements.lock torch && \
     pip install --find-links /requirements/cpu \
         --constraint /requirements/requirements.lock "/requirements[engine,serving,deploy]"

@@ -120,8 +120,9 @@ def test_images_of_the_engine_differ_in_nothing_but_pytorch() -> None:
     wheelhouse = load_script("containers/wheelhouse.py")
     assert [*wheelhouse.requirements("cpu")] == [*wheelhouse.requirements("gpu")]
     assert "torch.version.cuda" in " ".join(commands("gpu", "RUN"))
-    assert "whl/cpu" in " ".join(commands("cpu", "RUN"))
-    assert "whl/cpu" not in " ".join(commands("gpu", "RUN"))
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in commands("cpu", "ARG")
+    assert '--index-url "${TORCH_INDEX}" --no-deps' in " ".join(commands("cpu", "RUN"))
+    assert "TORCH_INDEX" not in " ".join(commands("gpu", "RUN"))
 
 
 def test_wheelhouse_holds_what_the_dockerfile_installs(monkeypatch: pytest.MonkeyPatch) -> None:
