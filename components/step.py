@@ -247,7 +247,7 @@ def parameter_flag(name: str, value: object) -> List[str]:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     # One word, so that a value that begins with "-" is not taken for a flag.
-    return [f"{_flag(name)}={json.dumps(value) if isinstance(value, (list, dict)) else value}"]
+    return [f"{_flag(name)}={json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value}"]
 
 
 def write_executor_output(executor_input: Mapping[str, Any]) -> None:
