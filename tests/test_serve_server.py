@@ -485,11 +485,13 @@ def in_a_cluster(squares, tmp_path_factory):
     program, start = wheel.server_program(), folder / "start"
     start.write_text(f'#!/bin/sh\nPATH={program.parent}:$PATH exec {shlex.join(SERVER_ARGUMENTS)} "$@"\n')
     start.chmod(0o755)
+    running = LocalServer(squares, folder / "log")
+    running._mend = lambda: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wheel, "server_program", lambda: start)
-        patch.setattr(LocalServer, "_mend", lambda _: None)
-        with LocalServer(squares, folder / "log") as running:
-            yield running
+        running.start()
+    yield running
+    running.stop()
 
 
 def test_administrative_interfaces_are_shut_and_those_of_clients_are_open(in_a_cluster):
