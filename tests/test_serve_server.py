@@ -561,8 +561,8 @@ def test_more_requests_than_may_wait_are_refused_at_once_and_the_others_answered
     repository = build_three_models(write_detector(tmp_path / "exported"), tmp_path / "built")
     with LocalServer(repository, tmp_path / "log") as running:
         client = Client(running)
-        slow = encoded(np.random.default_rng(3).integers(0, 256, (1900, 1900, 3), np.uint8))
-        pending = [client.start(slow) for _ in range(32)]
+        slow = encoded(np.random.default_rng(3).integers(0, 256, (1200, 1200, 3), np.uint8))
+        pending = [client.start(slow) for _ in range(24)]
         said = [outcome(request) for request in pending]
         client.close()
     refused = [text for text in said if "Exceeds maximum queue size" in text]
