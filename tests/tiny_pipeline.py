@@ -47,7 +47,7 @@ sys.path.insert(0, {root!r})
 from components import step
 
 def options(arguments):
-    return {{name.lstrip("-"): value for name, value in zip(arguments[2::2], arguments[3::2])}}
+    return dict(word.lstrip("-").split("=", 1) for word in arguments[2:])
 
 def program(arguments):
     given, task = options(arguments), arguments[1]
