@@ -187,7 +187,8 @@ def point(base: str, version: str, patience: Patience | None = None) -> Publishe
     patience = patience or Patience()
     objects = open_objects(base, patience)
     published, _ = _read_record(objects, version, patience)
-    _point(objects, published, None, patience)
+    pointer = retried(lambda: _read_pointer(objects), objects.uri, patience)
+    _point(objects, published, None, patience, bool(pointer and version in pointer.former))
     return published
 
 
@@ -261,8 +262,9 @@ def versions(base: str, patience: Patience | None = None) -> Versions:
 def prune(base: str, keep: int, *, young: timedelta = YOUNG, patience: Patience | None = None) -> Pruned:
     """Removes old versions and left-overs.
 
-    The served version, those that a deployment holds, and the newest `keep` stay. So does what may belong to a publish that is still at work, as long
-    as it is younger than `young`: versions without a record, and versions that have not been served yet.
+    The served version, those that a deployment holds, and the newest `keep` stay. So does what may belong to a publish
+    that is still at work, as long as it is younger than `young`: versions without a record, and versions that have not
+    been served yet.
 
     Args:
         base: As in `publish`.
@@ -457,17 +459,17 @@ def _document(published: Published) -> dict[str, Any]:
 # --- The pointer -----------------------------------------------------------------------------------------------------
 
 
-def _point(objects: Objects, published: Published, expected: str | None, patience: Patience) -> None:
-    """Makes a version the served one and reads the pointer back."""
-    begun = retried(lambda: _read_pointer(objects), objects.uri, patience)
-    was_replaced = begun is not None and published.version in begun.former  # long ago: it is to be served again
+def _point(
+    objects: Objects, published: Published, expected: str | None, patience: Patience, was_served: bool = False
+) -> None:
+    """Makes a version the served one, again where it `was_served` before, and reads the pointer back."""
 
     def write() -> bool:
         """Makes one try; returns whether the version is served, or was until another publisher replaced it."""
         current = _read_pointer(objects)
         # The answer to an earlier try may have been lost, and others may have published since.
         if current and (
-            current.published.version == published.version or (not was_replaced and published.version in current.former)
+            current.published.version == published.version or (not was_served and published.version in current.former)
         ):
             return True
         _check_expected(current, expected, objects)

@@ -18,9 +18,12 @@ OWNER = "serving.kserve.io/inferenceservice"
 IMAGE = "ghcr.io/gridbox/triton:stub"
 
 
-def waiting(reason, message="", **last):
+def waiting(why, told="", /, **last):
     """A container that waits, and how it ended last."""
-    return {"state": {"waiting": {"reason": reason, "message": message}}, "lastState": {"terminated": last} if last else {}}
+    return {
+        "state": {"waiting": {"reason": why, "message": told}},
+        "lastState": {"terminated": last} if last else {},
+    }
 
 
 # What becomes of a pod that is no good: (init container, container).
@@ -31,16 +34,23 @@ FATES = {
         waiting("ErrImagePull", f'failed to pull and unpack image "{IMAGE}": failed to resolve reference: not found'),
     ),
     "registry": (LOADED, waiting("ImagePullBackOff", f'Back-off pulling image "{IMAGE}": dial tcp: i/o timeout')),
-    "crash": (LOADED, waiting("CrashLoopBackOff", "back-off 10s restarting", reason="Error", exitCode=1, message="no GPU")),
+    "crash": (
+        LOADED,
+        waiting("CrashLoopBackOff", "back-off 10s restarting", reason="Error", exitCode=1, message="no GPU"),
+    ),
     "memory": (LOADED, waiting("CrashLoopBackOff", "back-off 10s restarting", reason="OOMKilled", exitCode=137)),
     "load": (
-        waiting("CrashLoopBackOff", "back-off 10s restarting", reason="Error", exitCode=1, message="No model found in\ns3"),
+        waiting(
+            "CrashLoopBackOff", "back-off 10s restarting", reason="Error", exitCode=1, message="No model found in\ns3"
+        ),
         waiting("PodInitializing"),
     ),
     "slow": (LOADED, {"state": {"running": {}}}),
 }
 QUOTA = 'pods "facenet-x" is forbidden: exceeded quota: small, requested: memory=2Gi, used: memory=8Gi'
-POD_SECURITY = 'pods "facenet-predictor-5d8-x7x2k" is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
+POD_SECURITY = (
+    'pods "facenet-predictor-5d8-x7x2k" is forbidden: violates PodSecurity "restricted:latest": seccompProfile'
+)
 REFUSALS = {"pod-security": POD_SECURITY, "quota": QUOTA}
 
 
@@ -93,7 +103,7 @@ class Child:
         self.template, self.pods, self.refusal = None, [], ""
 
     def roll(self, template, owner, fate):
-        """Takes a template of pods; one that it has already changes nothing, one whose pods still run brings them back."""
+        """Takes a template of pods; the same one changes nothing, one whose pods still run brings them back."""
         if template == self.template:
             return
         self.generation += 1
@@ -165,7 +175,13 @@ class Child:
     def _document(self, kind, version, spec, status):
         template = {"metadata": {"annotations": self.template}}
         metadata = {"name": self.name, "generation": self.generation}
-        return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": {**spec, "template": template}, "status": status}
+        return {
+            "apiVersion": version,
+            "kind": kind,
+            "metadata": metadata,
+            "spec": {**spec, "template": template},
+            "status": status,
+        }
 
 
 SERIAL = itertools.count(1)
@@ -176,7 +192,9 @@ def _status(phase, first, second, ready=False):
     return {
         "phase": phase, "conditions": [{"type": "Ready", "status": str(ready)}],
         "initContainerStatuses": containers,
-        "containerStatuses": [{"name": "kserve-container", "image": IMAGE, "ready": ready, "restartCount": 0, **second}],
+        "containerStatuses": [
+            {"name": "kserve-container", "image": IMAGE, "ready": ready, "restartCount": 0, **second}
+        ],
     }  # fmt: skip
 
 
@@ -271,7 +289,7 @@ class KServe:
 
 
 def recorded(lines):
-    """Turns the lines of a recording into (seconds, {"kind/name": object}) after each moment, objects as the API has them."""
+    """Turns a recording into (seconds, {"kind/name": object}) after each moment, objects as the API has them."""
     objects = {}
     for at, group in itertools.groupby(map(json.loads, lines), key=lambda line: line["t"]):
         for line in group:

@@ -252,7 +252,8 @@ class Kube:
             return 201, self._rehearse(call, json.loads(body))
         assert headers["Content-Type"] == "application/apply-patch+yaml", headers["Content-Type"]
         assert query == {"fieldManager": "gridbox"}, query
-        return self._apply(call, KINDS[(group, version, resource)], f"{group}/{version}", yaml.safe_load(body))
+        api_version = f"{group}/{version}".lstrip("/")
+        return self._apply(call, KINDS[(group, version, resource)], api_version, yaml.safe_load(body))
 
     def _fault(self, call):
         for fault in self.faults:

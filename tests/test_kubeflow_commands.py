@@ -315,7 +315,9 @@ def test_cancel_by_name_takes_the_newest(stub, gridbox, compiled):
     assert "is being cancelled" in out
     assert [run["state"] for run in stub.runs.values()] == ["PENDING", "CANCELING"]
     newest = list(stub.runs)[-1]
-    assert gridbox("wait", newest)[0] == 1
+    code, _, err = gridbox("wait", newest)
+    assert code == 1
+    assert f"run first ({newest}): cancelled\n" in err, "though its state is FAILED"
     code, out, _ = gridbox("cancel", newest)
     assert code == 0
     assert "nothing to cancel" in out
@@ -332,6 +334,18 @@ def test_list_shows_runs_pipelines_and_schedules(stub, gridbox, compiled):
     shown = gridbox("list", "schedules")[1]
     assert re.search(rf"tiny +enabled +every 43200 s .* {schedule}\n", shown)
     assert gridbox("schedule", "list")[1] == shown
+
+
+def test_lists_settings_and_findings_are_json_for_programs(stub, gridbox, compiled):
+    gridbox("submit", compiled, "--name", "first")
+    (run_id,) = stub.runs
+    (run,) = json.loads(gridbox("list", "-o", "json")[1])
+    assert (run["run"], run["state"], run["id"]) == ("first", "done", run_id)
+    assert json.loads(gridbox("schedule", "list", "-o", "json")[1]) == []
+    settings = {each["setting"]: each for each in json.loads(gridbox("config", "-o", "json")[1])}
+    assert settings["endpoint"] == {"setting": "endpoint", "value": stub.url, "set by": "GRIDBOX_ENDPOINT"}
+    findings = {each["subject"]: each["state"] for each in json.loads(gridbox("doctor", compiled, "-o", "json")[1])}
+    assert (findings["pipelines API"], findings["kubernetes"]) == ("pass", "skipped")
 
 
 @pytest.mark.usefixtures("stub")
@@ -366,6 +380,9 @@ def test_logs_through_the_api_server_itself(gridbox, compiled, monkeypatch):
         stub.script = [({"fit": "SUCCEEDED"}, "SUCCEEDED")]
         _, out, _ = gridbox("submit", compiled, "--name", "first")
         assert "see it at" not in out, "the API server has no pages"
+        code, _, err = gridbox("logs", "first", "fit")
+        assert code == 2, "the server says 200 and then that it has none"
+        assert "no log: BadRequestError: Failed to read logs; nor from Kubernetes" in err
         stub.logs = {stub.pod("fit"): "epoch 1"}
         assert "epoch 1" in gridbox("logs", "first", "fit")[1]
         monkeypatch.setenv("GRIDBOX_UI", "https://ui/")

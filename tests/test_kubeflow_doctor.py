@@ -11,6 +11,7 @@ from kubeflow_stub import Kubernetes, Pipelines
 
 from components import program
 from components.images import OPEN_ENGINE
+from components.serve.release import TRITON_IMAGE
 from pipeline import cli, settings
 from pipeline.kubeflow import connection, doctor, needs, package
 from pipeline.kubeflow.cluster import Cluster
@@ -182,7 +183,8 @@ def test_what_the_installation_does_is_told(world, examine):
 def ours(tmp_path, compiled):
     """The same pipeline with an image of ours by its default name."""
     file = tmp_path / "ours.yaml"
-    file.write_text(compiled.read_text().replace("example.com/fit:1", OPEN_ENGINE))
+    text = compiled.read_text().replace("example.com/fit:1", OPEN_ENGINE)
+    file.write_text(text.replace("- --executor-input", f"- --image={TRITON_IMAGE}\n        - --executor-input"))
     return file
 
 
@@ -193,9 +195,9 @@ def test_images_that_nobody_has_pushed_are_named(world, capsys, ours):
 
     code, line = images()
     assert code == 1
-    assert f"nobody has pushed {OPEN_ENGINE}" in line
+    assert f"nobody has pushed {OPEN_ENGINE}, {TRITON_IMAGE}" in line
     for each in world[1].nodes:
-        each["status"]["images"] = [{"names": [OPEN_ENGINE], "sizeBytes": 1}]
+        each["status"]["images"] = [{"names": [OPEN_ENGINE], "sizeBytes": 1}, {"names": [TRITON_IMAGE]}]
     code, line = images()
     assert code == 0
     assert "each node holds it" in line
@@ -354,6 +356,22 @@ def test_a_store_inside_the_cluster_cannot_be_tried_from_here(examine, monkeypat
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         assert examine()[1]["store"][0] == "pass"
         assert "AWS_ENDPOINT_URL" not in os.environ
+
+
+@pytest.mark.usefixtures("world")
+def test_a_store_that_is_full_says_its_last_word(examine, monkeypatch):
+    """As Kubeflow's SeaweedFS: buckets can be made and listed, objects not be written."""
+    with s3_server.running() as environment, s3_server.bucket(environment) as (_, bucket):
+        s3_server.enter(monkeypatch, environment)
+        with s3_server.proxy(environment["AWS_ENDPOINT_URL"]) as full:
+            full.arm(lambda request: (500, "InternalError") if request.method == "PUT" else None)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", full.url)
+            monkeypatch.setenv("GRIDBOX_STORE", f"s3://{bucket}/models")
+            code, findings = examine()
+    assert code == 1
+    said = "the store answers InternalError (500); so does a store without free room"
+    assert findings["store"][0] == "fail"
+    assert said in findings["store"][1]
 
 
 def test_a_cluster_that_does_not_answer_is_skipped(world, examine, tmp_path):

@@ -10,6 +10,20 @@ from dataclasses import replace
 import kube_stub
 import pytest
 import yaml
+from deployments import (
+    CANARY,
+    DATA,
+    QUICK,
+    candidate,
+    ledger,
+    measured,
+    model,
+    promoted,
+    put_up,
+    served,
+    settle,
+    stub_cluster,
+)
 from manifest_rules import check_schema
 from test_serve_kserve import GPU_SERVICE, service
 from typer import Typer
@@ -17,10 +31,9 @@ from typer import Typer
 from components import program, step
 from components.serve import deploy_commands
 from components.serve import host as host_module
+from components.serve.access import DEPLOY_CLUSTER_RULES, DEPLOY_RULES
 from components.serve.cluster import Cluster
 from components.serve.deploy import (
-    DEPLOY_CLUSTER_RULES,
-    DEPLOY_RULES,
     Gate,
     Rollout,
     deploy_kserve,
@@ -31,50 +44,18 @@ from components.serve.deploy import (
 from components.serve.fit import fitted
 from components.serve.gate import Score
 from components.serve.kserve import Mode, Protocol, Resources
+from components.serve.ledger import State
+from components.serve.pods import troubles
+from components.serve.published import publish_repository
+from components.serve.rehearsal import rehearse
 from components.serve.release import GRIDBOX_VERSION, TENSORRT_VERSION, TRITON_RELEASE
-from components.serve.rollout import FORMER
 from components.step import StageError, UserError, write_json, write_manifest
-
-QUICK = Rollout(timeout=5, interval=0.001)
-CANARY = Rollout(percent=10, timeout=5, interval=0.001)
-DATA = "e" * 64
 
 
 @pytest.fixture
 def kube(tmp_path, monkeypatch):
-    with kube_stub.Kube() as stub:
-        monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
+    with stub_cluster(tmp_path, monkeypatch) as stub:
         yield stub
-
-
-def model(run, value=0.8, **changes):
-    """A service of a run with a URI of its own."""
-    uri = f"s3://models/facenet/versions/{run}/repository/"
-    return service(**{"storage_uri": uri, "run_id": run, "score": value, "data_digest": DATA, **changes})
-
-
-def candidate(of):
-    return Score("the new model", of.score, of.data_digest)
-
-
-def put_up(run, rollout=QUICK, gate=None, value=0.8, **changes):
-    of = model(run, value, **changes)
-    return deploy_kserve(Cluster(), of, candidate(of), gate or Gate(), rollout)
-
-
-def measured(value, data=DATA):
-    return Score("the endpoint", value, data)
-
-
-def settle(run, value=0.8, rollout=QUICK, gate=None):
-    return promote(Cluster(), "facenet", "face", run, measured(value), gate or Gate(), rollout)
-
-
-def served(kube):
-    """The run of the predictor, of the canary, and the percentage."""
-    spec = kube.service()["spec"]
-    canary = spec.get("canary", [{}])[0].get("predictor", {}).get("annotations", {}).get("gridbox/run-id")
-    return spec["predictor"]["annotations"].get("gridbox/run-id"), canary, spec["predictor"].get("canaryTrafficPercent")
 
 
 # --- The ordinary way ------------------------------------------------------------------------------------------------
@@ -84,22 +65,35 @@ def test_first_deployment_applies_runtime_and_service_and_waits(kube):
     deployed = put_up("run-1")
     assert deployed.url == "http://facenet-predictor.face.svc.cluster.local"
     assert deployed.external_url == "http://facenet-face.example.com"
-    assert [document["kind"] for document in kube.applied] == ["ServingRuntime", "InferenceService"]
+    assert [document["kind"] for document in kube.applied] == [
+        "ServingRuntime",
+        "ConfigMap",
+        "InferenceService",
+    ]
     assert kube.service()["spec"]["predictor"]["model"]["runtime"] == kube.runtimes()[0]["metadata"]["name"]
     assert not any(call.force for call in kube.calls)
 
 
-def test_second_deployment_replaces_the_model_and_remembers_the_former(kube):
+def test_second_deployment_replaces_the_model_and_the_ledger_remembers_the_former(kube):
     put_up("run-1")
+    settle("run-1")
     put_up("run-2")
-    predictor = kube.service()["spec"]["predictor"]
-    assert predictor["model"]["storageUri"].endswith("run-2/repository/")
-    former = json.loads(predictor["annotations"][FORMER])
-    assert former["predictor"]["model"]["storageUri"].endswith("run-1/repository/")
-    put_up("run-3")
-    assert (
-        FORMER not in json.loads(kube.service()["spec"]["predictor"]["annotations"][FORMER])["predictor"]["annotations"]
-    )
+    assert kube.service()["spec"]["predictor"]["model"]["storageUri"].endswith("run-2/repository/")
+    assert [(entry.run, entry.state) for entry in ledger().entries] == [
+        ("run-1", State.promoted),
+        ("run-2", State.trial),
+    ]
+    assert ledger().entries[1].before == ledger().entries[0].uri
+
+
+def test_annotations_say_only_what_never_changes_so_that_pods_are_not_restarted_for_bookkeeping(kube):
+    put_up("run-1")
+    pods = kube.kserve.pods("face", "facenet")
+    settle("run-1")
+    assert kube.kserve.pods("face", "facenet") == pods
+    assert set(kube.service()["spec"]["predictor"]["annotations"]) == {
+        "gridbox/run-id", "gridbox/model-digest", "gridbox/score", "gridbox/data-digest", "gridbox/revision",
+    }  # fmt: skip
 
 
 def test_retry_of_the_same_run_changes_nothing(kube):
@@ -112,17 +106,19 @@ def test_retry_of_the_same_run_changes_nothing(kube):
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
 
 
-def test_stale_status_of_the_former_generation_is_not_taken_for_readiness(kube):
+def test_ready_of_the_former_pods_is_not_taken_for_readiness_of_the_new_ones(kube):
     put_up("run-1")
-    looks = []
+    seen = []
 
-    def slow(document, look):
-        looks.append(document["metadata"]["generation"])
-        return kube_stub.ready_status(document, look, delay=6)
+    def watched(document, looks):
+        status = kube.kserve.look(document, looks)
+        seen.append((status["conditions"][1]["status"], len(kube.kserve.pods("face", "facenet"))))
+        return status
 
-    kube.controller = slow
-    put_up("run-2")  # at first the status is that of run-1: Ready, of the generation before
-    assert looks.count(2) == 6
+    kube.kserve.delay, kube.controller = 6, watched
+    put_up("run-2")
+    assert {ready for ready, _ in seen} == {"True"}  # all the while
+    assert [pods for _, pods in seen] == [1] * 6 + [2, 2, 1]  # both, the former told to end, then the new one alone
 
 
 @pytest.mark.usefixtures("kube")
@@ -144,6 +140,7 @@ def test_mode_of_what_is_live_cannot_be_changed():
 
 def test_better_champion_of_the_cluster_is_kept_and_nothing_is_applied(kube):
     put_up("run-1", value=0.85)
+    settle("run-1", 0.85)
     applied = len(kube.applied)
     with pytest.raises(StageError, match=r"what is served is better by 5\.00 points"):
         put_up("run-2", value=0.80)
@@ -154,8 +151,8 @@ def test_better_champion_of_the_cluster_is_kept_and_nothing_is_applied(kube):
 
 def test_champion_deployed_by_others_is_not_comparable(kube):
     put_up("run-1")
-    annotations = ("spec", "predictor", "annotations")
-    kube.edit("kubectl-edit", {annotations: {"gridbox/run-id": "by-hand"}})
+    annotations, uri = ("spec", "predictor", "annotations"), ("spec", "predictor", "model", "storageUri")
+    kube.edit("kubectl-edit", {annotations: {"gridbox/run-id": "by-hand"}, uri: "s3://by/hand/"})
     with pytest.raises(StageError, match="run by-hand has no score"):
         put_up("run-2")
     put_up("run-2", gate=Gate(accept_incomparable=True), rollout=replace(QUICK, force=True))
@@ -164,263 +161,111 @@ def test_champion_deployed_by_others_is_not_comparable(kube):
 @pytest.mark.usefixtures("kube")
 def test_given_champion_counts_instead_of_the_annotations():
     put_up("run-1", value=0.2)
+    settle("run-1", 0.2)
     with pytest.raises(StageError, match=r"the champion 0\.9000 on the same images"):
         put_up("run-2", gate=Gate(champion=Score("the champion", 0.9, DATA)))
-
-
-# --- Canaries --------------------------------------------------------------------------------------------------------
-
-
-def test_knative_canary_gets_its_share_and_an_address_of_its_own(kube):
-    put_up("run-1", mode=Mode.knative)
-    deployed = put_up("run-2", CANARY, mode=Mode.knative)
-    assert (deployed.percent, deployed.url) == (10, "http://latest-facenet-predictor.face.svc.cluster.local")
-    assert served(kube) == ("run-2", None, 10)
-    check_schema(kube.applied[-1])
-    promoted = settle("run-2")
-    assert served(kube) == ("run-2", None, None)
-    assert promoted.url == "http://facenet-predictor.face.svc.cluster.local"
-    assert "run-1/" in kube.service()["spec"]["predictor"]["annotations"][FORMER]
-
-
-def test_rejected_knative_canary_loses_all_traffic_before_the_percentage_goes(kube):
-    put_up("run-1", mode=Mode.knative)
-    put_up("run-2", CANARY, mode=Mode.knative)
-    applied = len(kube.applied)
-    with pytest.raises(StageError, match=r"(?s)better by 10.00 points.*rolled back to run run-1"):
-        settle("run-2", 0.70)
-    steps = [document["spec"]["predictor"] for document in kube.applied[applied:]]
-    # Without the percentage, Knative would send everything to the newest revision that is ready: the rejected one.
-    assert [step.get("canaryTrafficPercent") for step in steps] == [0, None]
-    assert all("run-1/" in step["model"]["storageUri"] for step in steps)
-    assert served(kube) == ("run-1", None, None)
-
-
-def test_standard_canary_stands_beside_the_untouched_predictor(kube):
-    put_up("run-0")
-    put_up("run-1")  # remembers run-0, and goes on doing so
-    before = kube.service()["spec"]["predictor"]
-    deployed = put_up("run-2", CANARY)
-    check_schema(kube.applied[-1])
-    spec = kube.service()["spec"]
-    assert spec["predictor"] == before  # its pods go on
-    canary = spec["canary"][0]
-    assert canary["trafficPercent"] == 10
-    assert deployed.url == f"http://facenet-{canary['predictor']['name']}-predictor.face.svc.cluster.local"
-    assert served(kube) == ("run-1", "run-2", None)
-    put_up("run-2", CANARY)  # a retry
-    assert kube.service()["spec"] == spec
-
-
-def test_promoted_standard_canary_keeps_its_name_and_pods(kube):
-    put_up("run-1", maximum_replicas=3)
-    put_up("run-2", CANARY)
-    canary = kube.service()["spec"]["canary"][0]["predictor"]
-    settle("run-2")
-    spec = kube.service()["spec"]
-    assert "canary" not in spec
-    assert spec["predictor"]["name"] == canary["name"]
-    assert spec["predictor"]["annotations"] == canary["annotations"]
-    assert spec["predictor"]["maxReplicas"] == 3
-    assert "name" not in spec["predictor"]["model"]
-    put_up("run-3")
-    assert kube.service()["spec"]["predictor"]["name"] == canary["name"]  # another name would replace all pods at once
-    put_up("run-4", CANARY)
-    assert kube.service()["spec"]["canary"][0]["predictor"]["name"] != canary["name"]
-
-
-def test_rejected_standard_canary_vanishes(kube):
-    put_up("run-1")
-    before = kube.service()["spec"]
-    put_up("run-2", CANARY)
-    with pytest.raises(StageError, match="rolled back to run run-1"):
-        settle("run-2", 0.1)
-    assert kube.service()["spec"] == before
-
-
-def test_standard_canary_is_refused_by_name_where_the_definition_lacks_it(kube):
-    put_up("run-1")
-    kube.canaries = False
-    applied = len(kube.applied)
-    with pytest.raises(UserError, match=r"spec\.canary \(KServe 0\.20\).*would drop, giving all traffic"):
-        put_up("run-2", CANARY)
-    assert len(kube.applied) == applied
-
-
-@pytest.mark.usefixtures("kube")
-def test_standard_canary_that_would_inherit_a_gpu_is_refused():
-    put_up("run-1", **GPU_SERVICE)
-    with pytest.raises(UserError, match="inherits nodeSelector of what is served"):
-        put_up("run-2", CANARY)
-    with pytest.raises(UserError, match=r"inherits model\.resources"):
-        put_up("run-2", CANARY, **{**GPU_SERVICE, "resources": Resources()})
-
-
-def test_first_deployment_is_no_canary_even_when_asked(kube, capsys):
-    deployed = put_up("run-1", CANARY)
-    assert deployed.percent == 0
-    assert served(kube) == ("run-1", None, None)
-    assert "nothing was served before" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("kube")
-def test_canary_of_another_run_blocks_until_it_is_settled():
-    put_up("run-1")
-    put_up("run-2", CANARY)
-    with pytest.raises(UserError, match="a canary of run run-2 is on trial; promote it or roll it back first"):
-        put_up("run-3")
-    settle("run-2")
-    put_up("run-3")
-
-
-@pytest.mark.parametrize("percent", [-1, 100])
-def test_canary_percentage_has_bounds(percent):
-    with pytest.raises(UserError, match="from 1 to 99, or 0"):
-        Rollout(percent=percent)
-
-
-# --- Promotion and roll-back -----------------------------------------------------------------------------------------
-
-
-def test_plain_deployment_that_scores_badly_at_its_endpoint_is_undone(kube):
-    put_up("run-1")
-    put_up("run-2")
-    with pytest.raises(
-        StageError, match=r"(?s)the quality gate refuses: the endpoint scores 0.5.*rolled back to run run-1"
-    ):
-        settle("run-2", 0.5)
-    assert served(kube)[0] == "run-1"
-    assert FORMER not in kube.service()["spec"]["predictor"]["annotations"]
-
-
-def test_endpoint_without_a_score_is_not_promoted(kube):
-    put_up("run-1")
-    put_up("run-2", CANARY)
-    with pytest.raises(StageError, match=r"no score \(None\)"):
-        settle("run-2", None)
-    assert served(kube) == ("run-1", None, None)
-
-
-def test_promotion_of_a_plain_deployment_applies_nothing(kube):
-    put_up("run-1")
-    applied = len(kube.applied)
-    assert settle("run-1").url == "http://facenet-predictor.face.svc.cluster.local"
-    assert len(kube.applied) == applied
-
-
-def test_run_that_was_replaced_is_neither_promoted_nor_rolled_back(kube):
-    put_up("run-1")
-    put_up("run-2")
-    put_up("run-3")
-    with pytest.raises(UserError, match="run run-3 was deployed since; run-2 is not served"):
-        settle("run-2", 0.1)
-    assert "nothing to roll back" in roll_back(Cluster(), "facenet", "face", "run-2", QUICK)
-    assert served(kube)[0] == "run-3"
-
-
-@pytest.mark.usefixtures("kube")
-def test_first_deployment_has_nothing_to_go_back_to():
-    put_up("run-1")
-    with pytest.raises(UserError, match="nothing was served before run run-1; it is left as it is"):
-        roll_back(Cluster(), "facenet", "face", "run-1", QUICK)
-
-
-@pytest.mark.usefixtures("kube")
-def test_person_may_roll_back_without_naming_the_run():
-    put_up("run-1")
-    put_up("run-2")
-    assert "rolled back to run run-1" in roll_back(Cluster(), "facenet", "face", "", QUICK)
-    with pytest.raises(UserError, match="there is none; deploy it first"):
-        roll_back(Cluster(), "other", "face", "", QUICK)
 
 
 # --- Waiting ---------------------------------------------------------------------------------------------------------
 
 
-def failing(transition, reason, message, canary=False):
-    """A controller that reports a failure of the second generation as soon as it has seen it."""
-
-    def controller(document, looks):
-        status = kube_stub.ready_status(document, looks)
-        predictors = [
-            document["spec"]["predictor"],
-            *(each["predictor"] for each in document["spec"].get("canary", [])),
-        ]
-        if looks < 2 or not any("run-2" in each["model"]["storageUri"] for each in predictors):
-            return status
-        failure = {"transitionStatus": transition, "lastFailureInfo": {"reason": reason, "message": message}}
-        if canary:
-            status["canaryStatuses"] = [
-                {**each, "ready": False, "modelStatus": failure} for each in status["canaryStatuses"]
-            ]
-            return status
-        return {**status, "modelStatus": failure, "conditions": [{"type": "Ready", "status": "False"}]}
-
-    return controller
-
-
 @pytest.mark.parametrize(
-    ("transition", "reason"),
-    [("InvalidSpec", "NoSupportingRuntime"), ("BlockedByFailedLoad", "ModelLoadFailed")],
+    ("fate", "said"),
+    [
+        ("image", r"kserve-container: the image cannot be pulled: .*triton:stub.*not found"),
+        ("registry", r"kserve-container: the image cannot be pulled: .*i/o timeout"),
+        ("crash", r"kserve-container: CrashLoopBackOff: exit code 1: no GPU"),
+        ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\)"),
+        ("load", r"storage-initializer: CrashLoopBackOff: exit code 1: No model found in s3"),
+        ("pod-security", r'FailedCreate: pods .* is forbidden: violates PodSecurity "restricted:latest"'),
+        ("quota", r"FailedCreate: pods .* exceeded quota: small"),
+    ],
 )
-def test_failed_load_ends_at_once_with_the_reason_and_the_former_model_is_served_again(kube, transition, reason):
+def test_new_pods_that_cannot_serve_end_the_wait_at_once_and_the_former_model_is_served_again(kube, fate, said):
     put_up("run-1")
-    kube.controller = failing(transition, reason, "plan was built for\nanother GPU")
+    kube.kserve.fates["run-2"] = fate
     started = time.monotonic()
-    with pytest.raises(StageError) as failure:
+    with pytest.raises(StageError, match=said) as failure:
         put_up("run-2", replace(QUICK, timeout=60))
     assert time.monotonic() - started < 5
-    lines = str(failure.value).splitlines()
-    assert lines[0].endswith(f"{transition}: {reason}: plan was built for another GPU")
-    assert lines[1].strip() == "inferenceservices/facenet in face: rolled back to run run-1"
+    first, second = str(failure.value).splitlines()
+    assert first.startswith("inferenceservices/facenet in face: ")
+    assert second.strip() == "inferenceservices/facenet in face: rolled back to run run-1"
     assert served(kube)[0] == "run-1"
 
 
+def test_roll_back_finds_the_former_pods_that_still_run(kube):
+    put_up("run-1")
+    (before,) = kube.kserve.pods("face", "facenet")
+    kube.kserve.fates["run-2"] = "image"
+    with pytest.raises(StageError, match="rolled back to run run-1"):
+        put_up("run-2")
+    assert kube.kserve.pods("face", "facenet") == [before]
+
+
+def test_failed_load_of_a_former_pod_is_not_taken_for_that_of_the_new_model(kube):
+    kube.kserve.fates["run-1"] = "load"
+    with pytest.raises(StageError, match="No model found in s3"):
+        put_up("run-1")
+    put_up("run-2")
+
+
+def test_new_pods_that_only_take_long_are_waited_for_and_told_at_the_end(kube):
+    put_up("run-1")
+    kube.kserve.fates["run-2"] = "slow"
+    with pytest.raises(StageError, match=r"(?s)not ready after 0\.2 s.*PredictorReady: True.*rolled back to run run-1"):
+        put_up("run-2", replace(QUICK, timeout=0.2))
+
+
 def test_first_model_that_fails_is_left_for_diagnosis(kube):
-    kube.controller = failing("InvalidSpec", "RuntimeNotRecognized", "Waiting for runtime")
-    with pytest.raises(StageError, match=r"(?s)RuntimeNotRecognized.*not rolled back: .*nothing was served before"):
+    kube.kserve.fates["run-2"] = "crash"
+    with pytest.raises(StageError, match=r"(?s)no GPU\n.*nothing was served before run run-2; it is left as it is"):
         put_up("run-2")
 
 
-def test_failed_canary_is_named_and_taken_away(kube):
+def test_refused_spec_ends_the_wait_with_kserves_reason(kube):
+    failure = {"reason": "RuntimeNotRecognized", "message": "Waiting for\nruntime"}
+    kube.controller = lambda *_: {"modelStatus": {"transitionStatus": "InvalidSpec", "lastFailureInfo": failure}}
+    with pytest.raises(StageError, match=r"InvalidSpec: RuntimeNotRecognized: Waiting for runtime\n"):
+        put_up("run-1")
+
+
+def test_failed_canary_is_told_and_taken_away(kube):
     put_up("run-1")
-    kube.controller = failing("BlockedByFailedLoad", "ModelLoadFailed", "no such file", canary=True)
-    with pytest.raises(
-        StageError, match=r"(?s), canary v[0-9a-f]{8}: BlockedByFailedLoad: ModelLoadFailed: no such file"
-    ):
+    kube.kserve.fates["run-2"] = "load"
+    with pytest.raises(StageError, match=r"facenet-v[0-9a-f]{8}-predictor-\d+, storage-initializer: CrashLoop"):
         put_up("run-2", CANARY)
     assert served(kube) == ("run-1", None, None)
 
 
-def test_timeout_tells_every_condition(kube):
-    kube.controller = lambda document, _looks: {
-        "observedGeneration": document["metadata"]["generation"],
-        "conditions": [
-            {
-                "type": "PredictorReady",
-                "status": "Unknown",
-                "reason": "Deploying",
-                "message": "0/1 nodes\nare available",
-            },
-            {"type": "Ready", "status": "False"},
-        ],
-        "modelStatus": {"transitionStatus": "InProgress"},
+def test_unschedulable_pod_is_no_failure_but_told_at_the_end(kube):
+    pod = {"metadata": {"name": "p"}, "status": {"conditions": [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes\nare available"}
+    ]}}  # fmt: skip
+    assert [(trouble.text, trouble.looks) for trouble in troubles(pod)] == [
+        ("p: Unschedulable: 0/1 nodes are available", 0)
+    ]
+    kube.controller = lambda *_: {
+        "conditions": [{"type": "Ready", "status": "Unknown", "reason": "New", "message": "a\nb"}]
     }
     with pytest.raises(StageError) as failure:
         put_up("run-1", replace(QUICK, timeout=0.05))
-    lines = [line.strip() for line in str(failure.value).splitlines()]
-    assert lines[:4] == [
+    assert [line.strip() for line in str(failure.value).splitlines()][:3] == [
         "inferenceservices/facenet in face: not ready after 0.05 s",
-        "observed generation 1, wanted 1",
-        "PredictorReady: Unknown Deploying 0/1 nodes are available",
-        "Ready: False",
+        "KServe has made no Deployment of it yet",
+        "Ready: Unknown New a b",
     ]
 
 
-def test_controller_that_is_away_is_told_by_the_generation(kube):
-    kube.controller = lambda _document, _looks: {}
-    with pytest.raises(StageError, match="observed generation none, wanted 1"):
-        put_up("run-1", replace(QUICK, timeout=0.02))
+def test_run_that_is_replaced_while_it_waits_says_so(kube):
+    def controller(document, looks):
+        if looks == 3:
+            kube.edit("gridbox", {STORAGE: "s3://models/facenet/versions/run-9/repository/"})
+        return kube.kserve.look(document, 1)
+
+    kube.controller = controller
+    with pytest.raises(StageError, match="was deployed meanwhile, in the place of run-1"):
+        put_up("run-1")
 
 
 def test_api_server_that_is_away_for_a_while_is_waited_for(kube):
@@ -458,15 +303,19 @@ def test_fields_of_others_that_we_do_not_set_stay(kube):
     assert kube.service()["metadata"]["labels"]["cost"] == "42"
 
 
-def test_deployment_that_comes_in_between_is_judged_anew(kube):
-    put_up("run-1", value=0.5)
+@pytest.mark.usefixtures("kube")
+def test_deployment_that_comes_in_between_is_judged_anew():
+    promoted("run-1", value=0.5)
 
-    def other(stub):
-        stub.edit("gridbox", {("spec", "predictor", "annotations", "gridbox/score"): "0.95"})
+    class Overtaken(Cluster):
+        def apply(self, kind, document, force=False):
+            if not ledger().find(model("run-3").storage_uri):
+                promoted("run-3", value=0.95)
+            return super().apply(kind, document, force)
 
-    kube.before_apply += [lambda _stub: None, other]  # before the runtime, before the service
+    of = model("run-2", 0.8)
     with pytest.raises(StageError, match=r"better by 15\.00 points"):
-        put_up("run-2", value=0.8)
+        deploy_kserve(Overtaken(), of, candidate(of), Gate(), QUICK)
 
 
 def test_endless_changes_by_others_end_in_one_line(kube):
@@ -501,9 +350,15 @@ def test_missing_rule_is_named_as_a_role_needs_it(kube, resource, verb):
         {**rule, "verbs": [each for each in rule["verbs"] if (rule["resources"][0], each) != (resource, verb)]}
         for rule in DEPLOY_RULES
     ]
-    rule = json.dumps({"apiGroups": ["serving.kserve.io"], "resources": [resource], "verbs": [verb]})
+    (group,) = next(rule["apiGroups"] for rule in DEPLOY_RULES if rule["resources"][0] == resource)
+    rule = json.dumps({"apiGroups": [group], "resources": [resource], "verbs": [verb]})
+
+    def whole():
+        rehearse(Cluster(), model("run-1"))
+        put_up("run-1", mode=Mode.knative if resource == "services" else Mode.standard)
+
     with pytest.raises(UserError) as refusal:
-        put_up("run-1")
+        whole()
     assert str(refusal.value).endswith(f"not allowed (403); the account lacks the rule {rule}")
 
 
@@ -565,6 +420,7 @@ def test_unknown_context_is_one_line():
 
 def every_path():
     """Takes every way through the component."""
+    rehearse(Cluster(), model("run-0"))
     for mode in Mode:
         name = mode.value.lower()
         for run, rollout in (("run-1", QUICK), ("run-2", QUICK), ("run-3", CANARY)):
@@ -576,13 +432,13 @@ def every_path():
 
 def test_access_rules_are_exactly_the_calls_that_are_made(kube):
     every_path()
-    stated = {
-        (rule["apiGroups"][0], rule["resources"][0]): set(rule["verbs"])
-        for rule in (*DEPLOY_RULES, *DEPLOY_CLUSTER_RULES)
-    }
+    stated = {}
+    for rule in (*DEPLOY_RULES, *DEPLOY_CLUSTER_RULES):
+        stated.setdefault((rule["apiGroups"][0], rule["resources"][0]), set()).update(rule["verbs"])
     assert kube_stub.rules_of(kube.calls) == stated
-    definitions = {call.name for call in kube.calls if call.resource == "customresourcedefinitions"}
-    assert [sorted(definitions)] == [rule["resourceNames"] for rule in DEPLOY_CLUSTER_RULES]
+    for rule in DEPLOY_CLUSTER_RULES:
+        names = {call.name for call in kube.calls if call.resource == rule["resources"][0]}
+        assert set(rule["resourceNames"]) == {name for name in names if not name.startswith("gridbox-")}
 
 
 def test_account_with_exactly_these_rules_gets_everywhere(kube):
@@ -616,8 +472,8 @@ def test_plan_runs_on_the_gpu_it_was_built_on_and_selects_it_by_itself():
         ({"gpu": ""}, "GPU is not recorded"),
         ({"tensorrt_version": "8.6.1"}, f"TensorRT 8.6.1, Triton {TRITON_RELEASE} has {TENSORRT_VERSION}"),
         ({"tensorrt_version": ""}, r"TensorRT \(not recorded\)"),
+        ({"gridbox_version": "0.0.9"}, r"made by gridbox 0\.0\.9, the image that serves has the code of"),
         ({"triton_release": "23.05"}, f"made for Triton 23.05, this release serves with {TRITON_RELEASE}"),
-        ({"gridbox_version": "0.0.9"}, f"made by gridbox 0.0.9, .* has the code of {GRIDBOX_VERSION}"),
     ],
 )
 def test_plan_for_another_target_is_refused_by_name(changes, said):
@@ -630,7 +486,7 @@ def test_plan_without_a_gpu_to_run_on_is_refused():
         fitted(service(), PLAN)
 
 
-def test_cpu_repository_needs_the_release_only():
+def test_cpu_repository_needs_the_releases_only():
     cpu = {"backend": "onnxruntime", "triton_release": TRITON_RELEASE, "gridbox_version": GRIDBOX_VERSION}
     assert fitted(service(), cpu) == service()
     with pytest.raises(UserError, match=r"made for Triton 23\.05"):
@@ -668,10 +524,10 @@ def inputs(tmp_path):
     (repository / "repository" / "facenet" / "config.pbtxt").write_text('name: "facenet"\n')
     (repository / "repository" / "facenet" / "1" / "model.onnx").write_text("model")
     settings = {
-        "model_name": "facenet",
         "backend": "onnxruntime",
         "triton_release": TRITON_RELEASE,
         "gridbox_version": GRIDBOX_VERSION,
+        "repository_digest": "f" * 64,
     }
     write_manifest(repository, "model_repository", {}, settings)
     evaluation = tmp_path / "evaluation"
@@ -680,8 +536,7 @@ def inputs(tmp_path):
     write_manifest(
         evaluation, "evaluation", {"mean_average_precision": 0.8}, {"data_digest": "abc", "split": "validation"}
     )
-    publish = ["--repository", repository, "--base", tmp_path / "store", "--published", tmp_path / "published"]
-    assert call("publish", *publish) == 0
+    publish_repository(repository, str(tmp_path / "store"), tmp_path / "published")
     return tmp_path
 
 
@@ -709,10 +564,9 @@ def test_manifest_cannot_be_a_canary(inputs, capsys):
 
 
 def test_without_a_place_to_publish_to_nothing_is_published_or_deployed_and_it_is_said(inputs, capsys):
-    assert call("publish", "--repository", inputs / "repository", "--published", inputs / "published") == 0
-    assert call(*words(inputs, "--endpoint", inputs / "endpoint")) == 0
+    assert call("publish", "--exported", inputs / "repository", "--published", inputs / "published") == 0
+    assert call(*words(inputs)) == 0
     assert capsys.readouterr().out.count("skipped") == 2
-    assert (inputs / "endpoint").read_text() == ""
     assert step.read_manifest(inputs / "deployment", "deployment")["counts"]["skipped"] is True
     assert call("promote", "--deployment", inputs / "deployment") == 0
     assert call(*words(inputs, "--target", "kserve")) == 2
@@ -726,17 +580,16 @@ def test_gate_holds_for_the_manifest_too(inputs, capsys):
     assert call(*words(inputs, "--champion", inputs / "score.json", "--accept-incomparable")) == 0
 
 
-def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
+def test_executor_input_of_kubeflow_deploys_promotes_and_concludes(inputs, kube, monkeypatch):
     def artifact(name):
         return {"artifacts": [{"name": name, "uri": str(inputs / name)}]}
 
-    def stage(task, parameters, artifacts, outputs=(), files=()):
+    def stage(task, parameters, artifacts, outputs=()):
         given = {
             "inputs": {"parameterValues": parameters, "artifacts": {name: artifact(name) for name in artifacts}},
             "outputs": {
                 "outputFile": str(inputs / "out" / "output.json"),
                 "artifacts": {name: artifact(name) for name in outputs},
-                "parameters": {name: {"outputFile": str(inputs / "out" / name)} for name in files},
             },
         }
         return call(task, "--executor-input", json.dumps(given))
@@ -749,16 +602,19 @@ def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
         "max_points_lost": 1.0, "accept_incomparable": False, "champion": "", "gateway": "", "scored_model": "",
     }  # fmt: skip
     inputs_of = ("published", "evaluation")
-    kube.controller = lambda document, looks: kube_stub.ready_status(document, looks, delay=1)
-    assert stage("deploy", parameters, inputs_of, ["deployment"], ["endpoint", "gateway_host"]) == 0
-    assert (inputs / "out" / "endpoint").read_text() == "http://facenet-predictor.face.svc.cluster.local:80"
-    assert (inputs / "out" / "gateway_host").read_text() == ""
+    monkeypatch.setattr(Rollout.__init__, "__defaults__", (0, False, 900.0, 0.001, ""))
+    assert stage("deploy", parameters, inputs_of, ["deployment"]) == 0
+    settings = step.read_manifest(inputs / "deployment", "deployment")["settings"]
+    assert settings["endpoint"] == "http://facenet-predictor.face.svc.cluster.local:80"
+    assert settings["gateway_host"] == ""
+    assert settings["repository_digest"] == "f" * 64  # what scoring will look for
+    assert settings["model_name"] == "facenet_ensemble"
     predictor = kube.service()["spec"]["predictor"]
     assert predictor["nodeSelector"] == {"pool": "serving"}
     assert predictor["tolerations"] == [{"key": "a", "operator": "Exists"}]
     written = json.loads((inputs / "out" / "output.json").read_text())["artifacts"]["deployment"]["artifacts"][0]
     assert written["metadata"]["url"] == "http://facenet-predictor.face.svc.cluster.local"
-    assert written["metadata"]["run_id"] == "run-9"
+    assert written["metadata"]["canary_percent"] == 0
     judged = {"force": False, "timeout": 5.0, "max_points_lost": 1.0, "accept_incomparable": False, "champion": ""}
     assert stage("promote", judged, ("deployment", "evaluation")) == 0
     undo = {
@@ -770,28 +626,47 @@ def test_executor_input_of_kubeflow_deploys_and_promotes(inputs, kube):
         "timeout": 5.0,
     }
     conclude = functools.partial(stage, "conclude", artifacts=(), outputs=["summary"])
-    failed = {"state": "FAILED", "error": {"code": 9, "message": "the endpoint|differs"}}
-    assert conclude({**undo, "status": {"state": "SUCCEEDED"}}) == 0
-    assert "| deployment | nothing to roll back |" in (inputs / "summary").read_text()
-    assert conclude({**undo, "status": failed}) == 2  # nothing was served before
-    assert conclude({**undo, "run_id": "run-8", "status": failed}) == 0
-    summary = (inputs / "summary").read_text()
+
+    def concluded(state, **changes):
+        status = {"state": state, "error": {"code": 9, "message": "the endpoint|differs"}}
+        code = conclude({**undo, "status": status, **changes})
+        return code, (inputs / "summary").read_text()
+
+    # The words of MLMD, which the driver of Kubeflow Pipelines 2.17 uses.
+    for state in ("COMPLETE", "CACHED"):
+        code, summary = concluded(state)
+        assert (code, "| deployment | nothing to roll back |" in summary) == (0, True)
+    for state in ("FAILED", "CANCELED"):
+        code, summary = concluded(state)
+        assert (code, "run run-9 was promoted and stays" in summary) == (0, True)
+    code, summary = concluded("FAILED", run_id="run-8")
+    assert (code, "run run-8 is not what is deployed" in summary) == (0, True)
     assert "| why | the endpoint\\|differs |" in summary
-    assert "run run-8 is not what is deployed" in summary
-    assert conclude({**undo, "name": "other", "status": failed}) == 0
-    assert "there is none; run run-9 deployed nothing" in (inputs / "summary").read_text()
-    assert conclude({**undo, "target": "local", "status": failed}) == 0
+    code, summary = concluded("FAILED", name="other")
+    assert (code, "there is none; run run-9 deployed nothing" in summary) == (0, True)
+    assert concluded("FAILED", target="local")[0] == 0
+    applied = len(kube.applied)
+    code, summary = concluded("SUCCEEDED")
+    assert (code, "state 'SUCCEEDED' is none of COMPLETE, CACHED, FAILED, CANCELED" in summary) == (2, True)
+    assert len(kube.applied) == applied
+    put_up("run-10", gate=Gate(accept_incomparable=True))
+    code, summary = concluded("CANCELED", run_id="run-10")
+    assert (code, "rolled back to run run-9" in summary) == (0, True)
 
 
 def test_local_target_is_served_by_whoever_runs_the_stage(inputs, monkeypatch, capsys):
-    given = ["--target", "local", "--endpoint", inputs / "endpoint"]
+    given = ["--target", "local"]
+
+    def told():
+        return step.read_manifest(inputs / "deployment", "deployment")["settings"]["endpoint"]
+
     assert call(*words(inputs, *given)) == 2
     assert "serves within a run on this machine (gridbox run)" in capsys.readouterr().err
     with host(inputs / "host", monkeypatch, host_module.Served("http://a", "grpc://b")) as asked:
         assert call(*words(inputs, *given)) == 0
-        assert (inputs / "endpoint").read_text() == "http://a"
+        assert told() == "http://a"
         assert call(*words(inputs, *given, "--protocol", "grpc-v2")) == 0
-        assert (inputs / "endpoint").read_text() == "grpc://b"
+        assert told() == "grpc://b"
     assert asked == [(inputs / "repository/manifest.json").read_text()] * 2  # the very model, from the store
 
 

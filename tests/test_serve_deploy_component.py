@@ -8,7 +8,13 @@ from typer.main import get_command
 from components.serve import component, deploy_commands, tensorrt
 from components.serve.release import TRITON_IMAGE
 
-PROGRAMS = {"publish": "publish", "deploy": "deploy", "promote": "promote", "conclude": "conclude"}
+PROGRAMS = {
+    "publish": "publish",
+    "publish_plan": "publish",
+    "deploy": "deploy",
+    "promote": "promote",
+    "conclude": "conclude",
+}
 
 
 def names_of(component_of):
@@ -22,21 +28,13 @@ def test_command_knows_every_flag_of_its_component(name):
 
     app = typer.Typer()
     deploy_commands.mount(app)
-    command = get_command(app).commands[name]
+    command = get_command(app).commands[PROGRAMS[name]]
     declared = getattr(component, name)
     assert names_of(declared) <= {parameter.name for parameter in command.params}
     options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     for flag, given in (declared.component_spec.inputs or {}).items():
         if given.type == "Boolean":
             assert {f"--{flag.replace('_', '-')}", f"--no-{flag.replace('_', '-')}"} <= options
-
-
-def test_model_repository_is_built_by_the_programs_own_command():
-    commands = pytest.importorskip("components.serve.commands", reason="the model repository's commands are not there")
-    command = get_command(commands.app).commands["build"]
-    known = {parameter.name for parameter in command.params}
-    assert names_of(component.repository) <= known
-    assert names_of(component.repository_of_plan) <= known
 
 
 def test_plan_is_built_in_tritons_image_by_a_program_that_knows_its_flags(capsys):
@@ -57,9 +55,9 @@ def test_components_compile_into_one_pipeline(tmp_path):
         plan = component.tensorrt(
             exported=exported, precision="fp16", best_batch=16, largest_batch=32, workspace=4096, timing_cache=""
         )
-        built = component.repository_of_plan(exported=exported, plan=plan.outputs["plan"], preprocessing="letterbox")
-        repository = built.outputs["repository"]
-        published = component.publish(repository=repository, base="s3://models/facenet").outputs["published"]
+        component.publish(exported=exported, backend="onnxruntime", cpu_limit="4", base="")
+        built = component.publish_plan(exported=exported, plan=plan.outputs["plan"], base="s3://models/facenet")
+        published = built.outputs["published"]
         deployed = component.deploy(
             published=published, evaluation=evaluation, scored_model="", image="triton:1", target="kserve",
             name="facenet", namespace="face", run_id=run, mode="Standard", protocol="v2", gpus=1, cpu="1",
@@ -68,7 +66,7 @@ def test_components_compile_into_one_pipeline(tmp_path):
             service_account="gridbox-serving", canary_percent=10, force=False,
             timeout=900.0, max_points_lost=1.0, accept_incomparable=False, champion="", gateway="",
         )  # fmt: skip
-        assert {"endpoint", "gateway_host", "deployment"} <= set(deployed.outputs)
+        assert set(deployed.outputs) == {"deployment"}
         component.promote(
             deployment=deployed.outputs["deployment"], evaluation=evaluation, force=False, timeout=900.0,
             max_points_lost=1.0, accept_incomparable=False, champion="",

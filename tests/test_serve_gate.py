@@ -16,7 +16,7 @@ from components.measure.matching import ImageBoxes, Matcher
 from components.measure.uncertainty import CurveScore
 from components.objects import open_objects
 from components.serve.cluster import Cluster
-from components.serve.deploy import Gate, Rollout, deploy_kserve
+from components.serve.deploy import Gate, Rollout, deploy_kserve, promote
 from components.serve.gate import (
     Score,
     champion_score,
@@ -27,6 +27,7 @@ from components.serve.gate import (
     write_score,
 )
 from components.serve.kept_evidence import find_evidence, keep_evidence
+from components.serve.ledger import Best
 from components.step import StageError, UserError, write_json, write_manifest
 
 SETTINGS = {
@@ -65,7 +66,7 @@ def test_margin_is_exact_in_hundredths_of_points(candidate, served, points):
 
 def test_first_model_needs_a_score_but_no_champion():
     assert judge(score(0.1), None, 1).accepted
-    assert "nothing is served yet" in judge(score(0.1), None, 1).reason
+    assert "nothing is served that was promoted" in judge(score(0.1), None, 1).reason
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -0.1, 1.5])
@@ -203,13 +204,36 @@ def test_model_that_is_worse_for_certain_is_refused_with_the_interval():
     assert "plain margin" not in verdict.reason
 
 
-def test_a_difference_that_may_be_chance_lets_the_model_pass_where_the_plain_margin_would_not():
-    candidate, served = with_evidence(0.86, images=40, seed=1), with_evidence(0.9, "run 7", images=40, seed=2)
-    assert 100 * (served.value - candidate.value) > 1
-    verdict = judge(candidate, served, points=1)
+def test_model_that_is_better_for_certain_is_accepted_whatever_the_floor():
+    best = Best(0.99, "same", "1")
+    verdict = judge(with_evidence(0.9), with_evidence(0.6, "the model of run 7"), points=0, best=best)
     assert verdict.accepted
-    assert "not for certain worse" in verdict.reason
+    assert "better for certain" in verdict.reason
+
+
+def test_where_the_images_do_not_decide_the_plain_margin_does_as_without_evidence():
+    candidate, served = with_evidence(0.86, images=40, seed=1), with_evidence(0.9, "run 7", images=40, seed=2)
+    lead = 100 * (served.value - candidate.value)
+    assert lead > 1
+    verdict = judge(candidate, served, points=1)
+    assert not verdict.accepted
+    assert "judged by the plain margin, since the images do not decide" in verdict.reason
+    assert judge(candidate, served, points=lead + 0.01).accepted
     assert not judge(score(candidate.value), champion(served.value), points=1).accepted
+
+
+def test_many_small_losses_do_not_add_up_beyond_the_best_that_was_promoted():
+    best, served, accepted = None, 0.80, []
+    for run in range(5):
+        value = served - 0.008
+        verdict = judge(score(value), champion(served), points=1, best=best)
+        accepted.append(verdict.accepted)
+        if verdict.accepted:
+            best, served = Best(max(value, best.value if best else 0.80), "same", str(run)), value
+    assert accepted == [True, False, False, False, False]
+    assert "1.60 points below the best that was ever promoted (0.8000, run 0), at most 1 are allowed" in verdict.reason
+    assert judge(score(served), champion(served), points=1, best=best).accepted  # no worse than what is served
+    assert judge(score(value), champion(served), points=1, best=Best(0.9, "other images", "0")).accepted
 
 
 def test_the_margin_moves_the_paired_test():
@@ -353,9 +377,10 @@ def test_store_that_refuses_evidence_costs_a_warning_and_not_the_deployment(tmp_
 
 
 def test_the_cluster_s_own_champion_is_paired_with_what_was_kept_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "components.serve.kept_evidence.open_objects", lambda _, patience: open_objects(str(tmp_path / "s3"), patience)
-    )
+    for module in ("serve.kept_evidence", "publication"):
+        monkeypatch.setattr(
+            f"components.{module}.open_objects", lambda _, patience: open_objects(str(tmp_path / "s3"), patience)
+        )
     with kube_stub.Kube() as stub:
         monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
 
@@ -364,7 +389,8 @@ def test_the_cluster_s_own_champion_is_paired_with_what_was_kept_of_it(tmp_path,
             of = service(storage_uri=uri, run_id=run, score=new.value, data_digest=new.data)
             return deploy_kserve(Cluster(), of, new, Gate(), Rollout(timeout=5, interval=0.01))
 
-        assert "nothing is served yet" in put_up("run-1", with_evidence(0.9)).verdict
+        assert "nothing is served that was promoted" in put_up("run-1", with_evidence(0.9)).verdict
+        promote(Cluster(), "facenet", "face", "run-1", with_evidence(0.9), Gate(), Rollout(interval=0.01))
         with pytest.raises(StageError, match="for certain worse by more than the 1 points"):
             put_up("run-2", with_evidence(0.6, seed=5))
         assert "paired over 200 images" in put_up("run-3", with_evidence(0.95, seed=5)).verdict

@@ -1,11 +1,14 @@
 """The documents handed to KServe: its definitions' schemas, closed to unknown fields, and its webhooks' rules."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from manifest_rules import check_restricted, check_schema
+from manifest_rules import check_restricted, check_schema, kubernetes_schemas
 
 from components.serve.kserve import (
     GPU,
@@ -20,6 +23,7 @@ from components.serve.kserve import (
     serving_runtime,
     violations,
 )
+from components.serve.rehearsal import pod
 from components.serve.release import TRITON_IMAGE, TRITON_RELEASE
 from components.step import UserError
 
@@ -77,9 +81,54 @@ def test_runtime_names_the_release_and_is_as_restricted_as_pods_may_be():
 
 
 def test_another_release_is_another_runtime_so_that_what_is_served_keeps_its_own():
-    assert runtime_name("ghcr.io/gridbox/triton:24.10-0.1.0") == "gridbox-triton-24-10-0-1-0"
-    assert runtime_name("localhost:5000/triton:25.03") == "gridbox-triton-25-03"
-    assert runtime_name(TRITON_IMAGE) != runtime_name(TRITON_IMAGE + ".1")
+    images = [
+        TRITON_IMAGE,
+        TRITON_IMAGE + ".1",
+        "ghcr.io/gridbox/nope:1",
+        "ghcr.io/gridbox/triton:1",
+        "localhost:5000/triton:1",
+        "localhost:5000/triton",
+        f"ghcr.io/gridbox/triton@sha256:{'a' * 64}",
+        f"ghcr.io/gridbox/triton:25.09-0.1.0@sha256:{'a' * 64}",
+        f"ghcr.io/gridbox/triton:{'long.' * 25}",
+    ]
+    names = [runtime_name(image) for image in images]
+    assert len(set(names)) == len(images)
+    assert all(re.fullmatch(r"gridbox-triton-[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) for name in names)
+    assert max(map(len, names)) <= 63
+    assert runtime_name("ghcr.io/gridbox/triton:25.09-0.1.0").startswith("gridbox-triton-25-09-0-1-0-")
+
+
+def test_pods_are_found_by_the_labels_that_service_policies_and_monitoring_select():
+    base = Path(__file__).parent.parent / "manifests/components/kserve/serving-runtime.yaml"
+    (manifest,) = yaml.safe_load_all(base.read_text(encoding="utf-8"))
+    assert serving_runtime(service())["spec"]["labels"] == manifest["spec"]["labels"]
+
+
+def test_no_request_is_lost_while_a_pod_ends():
+    predictor = inference_service(service())["spec"]["predictor"]
+    assert predictor["model"]["lifecycle"] == {"preStop": {"sleep": {"seconds": 10}}}
+    assert predictor["terminationGracePeriodSeconds"] == 60
+    knative = inference_service(service(mode=Mode.knative))["spec"]["predictor"]  # drains pods itself
+    assert not {"lifecycle"} & set(knative["model"])
+    assert not {"terminationGracePeriodSeconds", "securityContext"} & set(knative)
+
+
+def test_pod_that_kserve_will_make_is_restricted_but_for_what_kserve_adds():
+    made = pod(service())
+    check_restricted("Pod", made["spec"])
+    assert made["spec"]["securityContext"]["fsGroup"] == 1000
+    for release in ("1.33", "1.36"):
+        assert kubernetes_schemas()(made, release, strict=True) == release
+
+
+def test_revision_is_that_of_the_predictor_whatever_it_is_about():
+    def revision(**changes):
+        return inference_service(service(**changes))["spec"]["predictor"]["annotations"]["gridbox/revision"]
+
+    assert revision() == revision()
+    others = {revision(run_id="2"), revision(resources=Resources(cpu="2")), revision(image="other:1"), revision()}
+    assert len(others) == 4
 
 
 @pytest.mark.parametrize("uri", ["s3://models/a/repository", "s3://models/a/repository/", "s3://models/a/repository//"])
@@ -88,8 +137,10 @@ def test_storage_uri_ends_with_one_slash_so_that_no_sibling_matches(uri):
 
 
 def test_predictor_tells_run_digest_score_and_data():
-    annotations = inference_service(service())["spec"]["predictor"]["annotations"]
+    annotations = inference_service(service(repository_digest="f" * 64))["spec"]["predictor"]["annotations"]
+    assert annotations.pop("gridbox/revision")
     assert annotations == {
+        "gridbox/repository-digest": "f" * 64,
         "gridbox/run-id": "run-1",
         "gridbox/model-digest": "d" * 64,
         "gridbox/score": "0.8125",

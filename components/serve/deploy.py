@@ -1,6 +1,6 @@
 """Deploys a published model repository: to KServe, as a file for kubectl, or to a Triton on this machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.serve import marks
-from components.serve.answering import question, verify
+from components.serve.answering import PAUSE, question, verify
 from components.serve.canaries import check_canaries
 from components.serve.cluster import INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
 from components.serve.config import ENSEMBLE
@@ -141,6 +141,7 @@ def write_deployment(
                 "model_name": ENSEMBLE,
                 "repository_digest": service.repository_digest,
             },
+            shown=("target", "url", "canary_percent", "gate"),
         )
 
 
@@ -221,7 +222,8 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
                 raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
     try:
         ready = wait(cluster, applied, rollout.timeout, rollout.interval)
-        proof = verify(question(address(ready), service, rollout.gateway), service.repository_digest)
+        pause = min(PAUSE, rollout.interval)
+        proof = verify(question(address(ready), service, rollout.gateway), service.repository_digest, pause)
     except StageError as error:
         raise StageError(f"{error}\n  {_went_back(cluster, service, rollout)}") from error
     percent = rollout.percent if Live(ready).canary is not None else 0
@@ -307,7 +309,7 @@ def promote(
 
 
 def promote_local(storage_uri: str, measured: Score | None, gate: Gate) -> str:
-    """Makes a model that this machine serves the promoted version of its store, if its endpoint's score passes the gate.
+    """Makes what this machine serves the promoted version of its store, if its endpoint's score passes the gate.
 
     Returns:
         Why it passed.

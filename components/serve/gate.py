@@ -1,9 +1,9 @@
 """The quality gate: whether a model may replace the one that is served, judged by their scores on the same images.
 
-Where the outcomes behind both scores are known, a paired test over the images finds the model better, worse by more than
-the margin, or neither for certain. Neither, and where no outcomes are known, the plain margin judges, and the verdict
-says so. What is no improvement may not fall by more than the margin below the best that was ever promoted either:
-otherwise many small losses would add up.
+Where the outcomes behind both scores are known, a paired test over the images finds the model better, worse by more
+than the margin, or neither for certain. Neither, and where no outcomes are known, the plain margin judges, and the
+verdict says so. What is no improvement may not fall by more than the margin below the best that was ever promoted
+either: otherwise many small losses would add up.
 """
 
 import hashlib
@@ -84,9 +84,7 @@ def judge(
     if not candidate.is_number:
         return Verdict(False, f"{candidate.model} has no score ({candidate.value}); evaluate it before it is deployed")
     if champion is None:
-        return Verdict(
-            True, f"{candidate.model} scores {candidate.value:.4f}, and nothing that was judged is served yet"
-        )
+        return Verdict(True, f"{candidate.model} scores {candidate.value:.4f}, and nothing is served that was promoted")
     incomparable = _incomparable(candidate, champion)
     if incomparable:
         mend = (
@@ -143,8 +141,8 @@ def _judge_floor(verdict: Verdict, candidate: Score, champion: Score, points: fl
         return verdict
     return Verdict(
         False,
-        f"{candidate.model} scores {candidate.value:.4f}, below what is served and {lead:.2f} points below the best that "
-        f"was ever promoted ({best.value:.4f}, run {best.run}), at most {points:g} are allowed",
+        f"{candidate.model} scores {candidate.value:.4f}, below what is served, and {lead:.2f} points below the best"
+        f" that was ever promoted ({best.value:.4f}, run {best.run}), at most {points:g} are allowed",
     )
 
 

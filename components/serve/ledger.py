@@ -97,7 +97,7 @@ class Ledger:
         again = self.find(entry.uri)
         if again:  # the same deployment once more, judged as it is
             entry = replace(entry, state=again.state)
-        known = {each.uri: each for each in (*found, *self.entries) if each.uri != entry.uri}
+        known = {each.uri: each for each in (*self.entries, *found) if each.uri != entry.uri}
         kept = [each for each in known.values() if each.state is State.promoted or each.uri == entry.before]
         return replace(self, entries=(*kept[-(KEPT - 1) :], entry))
 

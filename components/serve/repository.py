@@ -71,7 +71,7 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
         "parameters": predictor.parameters,
         "tensors": names,
     }
-    bound_to = {}
+    bound_to: dict[str, Any] = {}
     if plan:
         settings, bound_to = _fitted_to_plan(plan, description, settings)
     with publish(output) as scratch:

@@ -1,7 +1,9 @@
 """The commands for Kubeflow: each asks for little, says what it does, and teaches by one example."""
 
 import functools
+import json
 import sys
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ import typer
 
 from components.step import StageError
 from pipeline.kubeflow import schedules
-from pipeline.kubeflow.session import Limit, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
 from pipeline.kubeflow.target import (
     Assignments,
     Data,
@@ -121,12 +123,9 @@ def wait_command(configuration: "Configuration", run: RunName) -> None:
 
 
 def _stages(session: Session, run: "Run") -> dict[str, str]:
-    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow says."""
-    from pipeline.kubeflow import workflow
-
-    if package := session.api.package_of(run):
-        return package.stages()
-    return workflow.paths(session.sources().workflow(run) or {}) or {task.name: task.name for task in run.tasks}
+    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow or details say."""
+    package = session.api.package_of(run)
+    return package.stages() if package else session.sources().stages(run)
 
 
 def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:
@@ -152,6 +151,7 @@ def list_command(
     configuration: "Configuration",
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.runs,
     limit: Limit = 20,
+    output: Output = Form.table,
 ) -> None:
     """List the newest runs, pipelines or schedules.
 
@@ -159,10 +159,10 @@ def list_command(
     """
     session = open_session(configuration)
     if kind is Kind.schedules:
-        schedules.list_schedules(session, limit)
+        schedules.list_schedules(session, limit, output)
     elif kind is Kind.pipelines:
         rows = [[each.name, when(each.created), each.id] for each in session.api.pipelines(limit)]
-        table(("pipeline", "created", "id"), rows)
+        table(("pipeline", "created", "id"), rows, output)
     else:
         from pipeline.kubeflow.following import word
 
@@ -170,6 +170,7 @@ def list_command(
         table(
             ("run", "state", "created", "time", "id"),
             [[each.name, word(each.state), when(each.created), _took(each), each.id] for each in found],
+            output,
         )
 
 
@@ -189,24 +190,26 @@ def logs_command(
     gridbox logs facedetect-20261121-093000 train
     """
     from pipeline.kubeflow import logs
+    from pipeline.kubeflow.workflow import StageState
 
     session = open_session(configuration)
     found = session.api.find_run(run)
     stages, sources = _stages(session, found), session.sources()
-    wanted = logs.chosen(sources.states(found, stages), stages, stage)
-    latest = {each.task: each for each in sources.attempts(found) if not each.is_driver}
-    for path in wanted:
+    latest = {each.task: each for each in sources.attempts(found) if not each.is_driver or each.has_failed}
+    stopped = {path: StageState("FAILED") for path, each in latest.items() if each.is_driver}
+    for path in logs.chosen(sources.states(found, stages) | stopped, stages, stage):
         attempt = latest.get(path)
         if attempt is None or attempt.phase in ("Skipped", "Omitted"):
             typer.echo(f"== {stages[path]}: no pod ran it (taken from the cache, or not begun) ==")
             continue
-        typer.echo(f"== {stages[path]}: {attempt.phase.lower()}, pod {attempt.pod} ==")
+        driver = ", its driver" if attempt.is_driver else ""
+        typer.echo(f"== {stages[path]}{driver}: {attempt.phase.lower()}, pod {attempt.pod} ==")
         lines = (
             session.cluster().log(session.pod_namespace, attempt.pod, follow=True)
             if follow
             else logs.text(session, found, attempt)
         )
-        for line in lines if show_all else logs.own(lines):
+        for line in lines if show_all or attempt.is_driver else logs.own(lines):
             print(line, flush=True)
 
 
@@ -236,6 +239,7 @@ def doctor_command(
     pipeline: PipelineName = "facedetect",
     profile: Profile = "",
     assignments: Assignments = None,
+    output: Output = Form.table,
 ) -> None:
     """Look whether Kubeflow and its cluster have what a pipeline needs; exit code 1 when something is missing.
 
@@ -246,25 +250,25 @@ def doctor_command(
     from pipeline.kubeflow.doctor import examine
 
     target = compiled_target(pipeline, configuration.options(), "", profile, assignments)
-    failures = 0
+    found = []
     for finding in examine(configuration, target.package, target.arguments):
-        failures += finding.state == "fail"
-        print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
-        if finding.mend:
-            print(f"{'':<8}-> {finding.mend}", flush=True)
-    if failures:
+        found.append(finding)
+        if output is Form.table:
+            print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
+            print(f"{'':<8}-> {finding.mend}\n" if finding.mend else "", end="", flush=True)
+    if output is Form.json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    if failures := sum(finding.state == "fail" for finding in found):
         raise StageError(f"{failures} of the checks failed")
 
 
 @app.command("config", rich_help_panel="Kubeflow")
 @connected
-def config_command(configuration: "Configuration") -> None:
+def config_command(configuration: "Configuration", output: Output = Form.table) -> None:
     """Show the settings and who has set them: gridbox.toml, then the environment, then flags.
 
     gridbox config --namespace team-a
     """
-    from dataclasses import fields
-
     from pipeline.settings import Settings
 
     rows = [
@@ -273,7 +277,7 @@ def config_command(configuration: "Configuration") -> None:
     ]
     credential = configuration.credential()
     rows.append(["token", "set" if credential else "not set", credential.origin if credential else "-"])
-    table(("setting", "value", "set by"), rows)
+    table(("setting", "value", "set by"), rows, output)
 
 
 def _took(run: "Run") -> str:

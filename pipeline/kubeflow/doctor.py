@@ -1,6 +1,7 @@
 """Looks, before hours of training, whether Kubeflow and the cluster have what a pipeline needs."""
 
 import contextlib
+import json
 import os
 import re
 import socket
@@ -172,11 +173,13 @@ def _volume(cluster: Cluster, namespace: str, name: str) -> Finding:
 
 def _images(cluster: Cluster, package: Package) -> Finding:
     """Nobody has pushed the images by their default names; a node may hold them all the same."""
-    executors = package.spec["deploymentSpec"]["executors"].values()
-    named = {str(each["container"]["image"]) for each in executors if "container" in each}
-    unpushed = sorted(image for image in named if repository(image) in DEFAULT_IMAGES)
+    # One may also be a word of a stage's command: that of the served Triton.
+    text = json.dumps(package.spec["deploymentSpec"])
+    unpushed = sorted(
+        {found for name in DEFAULT_IMAGES for found in re.findall(rf"{re.escape(name)}[:@][\w.:-]+", text)}
+    )
     if not unpushed:
-        return Finding("images", "pass", f"{len(named)}, none by a default name that nobody has pushed")
+        return Finding("images", "pass", "none has a default name, which nobody has pushed")
     nodes = cluster.listed("api/v1/nodes")
     held = [{name for image in _listed(node, "images") for name in image.get("names") or []} for node in nodes]
     absent = [image for image in unpushed if not all(image in names for names in held)]
@@ -339,8 +342,11 @@ def store(base: str) -> Finding:
         found = objects.read(name)
         objects.remove(Entry(name, len(content), datetime.now(UTC)))
     except (Interrupted, OSError) as error:
-        room = "a store without free room answers like this, or not at all; Kubeflow's own SeaweedFS holds 8 volumes"
-        raise UserError(f"{shown(base)}: {error}" + (f"; {room}" if base.startswith("s3://") else "")) from error
+        is_perhaps_full = base.startswith("s3://") and "cannot be reached" not in str(error)
+        room = (
+            "; so does a store without free room: Kubeflow's own SeaweedFS holds 8 volumes" if is_perhaps_full else ""
+        )
+        raise UserError(f"{shown(base)}: {error}{room}") from error
     if found is None or found[0] != content:
         return Finding("store", "fail", f"{shown(base)}: does not give back what was written", "check the store")
     return Finding("store", "pass", f"{shown(base)} can be written, read and removed from")

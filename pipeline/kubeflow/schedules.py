@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.step import UserError
-from pipeline.kubeflow.session import Limit, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
 from pipeline.kubeflow.target import (
     Assignments,
     Data,
@@ -78,9 +78,9 @@ def schedule_create_command(
 
 @app.command("list")
 @connected
-def schedule_list_command(configuration: "Configuration", limit: Limit = 20) -> None:
+def schedule_list_command(configuration: "Configuration", limit: Limit = 20, output: Output = Form.table) -> None:
     """List the newest schedules."""
-    list_schedules(open_session(configuration), limit)
+    list_schedules(open_session(configuration), limit, output)
 
 
 @app.command("enable")
@@ -139,10 +139,10 @@ def trigger_of(cron: str, every: str) -> dict[str, Any]:
     return {"cron_schedule": {"cron": " ".join(words)}}
 
 
-def list_schedules(session: Session, limit: int) -> None:
+def list_schedules(session: Session, limit: int, form: Form) -> None:
     """Shows the newest schedules."""
     rows = [
         [each.name, "enabled" if each.is_enabled else "disabled", each.trigger, when(each.created), each.id]
         for each in session.api.schedules(limit)
     ]
-    table(("schedule", "state", "when", "created", "id"), rows)
+    table(("schedule", "state", "when", "created", "id"), rows, form)

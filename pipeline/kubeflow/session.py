@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
 # Where an installation for one user runs everything, and any installation its own servers.
 SYSTEM_NAMESPACE = "kubeflow"
 PANEL = "Where Kubeflow is (see gridbox config)"
+
+
+class Form(StrEnum):
+    """How something is printed."""
+
+    table = "table"
+    json = "json"
+
+
+Output = Annotated[Form, typer.Option("-o", "--output", help="For people, or for programs.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many of the newest to show.")]
 
 _CONNECTION: dict[str, Any] = {
@@ -114,8 +126,11 @@ def when(time: datetime | None) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M}" if time else "-"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns as wide as they need to be, so that ids can be copied and lines cut by programs."""
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], form: Form = Form.table) -> None:
+    """Prints columns as wide as they need to be, or a JSON list of objects for programs."""
+    if form is Form.json:
+        print(json.dumps([dict(zip(titles, row, strict=True)) for row in rows], indent=2))
+        return
     if not rows:
         typer.echo("none")
         return

@@ -73,7 +73,7 @@ def overlay(folder, name, namespace):
     own.mkdir(exist_ok=True)
     role = [{"op": "replace", "path": "/metadata/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
     bound = [*role, {"op": "replace", "path": "/roleRef/name", "value": f"{DEPLOY_ROLE}-{namespace}"}]
-    patches, options = {"ClusterRole": role, "ClusterRoleBinding": bound}, {"allowNameChange": True}
+    patches = {"ClusterRole": role, "ClusterRoleBinding": bound}
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
