@@ -913,7 +913,7 @@ def _evaluate(options: argparse.Namespace) -> None:
                     _kept_spec(owner, dict(values, **_records_values(options))), encoding="utf-8"
                 )
                 figures = _evaluate_model(part, weights_file(artifact))
-                _copy(part.results, scratch / name, (STATUS_FILE, "detections.jsonl"))
+                _copy(part.results, scratch / name, (STATUS_FILE,))
                 told = ("mean_average_precision", "parameters", "file_bytes")
                 metrics.update({f"{name}/{key}": figures[key] for key in told if key in figures})
             else:
