@@ -175,7 +175,7 @@ def test_given_champion_counts_instead_of_the_annotations():
         ("image", r"kserve-container: the image cannot be pulled: .*triton:stub.*not found"),
         ("registry", r"kserve-container: the image cannot be pulled: .*i/o timeout"),
         ("crash", r"kserve-container: CrashLoopBackOff: exit code 1: no GPU"),
-        ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\)"),
+        ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\): it needs more memory"),
         ("load", r"storage-initializer: CrashLoopBackOff: exit code 1: No model found in s3"),
         ("pod-security", r'FailedCreate: pods .* is forbidden: violates PodSecurity "restricted:latest"'),
         ("quota", r"FailedCreate: pods .* exceeded quota: small"),
@@ -643,7 +643,9 @@ def test_executor_input_of_kubeflow_deploys_promotes_and_concludes(inputs, kube,
     assert (code, "run run-8 is not what is deployed" in summary) == (0, True)
     assert "| why | the endpoint\\|differs |" in summary
     code, summary = concluded("FAILED", name="other")
-    assert (code, "there is none; run run-9 deployed nothing" in summary) == (0, True)
+    assert (code, "run run-9 is not what is deployed" in summary) == (0, True)
+    code, summary = concluded("FAILED", run_id="")
+    assert (code, "run (unknown) is not what is deployed" in summary) == (0, True)
     assert concluded("FAILED", target="local")[0] == 0
     applied = len(kube.applied)
     code, summary = concluded("SUCCEEDED")

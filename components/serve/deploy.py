@@ -335,13 +335,14 @@ def undo_trial(cluster: Cluster, name: str, namespace: str, run_id: str, rollout
         StageError: What was served before does not become ready.
     """
     live = _live(cluster, name, namespace)
-    if live and live.run_id == run_id:
-        ledger = read_ledger(cluster, name, namespace)
-        entry = live.entry(ledger)
-        if entry.state is State.promoted:
-            return f"{live.name}: run {run_id or '(unknown)'} was promoted and stays"
-        if live.canary is None and ledger.find(entry.before) is None:
-            return f"{live.name}: nothing was served before run {run_id or '(unknown)'}; it is left as it is"
+    if live is None or live.run_id != run_id:
+        return f"inferenceservices/{name} in {namespace}: run {run_id or '(unknown)'} is not what is deployed"
+    ledger = read_ledger(cluster, name, namespace)
+    entry = live.entry(ledger)
+    if entry.state is State.promoted:
+        return f"{live.name}: run {run_id or '(unknown)'} was promoted and stays"
+    if live.canary is None and ledger.find(entry.before) is None:
+        return f"{live.name}: nothing was served before run {run_id or '(unknown)'}; it is left as it is"
     return roll_back(cluster, name, namespace, run_id, rollout)
 
 
