@@ -93,6 +93,17 @@ def test_container_that_crashes_is_certain_when_the_kubelet_backs_off():
     assert seen[0] == (958.29, "gridbox-triton-59464c77c4-gx64k, triton: CrashLoopBackOff: exit code 1", 1)
 
 
+def test_pod_that_is_told_to_end_is_no_trouble():
+    objects = dict(moments())[919.52]
+    service = objects["InferenceService/facenet"]
+    for pod in (each for name, each in objects.items() if name.startswith("Pod/facenet-predictor-6ffc4df85f")):
+        crashing = {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {}}
+        pod["status"]["containerStatuses"] = [crashing]
+        assert len(list(View(service, None, (pod,)).troubles())) == 1
+        pod["metadata"]["deletionTimestamp"] = "2026-12-01T00:00:00Z"
+        assert not list(View(service, None, (pod,)).troubles())
+
+
 READY = [
     (281.42, 644.37), (646.58, 714.48), (717.56, 792.54), (840.05, 885.69), (967.22, 1154.03), (1161.1, 1273.86),
     (1274.9, 9999.0),
