@@ -67,7 +67,7 @@ def _check_paths(repository: Path, base: str) -> None:
         for found in _OUTWARD.finditer(file.read_text(encoding="utf-8")):
             raise UserError(
                 f"{file.parent.name}: its configuration names {found[1]}, outside its own folder, which Triton does not"
-                " find when it loads models from an object store; build it for the backend onnxruntime or tensorrt"
+                " find when it loads models from an object store; build it again with this release"
             )
 
 
