@@ -172,8 +172,8 @@ def test_given_champion_counts_instead_of_the_annotations():
 @pytest.mark.parametrize(
     ("fate", "said"),
     [
-        ("image", r"kserve-container: the image cannot be pulled: .*triton:stub.*not found"),
-        ("registry", r"kserve-container: the image cannot be pulled: .*i/o timeout"),
+        ("image", r"kserve-container: ErrImagePull: the image cannot be pulled: .*triton:stub.*not found"),
+        ("registry", r"kserve-container: ImagePullBackOff: the image cannot be pulled: .*i/o timeout"),
         ("crash", r"kserve-container: CrashLoopBackOff: exit code 1: no GPU"),
         ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\): it needs more memory"),
         ("load", r"storage-initializer: CrashLoopBackOff: exit code 1: No model found in s3"),

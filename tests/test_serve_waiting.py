@@ -78,8 +78,8 @@ def test_image_that_does_not_exist_ends_the_wait_when_the_kubelet_says_so(monkey
     ended, failure = replay(monkeypatch, 885.69)
     assert 897.71 <= ended < 898.71
     assert failure.startswith(
-        "inferenceservices/facenet in gridbox: facenet-predictor-78584d4688-gm6v6, kserve-container: the image cannot "
-        'be pulled: failed to pull and unpack image "ghcr.io/gridbox/nope:1"'
+        "inferenceservices/facenet in gridbox: facenet-predictor-78584d4688-gm6v6, kserve-container: ErrImagePull: "
+        'the image cannot be pulled: failed to pull and unpack image "ghcr.io/gridbox/nope:1"'
     )
     assert "\n" not in failure
 

@@ -49,7 +49,7 @@ def troubles(pod: Mapping[str, Any]) -> Iterator[Trouble]:
         if reason in _PULLING:
             message = waiting.get("message", "")
             said = message if container["image"] in message else f"{container['image']}: {message}"
-            told = _line(who, "the image cannot be pulled", said)
+            told = _line(who, f"{reason}: the image cannot be pulled", said)
             yield Trouble(f"{who}, image", told, 1 if _FINAL.search(message) else SOME)
         elif reason in _STARTING:
             told = _line(who, reason, _last_words(container) or waiting.get("message"))
