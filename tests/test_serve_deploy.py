@@ -360,6 +360,7 @@ def test_missing_rule_is_named_as_a_role_needs_it(kube, resource, verb):
     with pytest.raises(UserError) as refusal:
         whole()
     assert str(refusal.value).endswith(f"not allowed (403); the account lacks the rule {rule}")
+    assert "InferenceService" not in [document["kind"] for document in kube.applied]
 
 
 def test_missing_cluster_rule_is_named(kube):

@@ -26,7 +26,7 @@ from components.serve.kserve import (
 from components.serve.ledger import Best, Entry, Ledger, State, read_ledger, write_ledger
 from components.serve.release import TRITON_RELEASE
 from components.serve.rollout import Live, challenge, promoted, replaced, returned, rolled_back
-from components.serve.waiting import address, wait
+from components.serve.waiting import address, look, wait
 from components.step import StageError, UserError, publish, read_manifest, write_manifest
 
 KIND = "deployment"
@@ -210,6 +210,7 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
             check_canaries(cluster)
         document, noted = challenge(new, live, ledger, service.run_id, rollout.percent)
         if attempt == 1:
+            look(cluster, new)  # who may not watch it learns that before anything is changed
             keep_evidence(service.storage_uri, candidate)
             marks.hold(f"{service.namespace}.{service.name}", (entry.uri for entry in noted.entries))
             cluster.apply(SERVING_RUNTIME, serving_runtime(service), rollout.force)
