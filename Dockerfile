@@ -31,7 +31,7 @@ ARG PIP_INDEX_URL
 ARG PIP_NO_CACHE_DIR=1
 ARG PIP_DISABLE_PIP_VERSION_CHECK=1
 ARG PIP_ROOT_USER_ACTION=ignore
-# A volume mounted on /models starts out as the user's.
+# A volume mounted on /models starts out as the user's, whichever image mounts it first: the triton image does the same.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp gridbox && install --directory --owner=10001 /models
 WORKDIR /tmp
 ENV HOME=/tmp TMPDIR=/tmp XDG_CACHE_HOME=/tmp/.cache TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/torchinductor \
@@ -42,8 +42,12 @@ ENV HOME=/tmp TMPDIR=/tmp XDG_CACHE_HOME=/tmp/.cache TORCHINDUCTOR_CACHE_DIR=/tm
 FROM python AS cpu
 LABEL org.opencontainers.image.title="gridbox" \
       org.opencontainers.image.description="The open engine on a CPU: the stages of the pipelines"
+# PyTorch without CUDA, and nothing else, comes from an index of its own.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,from=requirements,target=/requirements,rw touch /requirements/README.md /requirements/LICENSE && \
-    pip install --find-links /requirements/cpu --extra-index-url https://download.pytorch.org/whl/cpu \
+    pip install --find-links /requirements/cpu --index-url "${TORCH_INDEX}" --no-deps \
+        --constraint /requirements/requirements.lock torch && \
+    pip install --find-links /requirements/cpu \
         --constraint /requirements/requirements.lock "/requirements[engine,serving,deploy]"
 RUN --mount=type=bind,from=requirements,target=/requirements --mount=type=bind,from=code,target=/code,rw \
     pip install --find-links /requirements/cpu --no-deps --force-reinstall /code
@@ -71,7 +75,7 @@ LABEL org.opencontainers.image.title="gridbox client" \
       org.opencontainers.image.description="JupyterLab with gridbox's client of a Triton endpoint"
 RUN --mount=type=bind,from=requirements,target=/requirements,rw touch /requirements/README.md /requirements/LICENSE && \
     pip install --find-links /requirements/client \
-        --constraint /requirements/requirements.lock "/requirements[serving]" "jupyterlab>=4.4,<5"
+        --constraint /requirements/requirements.lock "/requirements[serving]" "jupyterlab"
 RUN --mount=type=bind,from=requirements,target=/requirements --mount=type=bind,from=code,target=/code,rw \
     pip install --find-links /requirements/client --no-deps --force-reinstall /code
 COPY notebooks /opt/gridbox/notebooks
@@ -92,23 +96,28 @@ LABEL org.opencontainers.image.title="gridbox Triton" \
       org.opencontainers.image.base.name="${TRITON_IMAGE}"
 ARG PIP_NO_INDEX
 ARG PIP_INDEX_URL
-# NumPy below 2: the Python backend of this release hands NumPy 2 empty outputs and wrong inputs, without an error.
+# The versions with which a model is scored, OpenCV's above all: it decodes and resizes here, too. NumPy 2 is safe, since
+# models take and give tensors by DLPack (components/serve/models/tensors.py). ONNX is for plans in half precision.
 RUN --mount=type=bind,from=requirements,target=/requirements PIP_BREAK_SYSTEM_PACKAGES=1 \
-    pip install --no-cache-dir --find-links /requirements/triton "numpy==1.26.4" "opencv-python-headless==4.11.0.86"
+    pip install --no-cache-dir --ignore-installed --find-links /requirements/triton \
+        --constraint /requirements/requirements.lock "numpy" "opencv-python-headless" "onnx"
 
 WORKDIR /opt/gridbox
 COPY components/__init__.py components/step.py components/
 COPY components/formats/__init__.py components/formats/images.py components/formats/
 COPY components/measure/__init__.py components/measure/boxes.py components/measure/
 COPY components/grid components/grid
-COPY components/serve/__init__.py components/serve/release.py components/serve/tensorrt.py components/serve/
+COPY components/serve/__init__.py components/serve/release.py components/serve/tensorrt.py \
+    components/serve/half_precision.py components/serve/
 COPY components/serve/models components/serve/models
 COPY components/vision/__init__.py components/vision/threads.py components/vision/
 # The Python backend takes no notice of PYTHONPATH, and KServe refuses it; a .pth file is found by every interpreter.
 RUN python3 -c "import site; open(site.getsitepackages()[0] + '/gridbox.pth', 'w').write('/opt/gridbox\n')" \
     && python3 -m compileall -q components \
-    && python3 -c "import components.formats.images, components.grid.clustering, components.grid.decode"
+    && python3 -c "import components.formats.images, components.grid.clustering, components.grid.decode" \
+    && python3 -c "import components.serve.half_precision"
 
+RUN install --directory --owner=10001 /models
 # The user that NVIDIA's image has for this purpose.
 USER 1000
 ENV HOME=/tmp TMPDIR=/tmp OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

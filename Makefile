@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 RUN    ?= # options for `make run`, for example RUN="--data DIR"
 IMAGES ?= cpu gpu triton client
+REGISTRY ?= # where `make images push` names and pushes images, for example REGISTRY=registry.example/team
 BUILD  ?= # options of `docker build` for `make images`, for example BUILD="--build-arg BASE_IMAGE=MIRROR"
 
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
 	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--extra-index-url $(CPU_INDEX)')" 2>/dev/null)
 
-.PHONY: help run setup test test-long test-containers test-cluster bench lint images wheelhouse clean
+.PHONY: help run setup test test-long test-containers test-cluster bench lint images push wheelhouse clean
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
@@ -50,7 +51,10 @@ lint: $(VENV)/.setup ## Style, types, doors between the rooms, Python 3.8 where 
 	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations components/step.py
 
 images: ## The container images; those that cannot be built are named at the end (IMAGES="cpu client", BUILD=…).
-	PYTHON=$(PYTHON) containers/build.sh $(IMAGES) -- $(BUILD)
+	PYTHON=$(PYTHON) REGISTRY=$(REGISTRY) containers/build.sh $(IMAGES) -- $(BUILD)
+
+push: ## Push them, and write their digests into gridbox.toml and manifests: make images push REGISTRY=registry.example/team
+	$(PYTHON) containers/push.py "$(REGISTRY)" $(IMAGES)
 
 wheelhouse: $(IMAGES:%=build/wheelhouse/.%) ## What the images install, for a build without a network (IMAGES=…).
 

@@ -924,10 +924,11 @@ def _evaluate(options: argparse.Namespace) -> None:
             counts = {key: value for key, value in _numbers(figures) if "seconds" not in key}
             write_manifest(scratch / name, "evaluation", _sanitised(counts), {}, logs=(STATUS_FILE,))
         logs = [f"{name}/{STATUS_FILE}" for name in MODELS]
-        shown = {name: metrics[f"{name}/mean_average_precision"] for name in MODELS if f"{name}/file_bytes" in metrics}
-        write_manifest(scratch, "evaluations", shown, {}, logs=logs)
+        precisions = {name: f"{name}/mean_average_precision" for name in MODELS}
+        counts = {name: metrics[key] for name, key in precisions.items() if key in metrics}
+        write_manifest(scratch, "evaluations", counts, {}, logs=logs)
         _inference(place.part("inference"), options, images / "images")
-    metrics["mean_average_precision"] = shown["retrained"]
+    metrics["mean_average_precision"] = counts["retrained"]
     write_json(options.metrics, _sanitised(metrics))
 
 

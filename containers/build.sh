@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds images: containers/build.sh TARGET… [-- OPTION…], where options are those of `docker build`. Goes on after a
-# target that cannot be built, names it at the end, and then exits with 1.
+# target that cannot be built, names it at the end, and then exits with 1. With REGISTRY=registry.example/team in the
+# environment the images are named for that one; with --names before the targets, names are printed and nothing is built.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -21,6 +22,8 @@ image_name() {
     esac
 }
 
+names_only=
+if [ "${1:-}" = --names ]; then names_only=yes; shift; fi
 targets=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do targets+=("$1"); shift; done
 shift $(($# > 0))
@@ -30,6 +33,8 @@ revision=$(git rev-parse HEAD 2>/dev/null)
 failed=()
 for target in "${targets[@]}"; do
     name=$(image_name "$target") || exit
+    [ -z "${REGISTRY:-}" ] || name=${REGISTRY%/}/${name##*/}
+    [ -z "$names_only" ] || { echo "$name"; continue; }
     echo "== $target: $name"
     DOCKER_BUILDKIT=1 $docker build --target "$target" --tag "$name" \
         --label "org.opencontainers.image.version=${name##*:}" \

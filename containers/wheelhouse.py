@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # NVIDIA's image of the release has a Python of its own; every other target is built on Python 3.11.
-PYTHON = {"triton": "3.10"}
+PYTHON = {"triton": "3.12"}
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -48,18 +48,11 @@ def gather(target: str) -> Path:
     folder = ROOT / "build/wheelhouse" / target
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     if target in PYTHON:
-        command = [
-            *pip,
-            "download",
-            "--python-version",
-            PYTHON[target],
-            "--only-binary",
-            ":all:",
-            "--dest",
-            str(folder),
-        ]
+        wanted = ["--python-version", PYTHON[target], "--only-binary", ":all:", "--dest", str(folder)]
+        command = [*pip, "download", *wanted]
     else:
-        command = [*pip, "wheel", "--constraint", str(ROOT / "requirements.lock"), "--wheel-dir", str(folder)]
+        command = [*pip, "wheel", "--wheel-dir", str(folder)]
+    command += ["--constraint", str(ROOT / "requirements.lock")]
     subprocess.run([*command, *extra_index(target), *requirements(target)], check=True, cwd=ROOT)
     return folder
 

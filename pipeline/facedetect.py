@@ -390,7 +390,8 @@ def _serve(workflow: _Workflow) -> Any:  # noqa: ANN401
             plan = put(serving.tensorrt(exported=model, **wanted), "plan").outputs["plan"]
             published = serving.publish_plan(exported=model, plan=plan, base=deploy_base)
         else:
-            published = serving.publish(exported=model, backend=values["deploy_backend"], base=deploy_base)
+            how = workflow.group("deploy", "backend", "cpu_limit")
+            published = serving.publish(exported=model, **how, base=deploy_base)
         published = put(published, "publish").outputs["published"]
         # What fails in it after a deployment has that undone; what failed before has deployed nothing.
         concluded = put(serving.conclude(**target, **workflow.group("deploy", "force", "timeout")), "conclude")

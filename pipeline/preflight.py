@@ -163,7 +163,7 @@ def _without_store(target: str) -> "Finding":
 
 
 def _rights(namespace: str) -> "Finding":
-    from components.serve.deploy import DEPLOY_RULES
+    from components.serve.access import DEPLOY_RULES
     from pipeline.kubeflow.cluster import Cluster
     from pipeline.kubeflow.findings import Finding
 

@@ -44,8 +44,9 @@ class Workflow:
             (each for each in ("FAILED", "RUNNING") if each in {_own(s) for s in states.values()}), "SUCCEEDED"
         )
         self._tries(name, "Retry", "DAG", "entrypoint", PHASES[worst])
-        self._driver(f"{name}(0).root", "system-dag-driver", "Succeeded")
-        self._tries(f"{name}(0).root", "Retry", "DAG", "root", PHASES[worst])
+        self._driver(f"{name}(0).root", "system-dag-driver", "Succeeded" if states else "Failed")
+        if states:  # else nothing could begin
+            self._tries(f"{name}(0).root", "Retry", "DAG", "root", PHASES[worst])
         for path, state in states.items():
             self._stage(path, state, states, (exit_handlers or {}).get(path))
 

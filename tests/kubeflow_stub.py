@@ -275,6 +275,7 @@ class Pipelines(Stub):
         self.messages = {}  # by stage, why its pod failed
         self.retried = set()  # stages with retries of their own
         self.exit_handlers = {}  # by the path of an exit task, the group that it follows
+        self.message = ""  # why the workflow as a whole ended as it did
         self.compressed_from = None  # the look from which the workflow's status is too large for Argo
         self._looks = {}
 
@@ -460,8 +461,9 @@ class Pipelines(Stub):
         run = self._found(self.runs, run_id)
         look = self._looks[run_id]
         self._looks[run_id] = look + 1
-        if run["state"] in ("CANCELING", "CANCELED"):
-            run["state"] = "CANCELED"
+        if "state_history" in run:  # as seen: a run that is terminated ends as FAILED
+            run["state"] = "FAILED"
+            run["state_history"].append({"update_time": now(), "state": "FAILED"})
             return run
         run["state"] = self.script[min(look, len(self.script) - 1)][1]
         if not self._is_compressed(look):
@@ -495,7 +497,9 @@ class Pipelines(Stub):
     def workflow(self, run_id):
         """The Argo workflow of a run, as the older API keeps it: whatever Argo wrote, compressed or not."""
         look = max(0, self._looks.get(run_id, len(self.script)) - 1)
-        return self._workflow(look).document(run_id, self._is_compressed(look))
+        document = self._workflow(look).document(run_id, self._is_compressed(look))
+        document["status"] |= {"message": self.message} if self.message else {}
+        return document
 
     def pod(self, task):
         """The name of the pod that ran a stage."""
@@ -511,14 +515,19 @@ class Pipelines(Stub):
         self._found(self.runs, run_id)
         if namespace is not None:
             self._allow(namespace, "readLog")
-        if pod not in self.logs:
+        if pod not in self.logs and self.is_ui:
             raise Answer(500, "Could not get main container logs: Error: unable to find pod log archive", "text/plain")
+        if pod not in self.logs:  # `ReadRunLogV1` says 200 before it looks
+            said = {"error_message": "BadRequestError: Failed to read logs", "error_details": "BadRequestError: ..."}
+            raise Answer(200, json.dumps(said, separators=(",", ":")), "text/plain; charset=utf-8")
         return self.logs[pod], "text/plain; charset=utf-8", {}
 
     def _terminate(self, query, body, run_id):
         assert not query, query
         assert body == {}, body
-        self._found(self.runs, run_id)["state"] = "CANCELING"
+        run = self._found(self.runs, run_id)
+        run["state"] = "CANCELING"
+        run["state_history"] = [{"update_time": now(), "state": state} for state in ("RUNNING", "CANCELING")]
         return {}
 
     def _create_schedule(self, query, body):

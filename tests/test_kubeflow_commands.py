@@ -315,7 +315,9 @@ def test_cancel_by_name_takes_the_newest(stub, gridbox, compiled):
     assert "is being cancelled" in out
     assert [run["state"] for run in stub.runs.values()] == ["PENDING", "CANCELING"]
     newest = list(stub.runs)[-1]
-    assert gridbox("wait", newest)[0] == 1
+    code, _, err = gridbox("wait", newest)
+    assert code == 1
+    assert f"run first ({newest}): cancelled\n" in err, "though its state is FAILED"
     code, out, _ = gridbox("cancel", newest)
     assert code == 0
     assert "nothing to cancel" in out
@@ -378,6 +380,9 @@ def test_logs_through_the_api_server_itself(gridbox, compiled, monkeypatch):
         stub.script = [({"fit": "SUCCEEDED"}, "SUCCEEDED")]
         _, out, _ = gridbox("submit", compiled, "--name", "first")
         assert "see it at" not in out, "the API server has no pages"
+        code, _, err = gridbox("logs", "first", "fit")
+        assert code == 2, "the server says 200 and then that it has none"
+        assert "no log: BadRequestError: Failed to read logs; nor from Kubernetes" in err
         stub.logs = {stub.pod("fit"): "epoch 1"}
         assert "epoch 1" in gridbox("logs", "first", "fit")[1]
         monkeypatch.setenv("GRIDBOX_UI", "https://ui/")

@@ -358,6 +358,22 @@ def test_a_store_inside_the_cluster_cannot_be_tried_from_here(examine, monkeypat
         assert "AWS_ENDPOINT_URL" not in os.environ
 
 
+@pytest.mark.usefixtures("world")
+def test_a_store_that_is_full_says_its_last_word(examine, monkeypatch):
+    """As Kubeflow's SeaweedFS: buckets can be made and listed, objects not be written."""
+    with s3_server.running() as environment, s3_server.bucket(environment) as (_, bucket):
+        s3_server.enter(monkeypatch, environment)
+        with s3_server.proxy(environment["AWS_ENDPOINT_URL"]) as full:
+            full.arm(lambda request: (500, "InternalError") if request.method == "PUT" else None)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", full.url)
+            monkeypatch.setenv("GRIDBOX_STORE", f"s3://{bucket}/models")
+            code, findings = examine()
+    assert code == 1
+    said = "the store answers InternalError (500); so does a store without free room"
+    assert findings["store"][0] == "fail"
+    assert said in findings["store"][1]
+
+
 def test_a_cluster_that_does_not_answer_is_skipped(world, examine, tmp_path):
     file = tmp_path / "kubeconfig"
     file.write_text(file.read_text().replace(world[1].url, "http://127.0.0.1:1"))

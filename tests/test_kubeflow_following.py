@@ -1,10 +1,12 @@
 """`gridbox submit` and `wait` to the end of a run: whoever still speaks is asked, and silence is said, too."""
 
+import json
 import re
 
 import kubeflow_pipeline
 import pytest
 from kubeflow_stub import Kubernetes
+from test_kubeflow_recordings import looks
 
 from pipeline.kubeflow import logs
 
@@ -61,6 +63,18 @@ def test_without_the_older_api_the_workflow_comes_from_kubernetes(stub, gridbox,
     assert lines_of_stages(out) == ["[ 1/2] fit: cached", "[ 2/2] score-it: done in 10.0 s"]
 
 
+def test_where_workflows_may_not_be_listed_the_pods_tell(stub, gridbox, compiled, cluster):
+    stub.script = [({"fit": "RUNNING"}, "RUNNING"), ({"fit": "SUCCEEDED", "score": "SUCCEEDED"}, "SUCCEEDED")]
+    stub.compressed_from, stub.has_v1 = 1, False
+    assert gridbox("submit", compiled, "--no-wait")[0] == 0
+    (run_id,) = stub.runs
+    cluster.denied = {("list", "workflows")}
+    cluster.pods = [pod(stub, run_id, "fit", "Succeeded"), pod(stub, run_id, "score", "Succeeded")]
+    code, out, _ = gridbox("wait", run_id)
+    assert code == 0
+    assert lines_of_stages(out) == ["[ 1/2] fit: done", "[ 2/2] score-it: done"]
+
+
 def test_where_nobody_tells_any_more_that_is_said(stub, gridbox, compiled):
     stub.script, stub.compressed_from, stub.has_v1 = WHOLE, 1, False
     code, out, _ = gridbox("submit", compiled, "--name", "first")
@@ -110,13 +124,49 @@ def test_a_failed_stage_ends_with_the_last_line_of_its_program(stub, gridbox, co
     assert "  fit: failed: gridbox fit: /checkpoints is not writable; chown it to 10001 (exit code 1)\n" in err
 
 
+def test_a_workflow_that_argo_gave_up_says_why(stub, gridbox, compiled):
+    stub.script, stub.message = [({"fit": "SUCCEEDED"}, "FAILED")], "workflow is longer than maximum allowed size"
+    code, _, err = gridbox("submit", compiled)
+    assert code == 1
+    assert "): failed: workflow is longer than maximum allowed size\n" in err
+
+
+def test_a_recorded_run_whose_details_stood_still_is_followed_to_its_end(stub, gridbox):
+    """Its pipeline is not recorded, and no other source speaks: what remains is the details, as far as they go."""
+    stub.has_v1 = False
+    run_id = looks()[0]["run_id"]
+    for look in (looks()[-2], *looks()):  # the first answer is to the question which run it is
+        text = json.dumps(look)
+        stub.fail("GET", f"/apis/v2beta1/runs/{run_id}", 200, body=text, content_type="application/json")
+    code, out, _ = gridbox("wait", run_id)
+    assert code == 0
+    said = lines_of_stages(out)
+    assert said[0] == "[ 1/20] exit-handler-1: running"
+    assert "[19/20] publish: running" in said
+    assert [line for line in said if line.endswith("done in 10.0 s")]
+    *_, last, end = out.splitlines()
+    assert last == "Kubeflow gives no details any more of exit-handler-1, publish; the run itself: done"
+    assert end.endswith(": done")
+
+
 def test_a_driver_that_fails_names_its_stage_and_its_last_error(stub, gridbox, compiled):
     stub.script = [({"fit": "DRIVER_FAILED", "score": "SKIPPED"}, "FAILED")]
     said = "F1130 21:58:50.200000      18 main.go:127] KFP driver: failed to get MLMD context\n"
     stub.logs = {stub.driver_pod("fit"): "I1130 21:58:46.1 main.go:119] Setting log level\n" + said}
-    code, _, err = gridbox("submit", compiled)
+    code, _, err = gridbox("submit", compiled, "--name", "first")
     assert code == 1
     assert "  fit: its driver, which prepares the stage, failed: KFP driver: failed to get MLMD context" in err
+    first, *_, last = gridbox("logs", "first")[1].splitlines()
+    assert first == f"== fit, its driver: failed, pod {stub.driver_pod('fit')} =="
+    assert last == said.strip()
+
+
+def test_a_run_that_cannot_even_begin_names_the_root(stub, gridbox, compiled):
+    stub.script = [({}, "FAILED")]
+    code, out, err = gridbox("submit", compiled)
+    assert code == 1
+    assert "no details" not in out
+    assert "  root: its driver, which prepares the stage, failed: main: Error (exit code 1)\n" in err
 
 
 def test_a_driver_that_fails_is_named_by_the_details_alone(stub, gridbox, compiled):

@@ -22,7 +22,7 @@ from manifest_rules import (
     pods,
 )
 
-from components.serve import config, deploy, kserve
+from components.serve import access, config, kserve
 from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS, TRITON_IMAGE, TRITON_RELEASE
 
 MANIFESTS = ROOT / "manifests"
@@ -222,7 +222,7 @@ def test_readme_names_the_custom_resources_of_each_overlay(rendered: dict[str, l
 
 def test_the_deploy_account_may_do_exactly_what_the_deployment_does(rendered: dict[str, list[Document]]) -> None:
     for name in EVERY:
-        for kind, rules in (("", deploy.DEPLOY_RULES), ("Cluster", deploy.DEPLOY_CLUSTER_RULES)):
+        for kind, rules in (("", access.DEPLOY_RULES), ("Cluster", access.DEPLOY_CLUSTER_RULES)):
             assert _calls(only(rendered[name], f"{kind}Role")["rules"]) == _calls(rules)
             binding = only(rendered[name], f"{kind}RoleBinding")
             assert binding["roleRef"] == {

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,10 @@ from manifest_rules import ROOT
 
 from components import images
 from components.detectnet_v2.commands import app as detectnet_app
+from components.serve import kserve
 from components.serve.commands import app as serve_app
-from components.serve.release import TRITON_IMAGE, TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, SERVER_ARGUMENTS, TRITON_IMAGE, TRITON_RELEASE
+from components.step import StageError, UserError
 from components.vision import endpoint
 
 NOTEBOOK = ROOT / "notebooks/face_detection.ipynb"
@@ -117,8 +120,9 @@ def test_images_of_the_engine_differ_in_nothing_but_pytorch() -> None:
     wheelhouse = load_script("containers/wheelhouse.py")
     assert [*wheelhouse.requirements("cpu")] == [*wheelhouse.requirements("gpu")]
     assert "torch.version.cuda" in " ".join(commands("gpu", "RUN"))
-    assert "whl/cpu" in " ".join(commands("cpu", "RUN"))
-    assert "whl/cpu" not in " ".join(commands("gpu", "RUN"))
+    assert "TORCH_INDEX=https://download.pytorch.org/whl/cpu" in commands("cpu", "ARG")
+    assert '--index-url "${TORCH_INDEX}" --no-deps' in " ".join(commands("cpu", "RUN"))
+    assert "TORCH_INDEX" not in " ".join(commands("gpu", "RUN"))
 
 
 def test_wheelhouse_holds_what_the_dockerfile_installs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +133,7 @@ def test_wheelhouse_holds_what_the_dockerfile_installs(monkeypatch: pytest.Monke
     assert {"setuptools", "tritonclient", "jupyterlab"} <= names["client"]
     assert "torch" not in names["client"]
     assert "kfp" not in set().union(*names.values())
-    assert names["triton"] == {"numpy", "opencv-python-headless"}
+    assert names["triton"] == {"numpy", "opencv-python-headless", "onnx"}
     with pytest.raises(ValueError, match="tpu: the Dockerfile has no such target"):
         [*wheelhouse.requirements("tpu")]
 
@@ -141,7 +145,8 @@ def test_wheelhouse_holds_what_the_dockerfile_installs(monkeypatch: pytest.Monke
     engine, triton = called
     assert engine[-len(wanted["gpu"]) :] == wanted["gpu"]
     assert str(ROOT / "requirements.lock") in engine
-    assert triton[triton.index("--python-version") + 1] == "3.10"
+    assert str(ROOT / "requirements.lock") in triton
+    assert triton[triton.index("--python-version") + 1] == "3.12"
 
 
 def load_script(name: str) -> types.ModuleType:
@@ -151,6 +156,13 @@ def load_script(name: str) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_release_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == GRIDBOX_VERSION
+    for image in (images.OPEN_ENGINE, images.OPEN_ENGINE_GPU, TRITON_IMAGE):
+        assert GRIDBOX_VERSION in image.rpartition(":")[2]
 
 
 def test_base_images_are_named_once_with_tag_and_at_most_one_digest() -> None:
@@ -194,6 +206,92 @@ def test_build_goes_on_after_an_image_that_cannot_be_built_and_names_it(fake_doc
         assert call.startswith("1 build ")
         assert call.endswith("--network none .")
         assert re.search(r"image\.revision=[0-9a-f]{40}", call) or not (ROOT / ".git").exists()
+
+
+REGISTRY = "registry.example:5000/team"
+DIGEST = f"sha256:{'ab' * 32}"
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """`containers/push.py` in a folder of its own, with a Docker client that pushes all but what `REFUSED` names."""
+    program = tmp_path / "bin/docker"
+    program.parent.mkdir()
+    refuse = 'case "$*" in push*"$REFUSED"|buildx*) exit 1;; esac'
+    program.write_text(f'#!/bin/sh\n{refuse}\necho "$2" >> "$CALLS"\necho "0.1.0: digest: {DIGEST} size: 9"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("REFUSED", "nothing")
+    monkeypatch.chdir(tmp_path)
+    push = load_script("containers/push.py")
+    shutil.copy(push.RELEASE, tmp_path / "release.yaml")
+    monkeypatch.setattr(push, "RELEASE", tmp_path / "release.yaml")
+    return push
+
+
+def test_pushed_images_are_named_by_digest_in_settings_and_manifests(
+    registry: types.ModuleType, tmp_path: Path
+) -> None:
+    settings = tmp_path / "gridbox.toml"
+    settings.write_text(
+        '# mine\nengine = "open"\n\n[images]\ntao = "mirror/tao:1"  # kept\nopen = "old"\n[placement]\nretries = 2\n'
+    )
+    registry.main([REGISTRY, *TARGETS])
+    assert (tmp_path / "calls").read_text().split() == [
+        f"{REGISTRY}/gridbox:0.1.0",
+        f"{REGISTRY}/gridbox:0.1.0-gpu",
+        f"{REGISTRY}/client:0.1.0",
+        f"{REGISTRY}/{TRITON_IMAGE.rpartition('/')[2]}",
+    ]
+    named = {"open": "gridbox", "open_gpu": "gridbox", "triton": "triton"}
+    assert tomllib.loads(settings.read_text()) == {
+        "engine": "open",
+        "images": {"tao": "mirror/tao:1", **{key: f"{REGISTRY}/{name}@{DIGEST}" for key, name in named.items()}},
+        "placement": {"retries": 2},
+    }
+    assert "# mine" in settings.read_text()
+    assert "# kept" in settings.read_text()
+    release = yaml.safe_load((tmp_path / "release.yaml").read_text())
+    assert release["images"] == [{"name": "triton", "newName": f"{REGISTRY}/triton", "digest": DIGEST}]
+    runtime = kserve.runtime_name(f"{REGISTRY}/triton@{DIGEST}")
+    assert [yaml.safe_load(patch["patch"])[0]["value"] for patch in release["patches"]] == [runtime, runtime]
+    text = settings.read_text()
+    registry.main([REGISTRY, *TARGETS])
+    assert settings.read_text() == text
+    assert {file.name for file in tmp_path.iterdir()} == {"bin", "calls", "gridbox.toml", "release.yaml"}
+
+
+def test_settings_are_made_where_there_are_none(registry: types.ModuleType, tmp_path: Path) -> None:
+    registry.main([REGISTRY, "cpu"])
+    settings = tomllib.loads((tmp_path / "gridbox.toml").read_text())
+    assert settings == {"images": {"open": f"{REGISTRY}/gridbox@{DIGEST}"}}
+
+
+def test_nothing_is_written_when_an_image_cannot_be_pushed(
+    registry: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFUSED", "0.1.0-gpu")
+    with pytest.raises(
+        StageError, match=r"gridbox:0\.1\.0-gpu: docker push failed; .* docker login registry\.example:5000"
+    ):
+        registry.main([REGISTRY, *TARGETS])
+    assert not (tmp_path / "gridbox.toml").exists()
+
+
+@pytest.mark.parametrize("text", ['images = {open = "mine"}\n', "[images\n", '[images]\nopen = """a"""\n'])
+def test_settings_that_would_be_damaged_are_left_alone(registry: types.ModuleType, tmp_path: Path, text: str) -> None:
+    (tmp_path / "gridbox.toml").write_text(text)
+    before = (tmp_path / "release.yaml").read_text()
+    with pytest.raises(UserError, match=r"(?s)gridbox.toml: .*by hand:\nopen = "):
+        registry.main([REGISTRY, "cpu", "triton"])
+    assert (tmp_path / "gridbox.toml").read_text() == text
+    assert (tmp_path / "release.yaml").read_text() == before
+
+
+def test_a_registry_has_to_be_named(registry: types.ModuleType) -> None:
+    with pytest.raises(UserError, match="make images push REGISTRY="):
+        registry.main(["", "cpu"])
 
 
 def test_build_refuses_a_target_that_there_is_not(fake_docker: dict[str, str]) -> None:
@@ -266,7 +364,7 @@ import importlib, sys, types
 sys.path[:] = [{str(triton_image)!r}] + [path for path in sys.path if path != {str(ROOT)!r}]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__name__", "").lower()]
 sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
-for absent in ("torch", "onnxruntime", "onnx", "kfp", "typer", "rich", "scipy", "sklearn", "google_crc32c", "minio"):
+for absent in ("torch", "onnxruntime", "kfp", "typer", "rich", "scipy", "sklearn", "google_crc32c", "minio"):
     sys.modules[absent] = None
 for module in {modules!r}:
     assert importlib.import_module(module).__file__.startswith({str(triton_image)!r}), module
@@ -276,18 +374,27 @@ for module in {modules!r}:
 
 
 def test_triton_image_s_code_runs_on_its_python(triton_image: Path) -> None:
-    """Triton 24.10 has Python 3.10, later releases 3.12."""
+    """Triton has Python 3.12, the local server 3.11."""
     vermin = Path(sys.executable).with_name("vermin")
     if not vermin.is_file():
         pytest.skip("vermin is not installed")
-    command = [str(vermin), "--quiet", "--no-tips", "--target=3.10-", "--violations", str(triton_image)]
+    command = [str(vermin), "--quiet", "--no-tips", "--target=3.11-", "--violations", str(triton_image)]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_triton_image_keeps_numpy_below_2() -> None:
-    (install,) = [rest for rest in commands("triton", "RUN") if "pip install" in rest]
-    assert re.search(r"numpy==1\.", install), "its Python backend reads wrong inputs with NumPy 2, without an error"
+@pytest.mark.parametrize("stage", TARGETS)
+def test_one_lock_holds_the_versions_of_all_images(stage: str) -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pinned = set(re.findall(r"^([^#=\s]+)==\S+$", lock, re.MULTILINE))
+    wheelhouse = load_script("containers/wheelhouse.py")
+    names = {re.split(r"[\[<>=]", word)[0] for word in wheelhouse.requirements(stage)}
+    assert names - {"setuptools"} <= pinned
+    for install in " && ".join(commands(stage, "RUN")).split("&&"):
+        if "pip install" in install and "--no-deps --force-reinstall /code" not in install:
+            assert "--constraint /requirements/requirements.lock" in install
+            assert "==" not in install
+            assert "extra-index-url" not in install, "any index could then offer any package"
 
 
 def test_compose_names_the_images_and_targets_that_there_are() -> None:
@@ -299,6 +406,26 @@ def test_compose_names_the_images_and_targets_that_there_are() -> None:
         assert service["build"]["target"] in TARGETS
         # Named without a value: from the environment or .env, otherwise the Dockerfile's own.
         assert set(service["build"]["args"]) < {rest.partition("=")[0] for rest in commands("", "ARG")}
+
+
+def test_compose_starts_the_server_when_its_repository_is_there() -> None:
+    after = {"condition": "service_completed_successfully"}
+    services, gpu = (compose(name)["services"] for name in ("docker-compose.yaml", "docker-compose.gpu.yaml"))
+    assert services["triton-server"]["depends_on"] == {"triton-model-builder": after}
+    assert gpu["triton-model-builder"]["depends_on"] == {"triton-model-converter": after}
+    assert gpu["triton-model-converter"]["depends_on"] == [], "else it would wait for the builder, which waits for it"
+
+
+def test_whichever_image_first_mounts_the_volume_its_owner_is_the_one_who_writes() -> None:
+    for stage in TARGETS:
+        assert "install --directory --owner=10001 /models" in " ".join(commands(stage, "RUN"))
+    converter = compose("docker-compose.gpu.yaml")["services"]["triton-model-converter"]
+    assert converter["user"] == commands("cpu", "USER")[-1] == "10001"
+
+
+def test_compose_server_starts_as_the_release_says() -> None:
+    command = compose("docker-compose.yaml")["services"]["triton-server"]["command"]
+    assert tuple(word.replace("$$", "$") for word in command[: len(SERVER_ARGUMENTS)]) == SERVER_ARGUMENTS
 
 
 def test_compose_is_for_this_machine_only() -> None:

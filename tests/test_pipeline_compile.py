@@ -313,7 +313,7 @@ def test_tao_stages_run_the_program_that_travels_once_as_an_artifact(document):
     found = containers(document)
     assert sorted(name for name, each in found.items() if PROGRAM in each["args"]) == TAO_STAGES
     for name in TAO_STAGES:
-        assert found[name]["command"] == ["python3"]
+        assert found[name]["command"] == ["python3", "-B"]
         assert found[name]["args"][:2] == [PROGRAM, "detectnet_v2"]
         assert found[name]["args"][2] in step.TASKS
     assert found["pretrained-weights"]["command"] == ["gridbox"]

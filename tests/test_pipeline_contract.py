@@ -213,8 +213,10 @@ def words_of(document, name):
     assert words[-2:] == ["--executor-input", "{{$}}"]
     if words[:3] == ["python3", "-m", "components.serve.tensorrt"]:
         return ["tensorrt", *words[3:-2]]
-    assert words[0] == "gridbox" or words[:2] == ["python3", "{{$.inputs.artifacts['program'].path}}"]
-    return words[1:-2] if words[0] == "gridbox" else words[2:-2]
+    if words[0] == "gridbox":
+        return words[1:-2]
+    assert words[:3] == ["python3", "-B", "{{$.inputs.artifacts['program'].path}}"]
+    return words[3:-2]
 
 
 @pytest.mark.parametrize(("variant", "name"), [(variant, name) for variant in VARIANTS for name in STAGES[variant]])

@@ -99,8 +99,7 @@ def test_kind_number_and_nodes_of_gpus_are_those_bound_when_compiling(pools):
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("amd.com/gpu", "2")
     placed = pools.placed("train")
     assert placed["nodeSelector"] == {"nodeSelectorJson": {"runtimeValue": {"constant": {"gpu": "a100"}}}}
-    tolerations = [each["tolerationJson"]["runtimeValue"]["constant"] for each in placed["tolerations"]]
-    assert tolerations == [[{"key": "spot", "operator": "Exists"}]]
+    assert placed["tolerations"] == [{"key": "spot", "operator": "Exists"}]
     assert pools.placed("kitti")["nodeSelector"]["nodeSelectorJson"]["runtimeValue"]["constant"] == {"pool": "cpu"}
 
 
@@ -137,12 +136,20 @@ def test_secrets_are_named_and_given_only_to_the_stages_that_need_them(compiled)
     store = {("gridbox-s3", "AWS_ACCESS_KEY_ID"), ("gridbox-s3", "AWS_SECRET_ACCESS_KEY")}
     for stage in compiled["open"].tasks:
         needs_store = stage in ("preflight", "data", "pretrained", "publish", "deploy", "promote")
-        ngc = {("gridbox-ngc", "NGC_API_KEY")} if stage == "pretrained" else set()
+        ngc = {("gridbox-ngc", "NGC_API_KEY")} if stage in ("preflight", "pretrained") else set()
         assert compiled["open"].secrets(stage) == (store if needs_store else set()) | ngc, stage
     assert compiled["open"].environment("publish")["AWS_ENDPOINT_URL"] == "http://store:9000"
     assert compiled["tao"].secrets("train") == {("gridbox-tao", "TAO_KEY")}
     for entry in compiled["open"].placed("publish")["secretAsEnv"]:
         assert entry["optional"] is True
+
+
+def test_preflight_is_given_what_the_stages_are_that_it_vouches_for(compiled):
+    placed = compiled["open"]
+    others = set(placed.tasks) - {"preflight"}
+    assert placed.secrets("preflight") == set().union(*map(placed.secrets, others))
+    claims = {stage: {each["mountPath"] for each in placed.placed(stage).get("pvcMount", [])} for stage in placed.tasks}
+    assert claims["preflight"] == set().union(*(claims[stage] for stage in others)) == {"/checkpoints", "/data"}
 
 
 def test_attempts_times_and_volumes_are_those_of_the_settings(compiled):
@@ -209,7 +216,7 @@ def test_what_reaches_outside_is_never_taken_from_a_cache(compiled):
         ("nvidia", "must be open or tao"),
         ("tao,fly=open", "no such stage; there are records, train"),
         ("tao,train", "must be open or tao"),
-        ("tao,train=open", "NVIDIA's evaluate cannot read the .safetensors that our train writes"),
+        ("tao,train=open", "NVIDIA's prune cannot read the .safetensors that our train writes"),
         ("open,export=tao", "take the open engine for export, too"),
     ],
 )

@@ -11,7 +11,7 @@ from kubeflow_stub import Kubernetes
 from test_kubeflow_doctor import TAINT, node
 
 from components import program
-from components.serve.deploy import DEPLOY_RULES
+from components.serve.access import DEPLOY_RULES
 from components.step import CHECKPOINTS
 from pipeline import facedetect, preflight
 from pipeline.kubeflow.findings import Finding

@@ -10,7 +10,7 @@ import pytest
 import s3_server
 
 from components import objects, program, publication, publication_commands, step
-from components.publication import fetch_published, prune, publish, resolve, versions
+from components.publication import fetch_published, hold, point, prune, publish, resolve, versions
 from components.step import UserError
 from components.store import Patience
 
@@ -331,22 +331,43 @@ def test_prune_keeps_the_newest_and_the_served_one(base, tmp_path):
 def test_prune_never_removes_the_served_version_though_it_is_old(base, tmp_path):
     source = repository(tmp_path / "source")
     first = publish(source, base, patience=QUICK)
-    place = objects.open_objects(base, QUICK)
-    pointer = place.read("current.json")[0]
     for _ in range(2):
         publish(source, base, patience=QUICK)
-    place.write("current.json", pointer)
+    point(base, first.version, QUICK)
     pruned = prune(base, 1, young=AT_ONCE, patience=QUICK)
     assert len(pruned.versions) == 1
     assert fetch_published(base, tmp_path / "back", patience=QUICK) == first
 
 
-def test_versions_that_were_never_served_are_left_to_their_publisher_until_they_are_old(base, tmp_path, monkeypatch):
+def test_published_version_is_served_when_the_pointer_is_moved_to_it(base, tmp_path):
+    source = repository(tmp_path / "source")
+    first = publish(source, base, patience=QUICK)
+    second = publish(source, base, serve=False, patience=QUICK)
+    assert resolve(base, QUICK) == first
+    for served in (second, first, second):  # and back, as a roll-back does
+        assert point(base, served.version, QUICK) == served
+        assert resolve(base, QUICK) == served
+    assert "there is no version" in line(point, base, "20260101-000000-000000-0badcafe", QUICK)
+
+
+def test_prune_spares_what_a_deployment_holds_and_takes_the_evidence_of_the_rest(base, tmp_path):
+    source = repository(tmp_path / "source")
+    made = [publish(source, base, patience=QUICK).version for _ in range(4)]
+    place = objects.open_objects(base, QUICK)
+    for version in made:
+        place.write(f"evidence/{version}.npz", b"evidence")
+    hold(base, "face.facenet", made[:2], QUICK)
+    hold(base, "face.facenet", made[1:2], QUICK)  # in the place of those it named before
+    hold(base, "face.other", [], QUICK)
+    assert prune(base, 1, young=AT_ONCE, patience=QUICK).versions == (made[0], made[2])
+    left = {entry.name for entry in place.listed("evidence/")}
+    assert left == {f"evidence/{version}.npz" for version in (made[1], made[3])}
+
+
+def test_versions_that_were_never_served_are_left_to_their_publisher_until_they_are_old(base, tmp_path):
     """They may be about to be."""
     source = repository(tmp_path / "source")
-    with monkeypatch.context() as patch:
-        patch.setattr(publication, "_point", lambda *_: None)
-        waiting = publish(source, base, patience=QUICK)
+    waiting = publish(source, base, serve=False, patience=QUICK)
     last = publish(source, base, patience=QUICK)
     pruned = prune(base, 1, patience=QUICK)
     assert (pruned.versions, pruned.spared) == ((), (waiting.version,))

@@ -24,7 +24,7 @@ def endpoint():
         def do_GET(self):
             asked.append((self.path, self.headers["Host"]))
             digest = answers.pop(0) if len(answers) > 1 else answers[0]
-            parameters = {"gridbox_digest": {"string_value": digest}} if digest else {}
+            parameters = {"gridbox_digest": {"string_value": json.dumps(digest)}} if digest else {}
             body = json.dumps({"name": "facenet_ensemble", "parameters": parameters}).encode()
             self.send_response(200 if digest != "503" else 503)
             self.send_header("Content-Length", str(len(body)))

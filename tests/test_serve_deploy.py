@@ -12,6 +12,7 @@ import pytest
 import yaml
 from deployments import (
     CANARY,
+    DATA,
     QUICK,
     candidate,
     ledger,
@@ -30,10 +31,9 @@ from typer import Typer
 from components import program, step
 from components.serve import deploy_commands
 from components.serve import host as host_module
+from components.serve.access import DEPLOY_CLUSTER_RULES, DEPLOY_RULES
 from components.serve.cluster import Cluster
 from components.serve.deploy import (
-    DEPLOY_CLUSTER_RULES,
-    DEPLOY_RULES,
     Gate,
     Rollout,
     deploy_kserve,
@@ -48,7 +48,7 @@ from components.serve.ledger import State
 from components.serve.pods import troubles
 from components.serve.published import publish_repository
 from components.serve.rehearsal import rehearse
-from components.serve.release import TENSORRT_VERSION, TRITON_RELEASE
+from components.serve.release import GRIDBOX_VERSION, TENSORRT_VERSION, TRITON_RELEASE
 from components.step import StageError, UserError, write_json, write_manifest
 
 
@@ -453,6 +453,7 @@ PLAN = {
     "gpu": "NVIDIA A10",
     "tensorrt_version": TENSORRT_VERSION + ".18",
     "triton_release": TRITON_RELEASE,
+    "gridbox_version": GRIDBOX_VERSION,
 }
 
 
@@ -471,6 +472,7 @@ def test_plan_runs_on_the_gpu_it_was_built_on_and_selects_it_by_itself():
         ({"gpu": ""}, "GPU is not recorded"),
         ({"tensorrt_version": "8.6.1"}, f"TensorRT 8.6.1, Triton {TRITON_RELEASE} has {TENSORRT_VERSION}"),
         ({"tensorrt_version": ""}, r"TensorRT \(not recorded\)"),
+        ({"gridbox_version": "0.0.9"}, r"made by gridbox 0\.0\.9, the image that serves has the code of"),
         ({"triton_release": "23.05"}, f"made for Triton 23.05, this release serves with {TRITON_RELEASE}"),
     ],
 )
@@ -484,8 +486,8 @@ def test_plan_without_a_gpu_to_run_on_is_refused():
         fitted(service(), PLAN)
 
 
-def test_cpu_repository_needs_the_release_only():
-    cpu = {"backend": "onnxruntime", "triton_release": TRITON_RELEASE}
+def test_cpu_repository_needs_the_releases_only():
+    cpu = {"backend": "onnxruntime", "triton_release": TRITON_RELEASE, "gridbox_version": GRIDBOX_VERSION}
     assert fitted(service(), cpu) == service()
     with pytest.raises(UserError, match=r"made for Triton 23\.05"):
         fitted(service(), {**cpu, "triton_release": "23.05"})
@@ -521,7 +523,12 @@ def inputs(tmp_path):
     (repository / "repository" / "facenet" / "1").mkdir(parents=True)
     (repository / "repository" / "facenet" / "config.pbtxt").write_text('name: "facenet"\n')
     (repository / "repository" / "facenet" / "1" / "model.onnx").write_text("model")
-    settings = {"model_name": "facenet", "backend": "onnxruntime", "triton_release": TRITON_RELEASE}
+    settings = {
+        "backend": "onnxruntime",
+        "triton_release": TRITON_RELEASE,
+        "gridbox_version": GRIDBOX_VERSION,
+        "repository_digest": "f" * 64,
+    }
     write_manifest(repository, "model_repository", {}, settings)
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
@@ -600,13 +607,14 @@ def test_executor_input_of_kubeflow_deploys_promotes_and_concludes(inputs, kube,
     settings = step.read_manifest(inputs / "deployment", "deployment")["settings"]
     assert settings["endpoint"] == "http://facenet-predictor.face.svc.cluster.local:80"
     assert settings["gateway_host"] == ""
+    assert settings["repository_digest"] == "f" * 64  # what scoring will look for
     assert settings["model_name"] == "facenet_ensemble"
     predictor = kube.service()["spec"]["predictor"]
     assert predictor["nodeSelector"] == {"pool": "serving"}
     assert predictor["tolerations"] == [{"key": "a", "operator": "Exists"}]
     written = json.loads((inputs / "out" / "output.json").read_text())["artifacts"]["deployment"]["artifacts"][0]
     assert written["metadata"]["url"] == "http://facenet-predictor.face.svc.cluster.local"
-    assert written["metadata"]["run_id"] == "run-9"
+    assert written["metadata"]["canary_percent"] == 0
     judged = {"force": False, "timeout": 5.0, "max_points_lost": 1.0, "accept_incomparable": False, "champion": ""}
     assert stage("promote", judged, ("deployment", "evaluation")) == 0
     undo = {

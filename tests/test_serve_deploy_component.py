@@ -55,7 +55,7 @@ def test_components_compile_into_one_pipeline(tmp_path):
         plan = component.tensorrt(
             exported=exported, precision="fp16", best_batch=16, largest_batch=32, workspace=4096, timing_cache=""
         )
-        component.publish(exported=exported, backend="onnxruntime", base="")
+        component.publish(exported=exported, backend="onnxruntime", cpu_limit="4", base="")
         built = component.publish_plan(exported=exported, plan=plan.outputs["plan"], base="s3://models/facenet")
         published = built.outputs["published"]
         deployed = component.deploy(

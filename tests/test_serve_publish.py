@@ -2,7 +2,7 @@
 
 import pytest
 from square_detector import write_detector
-from test_serve_repository import write_plan
+from test_serve_repository import configs, write_plan
 from typer import Typer
 
 from components import program, publication
@@ -31,6 +31,15 @@ def test_exported_model_is_published_as_a_repository_that_is_not_served_yet(expo
     assert publication.versions(str(tmp_path / "store")).served is None
     fetch_repository(published, tmp_path / "fetched")
     assert (tmp_path / "fetched/repository/facenet_ensemble/config.pbtxt").is_file()
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("4", 4), ("2500m", 2)])
+def test_network_has_as_many_threads_as_its_pod_may_use_cores(exported, tmp_path, limit, threads):
+    given = ["--exported", exported, "--base", tmp_path / "store", "--published", tmp_path / "out"]
+    assert call(*given, "--cpu-limit", limit) == 0
+    fetch_repository(read_published(tmp_path / "out"), tmp_path / "fetched")
+    network = configs(tmp_path / "fetched")["facenet"]
+    assert network.parameters["intra_op_thread_count"].string_value == str(threads)
 
 
 def test_plan_makes_it_a_repository_for_tensorrt(exported, tmp_path):

@@ -4,8 +4,8 @@ import kserve_stub
 import pytest
 from deployments import model, stub_cluster
 
+from components.serve.access import DEPLOY_RULES
 from components.serve.cluster import Cluster
-from components.serve.deploy import DEPLOY_RULES
 from components.serve.kserve import Mode
 from components.serve.rehearsal import rehearse
 from components.step import UserError
@@ -57,7 +57,7 @@ def test_refusal_of_the_pod_is_one_line(kube, why_not):
 
 def test_cluster_without_kserve_is_told(kube):
     kube.groups.discard("serving.kserve.io")
-    with pytest.raises(UserError, match="face: facenet could not be deployed: .*install KServe"):
+    with pytest.raises(UserError, match=r"face: facenet could not be deployed: .*install KServe"):
         rehearse(Cluster(), model("run-1"))
 
 

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import types
 import zlib
@@ -266,6 +267,28 @@ def test_networks_take_turns_where_two_do_not_fit_on_the_cores(
         assert bool(done) is not takes_turns
         fcntl.flock(other, fcntl.LOCK_UN)
         assert [output.shape[0] for output in running.result(20)] == [1, 1]
+
+
+def test_requests_of_a_batch_are_worked_on_side_by_side(monkeypatch):
+    """One decoder after the other would keep a GPU waiting."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    tensors = importlib.import_module("components.serve.models.tensors")
+    monkeypatch.setattr(tensors, "pb_utils", types.SimpleNamespace(InferenceResponse=list))
+    monkeypatch.setattr(tensors, "available_cores", lambda: 3)
+    together = threading.Barrier(3)
+
+    class Waiting(tensors.Step):
+        def __init__(self, parameters, folder):
+            pass
+
+        def __call__(self, _inputs):
+            together.wait(10)
+            return {}
+
+    model = type("Model", (tensors.Model,), {"step": Waiting})()
+    model.initialize({"model_config": '{"parameters": {}, "input": []}', "model_repository": "."})
+    assert model.execute(["first", "second", "third"]) == [[], [], []]
+    model.finalize()
 
 
 # --- several images ---------------------------------------------------------------------------------------------------

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components import step
+from components.detectnet_v2 import commands
 from components.step import StageError, UserError
 
 SOURCE = inspect.getsource(step)
+FOLDERS, SPEC_NAMES = ("facedetect", "facedetect-cpu"), ("convert", "inference", "retrain", "train")
 SPEC = """random_seed: ${seed}
 dataset_config {
   data_sources { tfrecords_path: "${training_records}/*" image_directory_path: "${images_training}" }
@@ -34,6 +36,22 @@ model_config {
 }
 size: ${image_width}x${image_height} epochs: ${epochs} batch: ${batch_size}
 rates: "${minimum_learning_rate} ${learning_rate}"
+lowest: ${minimum_height}
+"""
+
+
+# What a model artifact keeps of it: paths, and the lowest object that counts, stay open.
+KEPT = """random_seed: 7
+dataset_config {
+  data_sources { tfrecords_path: "${training_records}/*" image_directory_path: "${images_training}" }
+  validation_data_source { tfrecords_path: "${validation_records}/*" image_directory_path: "${images_validation}" }
+}
+augmentation_config { preprocessing { output_image_width: 128 output_image_height: 96 } }
+model_config {
+  pretrained_model_file: "${pretrained_model}"
+  load_graph: true
+}
+evaluation_config { evaluation_box_config { key: "face" value { minimum_height: ${minimum_height} } } }
 """
 
 
@@ -50,18 +68,20 @@ def executor_input(tmp_path, parameters=None, inputs=None, outputs=None):
 @pytest.mark.parametrize(
     ("value", "flags"),
     [
-        (8.0, ["--min-face-height", "8"]),
-        (8, ["--min-face-height", "8"]),
-        (0.5, ["--min-face-height", "0.5"]),
-        (5e-06, ["--min-face-height", "5e-06"]),
-        (0, ["--min-face-height", "0"]),
+        (8.0, ["--min-face-height=8"]),
+        (8, ["--min-face-height=8"]),
+        (0.5, ["--min-face-height=0.5"]),
+        (5e-06, ["--min-face-height=5e-06"]),
+        (0, ["--min-face-height=0"]),
+        (-3, ["--min-face-height=-3"]),
         (True, ["--min-face-height"]),
         (False, ["--no-min-face-height"]),
         ("", []),
         (None, []),
-        ("-x y", ["--min-face-height", "-x y"]),
-        ([1, 2], ["--min-face-height", "[1, 2]"]),
-        ({"a": 1}, ["--min-face-height", '{"a": 1}']),
+        ("-x y", ["--min-face-height=-x y"]),
+        ("a=b", ["--min-face-height=a=b"]),
+        ([1, 2], ["--min-face-height=[1, 2]"]),
+        ({"a": 1}, ['--min-face-height={"a": 1}']),
     ],
 )
 def test_parameter_becomes_the_flag_a_person_types(tmp_path, value, flags):
@@ -71,7 +91,7 @@ def test_parameter_becomes_the_flag_a_person_types(tmp_path, value, flags):
 @given(st.integers(-(2**53), 2**53))
 def test_protojson_float_of_an_integer_is_spelt_as_the_integer(number):
     document = {"inputs": {"parameterValues": {"n": float(number)}}, "outputs": {"outputFile": "x"}}
-    assert step.flags_from_executor_input(document) == ["--n", str(number)]
+    assert step.flags_from_executor_input(document) == [f"--n={number}"]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +149,11 @@ def test_executor_output_parses_as_kubeflows_message_with_sanitised_metadata(tmp
     outputs = {name: artifact(name, schema) for name, schema in kinds}
 
     def program(arguments):
-        given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        given = dict(argument.split("=", 1) for argument in arguments)
         Path(given["--kitti"]).mkdir()
         Path(given["--kitti"], "x").write_text("x")
-        step.write_manifest(Path(given["--kitti"]), "kitti_set", {"images": 3, "synthetic": True}, {})
+        counts = {"images": 3, "synthetic": True, "faces": 9}
+        step.write_manifest(Path(given["--kitti"]), "kitti_set", counts, {}, shown=("synthetic", "images"))
         figures = (
             '{"ap": 0.5, "bad": NaN, "worse": -Infinity, "none": null, "text": "x", "ok": true, "band": {"16": 0.25}}'
         )
@@ -152,6 +173,58 @@ def test_executor_output_parses_as_kubeflows_message_with_sanitised_metadata(tmp
     assert metadata["curve"] == {"confidenceMetrics": [{"recall": 0.3}]}
     assert metadata["page"] == {}
     assert message.artifacts["kitti"].artifacts[0].uri == str(tmp_path / "kitti")
+
+
+@pytest.mark.parametrize(
+    ("shown", "names"),
+    [
+        (None, ["a", "b", "c", "d"]),
+        (("f", "b"), ["f", "b"]),
+        (("b", "not counted"), ["b"]),
+        ((), []),
+    ],
+)
+def test_manifest_says_which_few_counts_kubeflow_shows(tmp_path, shown, names):
+    counts = dict(zip("abcdef", range(6), strict=True))
+    step.write_manifest(tmp_path, "model", counts, {}, shown=shown)
+    manifest = step.read_manifest(tmp_path, "model")
+    assert (manifest["shown"], manifest["counts"]) == (names, counts)
+    with pytest.raises(ValueError, match="shows at most 4 counts, not 5"):
+        step.write_manifest(tmp_path, "model", counts, {}, shown="abcde")
+
+
+def test_artifact_of_an_earlier_release_shows_nothing(tmp_path):
+    step.write_manifest(tmp_path / "model", "model", {"file_bytes": 1}, {})
+    manifest = json.loads((tmp_path / "model/manifest.json").read_text())
+    del manifest["shown"]
+    step.write_json(tmp_path / "model/manifest.json", manifest)
+    outputs = {"model": {"artifacts": [{"name": "model", "uri": str(tmp_path / "model")}]}}
+    document = executor_input(tmp_path, outputs=outputs)
+    step.write_executor_output(document)
+    written = json.loads(Path(document["outputs"]["outputFile"]).read_text())
+    assert written["artifacts"]["model"]["artifacts"][0]["metadata"] == {}
+
+
+def test_outputs_that_the_driver_adds_are_none_of_the_programs(tmp_path):
+    def artifact(name):
+        return {"artifacts": [{"name": name, "uri": str(tmp_path / name)}]}
+
+    document = executor_input(tmp_path, outputs={name: artifact(name) for name in ("model", "executor-logs")})
+    document["outputs"]["parameters"] = {"url": {"outputFile": str(tmp_path / "parameters/url")}}
+    asked = []
+
+    def program(arguments):
+        asked.append(arguments)
+        (tmp_path / "model").write_text("weights")
+
+    def flags_of(words):
+        assert words == ["train"]
+        return {"--model"}
+
+    assert step.run(["train", "--executor-input", json.dumps(document)], program, flags_of=flags_of) == 0
+    assert asked == [["train", f"--model={tmp_path}/model"]]
+    assert not (tmp_path / "parameters").exists()
+    assert set(json.loads(Path(document["outputs"]["outputFile"]).read_text())["artifacts"]) == {"model"}
 
 
 def test_missing_output_fails_the_stage_and_names_it(tmp_path, capsys):
@@ -202,6 +275,14 @@ def test_render_refuses_an_unclosed_placeholder():
 
 def test_render_escapes_quotes_and_backslashes_in_paths():
     assert step.render('path: "${p}"', {"p": 'a"b\\c'}) == 'path: "a\\"b\\\\c"'
+
+
+def test_spec_of_ours_goes_by_its_name_and_any_other_as_its_text():
+    assert "bbox_rasterizer_config" in step.template_text("facedetect/train")
+    for text in ("a: 1", "random_seed: 1\n", "a/b {}"):
+        assert step.template_text(text) == text
+    with pytest.raises(UserError, match="spec facedetect/trian: there is no such template; there are facedetect-cpu/c"):
+        step.template_text("facedetect/trian")
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -264,11 +345,12 @@ class Bench:
 
     def __init__(self, tmp_path):
         self.root, self.calls_file = tmp_path, tmp_path / "calls"
-        for split in ("training", "validation"):
+        for split in step.SPLITS:
             shard(tmp_path / "kitti" / split, [("images/a.png", b"png"), ("labels/a.txt", b"face\n")])
-            self.artifact(f"{split}_records", "records", {"kitti-fold-000": "r"})
+        self.artifact("records", "records", {f"{split}/kitti-fold-000": "r" for split in step.SPLITS})
         self.artifact("absent", "model", {}, present=False)
-        self.artifact("model", "model", {"weights/net.hdf5": "w", "experiment_spec.txt": "spec"}, present=True)
+        for name in ("model", "pruned", "retrained"):
+            self.artifact(name, "model", {f"weights/{name}.hdf5": "w", "experiment_spec.txt": KEPT}, present=True)
 
     def artifact(self, name, kind, files, **counts):
         (self.root / name).mkdir()
@@ -279,9 +361,7 @@ class Bench:
 
     def flags(self, *names, **others):
         paths = {name: str(self.root / name) for name in names}
-        return [
-            word for name, value in {**paths, **others}.items() for word in (f"--{name.replace('_', '-')}", str(value))
-        ]
+        return [f"--{name.replace('_', '-')}={value}" for name, value in {**paths, **others}.items()]
 
     def experiment(self, **others):
         values = {
@@ -294,18 +374,25 @@ class Bench:
         }
         return self.flags(**{"spec": SPEC, **values, **others})
 
-    def sets(self):
-        return self.flags("kitti", "training_records", "validation_records")
-
     def train(self, **others):
         fixed = {"name": "net", "width": 1.0, "threads": 0, "pretrained": self.root / "absent"}
         outputs = self.flags(model=self.root / "out/model", metrics=self.root / "out/metrics")
-        return ["detectnet_v2", "train", *self.sets(), *self.experiment(), *self.flags(**{**fixed, **others}), *outputs]
+        own = self.flags("kitti", "records", **{**fixed, **others})
+        return ["detectnet_v2", "train", *self.experiment(), *own, *outputs]
 
-    def evaluate(self, model="model"):
-        outputs = self.flags(evaluation=self.root / "out/evaluation", metrics=self.root / "out/metrics")
-        own = {"model": self.root / model, "minimum_height": 12}
-        return ["detectnet_v2", "evaluate", *self.sets(), *self.experiment(**own), *outputs]
+    def evaluate(self, **others):
+        models = {"pretrained": "absent", "trained": "model", "pruned": "pruned", "retrained": "retrained", **others}
+        own = {"spec": 'm: "${model}" ${image_width}x${image_height}', "batch_size": 4, "minimum_height": 12}
+        names = ("evaluations", "annotated", "metrics")
+        flags = {**{name: self.root / folder for name, folder in models.items()}, **own}
+        outputs = {name: self.root / "out" / name for name in names}
+        return ["detectnet_v2", "evaluate", *self.flags("kitti", "records", **flags, **outputs)]
+
+    def export(self, **others):
+        flags = self.flags(
+            **{"model": self.root / "model", "opset": 0, "exported": self.root / "out/exported"} | others
+        )
+        return ["detectnet_v2", "export", *flags]
 
     def prune(self, **others):
         values = {"normalizer": "max", "equalization": "union", "granularity": 8, "threshold": 5.2e-06}
@@ -355,6 +442,8 @@ def test_train_calls_taos_command_line_and_keeps_spec_weights_and_status(bench):
 def test_kept_spec_names_no_path_of_this_machine(bench):
     step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
     kept = (bench.root / "out/model/experiment_spec.txt").read_text()
+    assert 'image_directory_path: "${images_validation}"' in kept
+    assert "lowest: ${minimum_height}" in kept  # evaluate has its own
     assert "/" not in kept.replace("/*", "")
     assert 'pretrained_model_file: "${pretrained_model}"' in kept
     assert 'rates: "5e-06 0.0005"' in kept
@@ -367,14 +456,14 @@ def test_training_without_pretrained_weights_drops_their_lines(bench, monkeypatc
     assert "pretrained_model_file" not in spec
     assert "load_graph" not in spec
     assert f'image_directory_path: "{bench.root}/stage/scratch/training"' in spec
-    assert f'tfrecords_path: "{bench.root}/training_records/*"' in spec
+    assert f'tfrecords_path: "{bench.root}/records/training/*"' in spec
 
 
 def test_retraining_starts_from_the_pruned_model(bench, monkeypatch):
     monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
     step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
     spec = (bench.root / "stage/scratch/spec.txt").read_text()
-    assert f'pretrained_model_file: "{bench.root}/model/weights/net.hdf5"' in spec
+    assert f'pretrained_model_file: "{bench.root}/model/weights/model.hdf5"' in spec
     assert "load_graph: true" in spec
 
 
@@ -383,7 +472,7 @@ def test_training_from_a_backbone_takes_its_weights_and_not_its_graph(bench, mon
     step.write_manifest(bench.root / "model", "model", {"present": True, "detector": False}, {})
     step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
     spec = (bench.root / "stage/scratch/spec.txt").read_text()
-    assert f'pretrained_model_file: "{bench.root}/model/weights/net.hdf5"' in spec
+    assert f'pretrained_model_file: "{bench.root}/model/weights/model.hdf5"' in spec
     assert "load_graph" not in spec
 
 
@@ -421,34 +510,88 @@ def test_checkpoints_of_a_run_outlive_an_attempt_on_a_volume_and_go_when_it_ends
 
 
 def test_parameters_of_a_placement_are_not_the_programs(tmp_path):
-    given = {"pipelinechannel--pool_gpu_count": "1", "accelerator_count": "1", "accelerator_type": "a", "size": 3.0}
-    assert step.flags_from_executor_input(executor_input(tmp_path, given)) == ["--size", "3"]
+    # Kubeflow 2.17 hands them over with their placeholder unresolved.
+    count = "{{$.inputs.parameters['pipelinechannel--pool_gpu_count']}}"
+    given = {"pipelinechannel--pool_gpu_count": "0", "accelerator_count": count, "accelerator_type": "a", "size": 3.0}
+    assert step.flags_from_executor_input(executor_input(tmp_path, given)) == ["--size=3"]
 
 
-def test_evaluate_takes_the_engines_metrics_and_detections(bench):
+def test_evaluate_scores_every_model_and_draws_what_the_last_one_finds(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    assert step.run(bench.evaluate(pretrained="model"), step.tao_stage) == 0
+    *scored, drawn = bench.calls()
+    for call, (name, model) in zip(
+        scored,
+        [("pretrained", "model"), ("trained", "model"), ("pruned", "pruned"), ("retrained", "retrained")],
+        strict=True,
+    ):
+        work, results = bench.root / "stage/scratch" / name, bench.root / "stage/results" / name
+        weights = f"{bench.root}/{model}/weights/{model}.hdf5"
+        assert call == ["evaluate", "-e", f"{work}/spec.txt", "-m", weights, "-r", str(results)]
+    assert drawn[0] == "inference"
+    assert drawn[drawn.index("-m") + 1] == f"{bench.root}/retrained/weights/retrained.hdf5"
+    spec = (bench.root / "stage/scratch/inference/spec.txt").read_text()
+    assert spec == f'm: "{bench.root}/retrained/weights/retrained.hdf5" 128x96'
+    out = bench.root / "out"
+    files = set(step.read_manifest(out / "evaluations", "evaluations")["files"])
+    names = ("detections.jsonl", "manifest.json", "metrics.json", "status.json")
+    assert files == {f"{model}/{name}" for model in step.MODELS for name in names}
+    assert step.read_manifest(out / "evaluations/pruned", "evaluation")["counts"]["mean_average_precision"] == 0.8
+    assert step.read_manifest(out / "annotated", "annotated")["counts"] == {"images": 1, "detections": 2}
+    assert (out / "annotated/images_annotated/a.png").exists()
+
+
+def test_models_are_scored_by_the_spec_that_they_were_trained_with(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    (bench.root / "pruned/experiment_spec.txt").write_text(KEPT.replace("random_seed: 7", "random_seed: 8"))
+    assert step.run(bench.evaluate(pretrained="retrained"), step.tao_stage) == 0
+    specs = {name: (bench.root / f"stage/scratch/{name}/spec.txt").read_text() for name in step.MODELS}
+    seeds = {name: text.split()[1] for name, text in specs.items()}
+    assert seeds == {"pretrained": "7", "trained": "7", "pruned": "8", "retrained": "7"}
+    spec = specs["trained"]
+    assert f'tfrecords_path: "{bench.root}/records/validation/*"' in spec
+    assert f'image_directory_path: "{bench.root}/stage/scratch/validation"' in spec
+    assert "minimum_height: 12" in spec
+    assert "${" not in spec
+    assert "pretrained_model_file" not in spec  # what is scored is given by -m
+
+
+def test_evaluations_say_what_the_workflow_shows(bench):
     assert step.run(bench.evaluate(), step.tao_stage) == 0
-    call = bench.calls()[0]
-    results = work_of(call).parent / "results"
-    assert call[3:] == ["-m", f"{bench.root}/model/weights/net.hdf5", "-r", str(results)]
-    assert bench.metrics() == {"mean_average_precision": 0.8, "by_height": {"16-24": 0.7}}
-    files = step.read_manifest(bench.root / "out/evaluation", "evaluation")["files"]
-    assert set(files) == {"detections.jsonl", "metrics.json", "status.json"}
+    manifest = step.read_manifest(bench.root / "out/evaluations", "evaluations")
+    assert manifest["counts"] == dict.fromkeys(("trained", "pruned", "retrained"), 0.8)
+    metrics = bench.metrics()
+    assert metrics["mean_average_precision"] == metrics["pruned/mean_average_precision"] == 0.8
+    own = json.loads((bench.root / "out/evaluations/trained/metrics.json").read_text())
+    assert (own["mean_average_precision"], own["by_height"]) == (0.8, {"16-24": 0.7})
 
 
 def test_evaluate_builds_metrics_from_taos_status_log(bench, monkeypatch):
     monkeypatch.setenv("FAKE_TAO", "plain TAO")
     assert step.run(bench.evaluate(), step.tao_stage) == 0
-    figures = bench.metrics()
+    figures = json.loads((bench.root / "out/evaluations/retrained/metrics.json").read_text())
     assert figures.pop("seconds") >= 0
     assert figures == {"mean_average_precision": 0.8, "file_bytes": 1}
 
 
-def test_evaluating_absent_pretrained_weights_is_skipped_and_says_so(bench, capsys):
-    assert step.run(bench.evaluate("absent"), step.tao_stage) == 0
-    assert not bench.calls_file.exists()
-    assert bench.metrics() == {"skipped": True}
-    assert step.read_manifest(bench.root / "out/evaluation", "evaluation")["counts"] == {"skipped": True}
-    assert "skipped" in capsys.readouterr().out
+@pytest.mark.parametrize("kind", ["absent", "backbone"])
+def test_pretrained_weights_that_detect_nothing_are_skipped_and_it_is_said(bench, capsys, kind):
+    bench.artifact("backbone", "model", {"weights/net.hdf5": "w"}, present=True, detector=False)
+    assert step.run(bench.evaluate(pretrained=kind), step.tao_stage) == 0
+    assert [call[0] for call in bench.calls()] == ["evaluate"] * 3 + ["inference"]
+    folder = bench.root / "out/evaluations/pretrained"
+    assert json.loads((folder / "metrics.json").read_text()) == {"skipped": True}
+    assert step.read_manifest(folder, "evaluation")["counts"] == {"skipped": True}
+    assert "pretrained: skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["evaluate", "export"])
+def test_model_without_its_spec_is_refused_with_what_to_give(bench, capsys, task):
+    (bench.root / "model/experiment_spec.txt").unlink()
+    assert step.run(getattr(bench, task)(), step.tao_stage) == 2
+    said = capsys.readouterr().err
+    assert "model/experiment_spec.txt: the model's spec is missing; give the model artifact as train or prune" in said
+    assert not (bench.root / "out").exists() or not list((bench.root / "out").iterdir())
 
 
 def test_prune_has_taos_options_and_the_suffix_of_its_input(bench):
@@ -456,12 +599,12 @@ def test_prune_has_taos_options_and_the_suffix_of_its_input(bench):
     call = bench.calls()[0]
     results = call[-1]
     assert call == [
-        *["prune", "-m", f"{bench.root}/model/weights/net.hdf5", "-o", f"{results}/weights/net_pruned.hdf5"],
+        *["prune", "-m", f"{bench.root}/model/weights/model.hdf5", "-o", f"{results}/weights/model_pruned.hdf5"],
         *["-n", "max", "-eq", "union", "-pg", "8", "-pth", "5.2e-06", "-nf", "16", "--results_dir", results],
     ]
     pruned = bench.root / "out/pruned"
-    assert (pruned / "weights/net_pruned.hdf5").read_text() == "pruned"
-    assert (pruned / "experiment_spec.txt").read_text() == "spec"
+    assert (pruned / "weights/model_pruned.hdf5").read_text() == "pruned"
+    assert (pruned / "experiment_spec.txt").read_text() == KEPT
     assert bench.metrics()["pruning_ratio"] == 0.4
 
 
@@ -471,25 +614,22 @@ def test_prune_passes_excluded_layers_and_the_target_ratio_when_set(bench):
     assert call[call.index("-el") : call.index("--results_dir")] == ["-el", "conv1", "conv2", "--target-ratio", "0.5"]
 
 
-def test_dataset_convert_publishes_records_and_what_was_dropped(bench):
-    flags = bench.flags("kitti", split="validation", spec='root: "${root}"', records=bench.root / "out/records")
+def test_dataset_convert_writes_the_records_of_both_splits_and_what_was_dropped(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    flags = bench.flags("kitti", spec='root: "${root}"', records=bench.root / "out/records")
     assert step.run(["detectnet_v2", "dataset_convert", *flags], step.tao_stage) == 0
-    files = set(step.read_manifest(bench.root / "out/records", "records")["files"])
-    assert files == {"kitti-fold-000-of-002-shard-00000-of-00001", "kitti_warning.json"}
-
-
-def test_inference_publishes_overlays_and_labels(bench):
-    flags = bench.flags("kitti", "model", spec='m: "${model}"', image_width=128, image_height=96, batch_size=4)
-    output = bench.flags(annotated=bench.root / "out/annotated")
-    assert step.run(["detectnet_v2", "inference", *flags, *output], step.tao_stage) == 0
-    counts = step.read_manifest(bench.root / "out/annotated", "annotated")["counts"]
-    assert counts == {"images": 1, "detections": 2}
-    assert (bench.root / "out/annotated/images_annotated/a.png").exists()
+    manifest = step.read_manifest(bench.root / "out/records", "records")
+    names = ("kitti-fold-000-of-002-shard-00000-of-00001", "kitti_warning.json")
+    assert set(manifest["files"]) == {f"{split}/{name}" for split in step.SPLITS for name in names}
+    assert manifest["counts"] == {"shards": 2, "bytes": 14}
+    for split, call in zip(step.SPLITS, bench.calls(), strict=True):
+        spec = Path(call[call.index("-d") + 1])
+        assert spec == bench.root / "stage/scratch" / split / "spec.txt"
+        assert spec.read_text() == f'root: "{bench.root}/stage/scratch/{split}/{split}"'
 
 
 def test_export_records_the_true_tensor_names(bench):
-    flags = bench.experiment(model=bench.root / "model", opset=0, exported=bench.root / "out/exported")
-    assert step.run(["detectnet_v2", "export", *flags], step.tao_stage) == 0
+    assert step.run(bench.export(), step.tao_stage) == 0
     call = bench.calls()[0]
     assert "--gen_ds_config" in call
     assert "--target_opset" not in call
@@ -499,13 +639,24 @@ def test_export_records_the_true_tensor_names(bench):
     assert settings["geometry"] == {"width": 128, "height": 96}
 
 
+def test_export_takes_the_spec_of_the_model_with_taos_lowest_object(bench, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    assert step.run(bench.export(opset=13), step.tao_stage) == 0
+    call = bench.calls()[0]
+    assert call[call.index("--target_opset") + 1] == "13"
+    spec = Path(call[call.index("-e") + 1]).read_text()
+    assert "random_seed: 7" in spec
+    assert "minimum_height: 4" in spec
+    assert "${" not in spec
+
+
 def test_export_of_nvidias_program_is_described_by_its_spec(bench):
-    spec = SPEC.replace("load_graph: true", "load_graph: true objective_set { bbox { scale: 40 } cov {} }") + (
+    spec = KEPT.replace("load_graph: true", "load_graph: true objective_set { bbox { scale: 40 } cov {} }") + (
         'postprocessing_config { target_class_config { key: "face" value { clustering_config {'
         "  clustering_algorithm: NMS dbscan_eps: 0.2 minimum_bounding_box_height: 6 } } } }"
     )
-    flags = bench.experiment(spec=spec, model=bench.root / "model", opset=0, exported=bench.root / "out/exported")
-    assert step.run(["detectnet_v2", "export", *flags], step.tao_stage) == 0
+    (bench.root / "model/experiment_spec.txt").write_text(spec)
+    assert step.run(bench.export(), step.tao_stage) == 0
     settings = step.read_manifest(bench.root / "out/exported", "exported_model")["settings"]
     assert settings["geometry"] == {"width": 128, "height": 96, "scale": 40.0}
     assert settings["clustering"] == {"face": {"algorithm": "nms", "dbscan_eps": 0.2, "minimum_height": 6}}
@@ -575,9 +726,15 @@ def test_full_disk_is_one_line_and_leaves_nothing(bench, monkeypatch, capsys):
     assert [path.name for path in (bench.root / "out").iterdir()] == []
 
 
+def travelling_program(folder):
+    """The artifact that the stages of NVIDIA's image run by its path."""
+    commands.pretrained(model=folder / "none", uri="", program=folder / "program")
+    return folder / "program"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_reaches_the_program_and_leaves_no_orphan(bench, number):
-    argv = [sys.executable, "-c", SOURCE, *bench.train()]
+    argv = [sys.executable, travelling_program(bench.root), *bench.train()]
     stage = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "FAKE_TAO": "hang"})
     line = next(line for line in stage.stdout if line.startswith("pids"))
     pids = [int(word) for word in line.split()[1:]]
@@ -614,9 +771,8 @@ def python38():
     return None
 
 
-def test_source_is_python_38_and_holds_nothing_kubeflow_would_replace():
+def test_source_is_python_38():
     ast.parse(SOURCE, feature_version=(3, 8))
-    assert "{{" not in SOURCE
 
 
 def test_vermin_finds_nothing_newer_than_python_38():
@@ -637,22 +793,43 @@ def test_source_imports_the_standard_library_only():
     assert names <= sys.stdlib_module_names
 
 
+def run_alone(python, bench, words, tmp_path, **document):
+    """Runs the program that travels as NVIDIA's image does: no package, no site, another folder."""
+    given = executor_input(tmp_path, **document)
+    given["outputs"]["artifacts"]["executor-logs"] = {"artifacts": [{"name": "executor-logs", "uri": "minio://x/y"}]}
+    command = [python, "-B", "-I", "-S", travelling_program(bench.root), *words, "--executor-input", json.dumps(given)]
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "elsewhere", check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(Path(given["outputs"]["outputFile"]).read_text())["artifacts"]
+
+
+def artifacts(folder, *names):
+    return {name: {"artifacts": [{"name": name, "uri": str(folder / name)}]} for name in names}
+
+
 @pytest.mark.parametrize("python", [sys.executable, python38()], ids=["this Python", "Python 3.8"])
-def test_source_runs_as_the_command_of_a_container(bench, python, tmp_path):
+def test_program_that_travels_runs_by_its_path_where_nothing_of_ours_is_installed(bench, python, tmp_path):
     if python is None:
         pytest.skip("no python3.8 on this machine")
-    outputs = {
-        name: {"artifacts": [{"name": name, "uri": str(tmp_path / "out" / name)}]} for name in ("pruned", "metrics")
-    }
-    parameters = {"normalizer": "max", "equalization": "union", "granularity": 8.0, "threshold": 0.1}
-    parameters |= {"minimum_filters": 16.0, "excluded_layers": "", "target_ratio": 0.0}
-    inputs = {"model": {"artifacts": [{"name": "model", "uri": str(bench.root / "model")}]}}
-    document = executor_input(tmp_path, parameters, inputs, outputs)
-    command = [python, "-c", SOURCE, "detectnet_v2", "prune", "--executor-input", json.dumps(document)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    written = json.loads(Path(document["outputs"]["outputFile"]).read_text())
-    assert written["artifacts"]["pruned"]["artifacts"][0]["metadata"] == {"present": True, "file_bytes": 6}
+    parameters = {"granularity": 8.0, "threshold": 0.1, "minimum_filters": 16.0, "excluded_layers": ""}
+    words = ["detectnet_v2", "prune", "--normalizer=max", "--equalization=union", "--target-ratio=0"]
+    inputs = {**artifacts(bench.root, "model"), **artifacts(bench.root, "program")}
+    outputs = artifacts(tmp_path / "out", "pruned", "metrics")
+    written = run_alone(python, bench, words, tmp_path, parameters=parameters, inputs=inputs, outputs=outputs)
+    assert set(written) == {"pruned", "metrics"}
+    assert written["pruned"]["artifacts"][0]["metadata"] == {"present": True, "file_bytes": 6}
+
+
+def test_program_that_travels_has_our_specs_with_it(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv(step.STAGE_DIR, str(tmp_path / "stage"))
+    words = ["detectnet_v2", "dataset_convert", "--spec=facedetect/convert"]
+    inputs, outputs = artifacts(bench.root, "kitti"), artifacts(tmp_path / "out", "records")
+    run_alone(sys.executable, bench, words, tmp_path, inputs=inputs, outputs=outputs)
+    spec = (tmp_path / "stage/scratch/training/spec.txt").read_text()
+    assert f'root_directory_path: "{tmp_path}/stage/scratch/training/training"' in spec
+    names = {file.relative_to(bench.root / "program").as_posix() for file in (bench.root / "program").rglob("*.*")}
+    assert names == {"__main__.py"} | {f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES}
 
 
 def test_time_between_two_attempts_does_not_count(tmp_path):

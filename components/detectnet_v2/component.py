@@ -16,7 +16,8 @@ from components.images import OPEN_ENGINE
 def _task(name: str, program: Any) -> dsl.ContainerSpec:  # noqa: ANN401 - kfp's placeholder of an artifact
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,
-        command=["python3"],
+        # Without byte code, which would lie in the artifact and make it another one.
+        command=["python3", "-B"],
         args=[
             program.path,
             "detectnet_v2",

@@ -6,12 +6,10 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from components.serve.config import ENSEMBLE
+from components.serve.config import DIGEST_PARAMETER, ENSEMBLE
 from components.serve.kserve import HTTP_PORT, Mode, Protocol, Service
 from components.step import StageError
 
-# The ensemble's configuration carries the digest of its repository as a parameter of this name.
-PARAMETER = "gridbox_digest"
 TIMEOUT = 5.0
 # A name or a route may be a moment younger than the pods behind it.
 ATTEMPTS, PAUSE = 4, 2.0
@@ -35,7 +33,7 @@ def question(url: str, service: Service, gateway: str = "") -> urllib.request.Re
     return urllib.request.Request(target, headers={"Host": parts.netloc})
 
 
-def verify(request: urllib.request.Request | None, digest: str, pause: float = PAUSE) -> str:
+def verify(request: urllib.request.Request | None, digest: str, pause: float) -> str:
     """Asks which model answers.
 
     Args:
@@ -60,7 +58,7 @@ def verify(request: urllib.request.Request | None, digest: str, pause: float = P
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                 parameters = json.loads(answer.read()).get("parameters", {})
-            found = str(json.loads(parameters.get(PARAMETER, {}).get("string_value", '""')))
+            found = str(json.loads(parameters.get(DIGEST_PARAMETER, {}).get("string_value", '""')))
             if found == digest:
                 return f"the model that answers is this one (digest {digest[:12]})"
             why = ""

@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from components.serve.access import CONFIGURATION_NAME, DEFINITION_NAME
 from components.serve.cluster import CONFIG_MAP, DEFINITION, INFERENCE_SERVICE, Cluster
 from components.step import UserError
 
-DEFINITION_NAME = "inferenceservices.serving.kserve.io"
-CONFIGURATION_NAME, CONFIGURATION_NAMESPACE = "inferenceservice-config", "kserve"
+# Where KServe is installed, unless somebody went out of their way.
+CONFIGURATION_NAMESPACE = "kserve"
 _WITHOUT = "deploy without (deploy_canary_percent 0), or in mode Knative"
 
 

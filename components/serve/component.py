@@ -51,12 +51,15 @@ def tensorrt(
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def publish(exported: Input[Model], backend: str, base: str, published: Output[Artifact]) -> dsl.ContainerSpec:
+def publish(
+    exported: Input[Model], backend: str, cpu_limit: str, base: str, published: Output[Artifact]
+) -> dsl.ContainerSpec:
     """Publishes a model as a Triton model repository, a new version; promotion makes it the served one.
 
     Args:
         exported: The exported model.
         backend: `onnxruntime` or `python`.
+        cpu_limit: Cores that a serving pod may use.
         base: Where versions lie: a folder, or an s3:// URI; empty: nothing is published.
         published: Where the version is, and what it needs.
     """

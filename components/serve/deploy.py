@@ -1,6 +1,6 @@
 """Deploys a published model repository: to KServe, as a file for kubectl, or to a Triton on this machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components.serve import marks
-from components.serve.answering import question, verify
-from components.serve.canaries import CONFIGURATION_NAME, DEFINITION_NAME, check_canaries
+from components.serve.answering import PAUSE, question, verify
+from components.serve.canaries import check_canaries
 from components.serve.cluster import INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
 from components.serve.config import ENSEMBLE
 from components.serve.gate import Score, Verdict, judge, score_of_predictor, write_score
@@ -31,29 +31,6 @@ from components.step import StageError, UserError, publish, read_manifest, write
 
 KIND = "deployment"
 MANIFEST_FILE = "manifest.yaml"
-# What the deploying account may do in its namespace and in the cluster; `manifests/` grants it, and a test records it.
-Rules = tuple[Mapping[str, list[str]], ...]
-DEPLOY_RULES: Rules = (
-    {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": ["create", "get", "patch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": ["servingruntimes"], "verbs": ["create", "patch"]},
-    # What KServe makes of it, and its pods: whether the new version serves, or why it does not.
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
-    {"apiGroups": ["serving.knative.dev"], "resources": ["services"], "verbs": ["get"]},
-    # Pods are created by dry run only; whoever may create InferenceServices can have any pod made anyway.
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "list"]},
-    # The ledger of what was served.
-    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "patch"]},
-)
-# Only for a canary in mode Standard: whether the cluster's KServe knows such a thing, and can give it its share.
-DEPLOY_CLUSTER_RULES: Rules = (
-    {
-        "apiGroups": ["apiextensions.k8s.io"],
-        "resources": ["customresourcedefinitions"],
-        "resourceNames": [DEFINITION_NAME],
-        "verbs": ["get"],
-    },
-    {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIGURATION_NAME], "verbs": ["get"]},
-)
 # How often a deployment is worked out anew because somebody changed the object meanwhile.
 _ATTEMPTS = 5
 
@@ -164,6 +141,7 @@ def write_deployment(
                 "model_name": ENSEMBLE,
                 "repository_digest": service.repository_digest,
             },
+            shown=("target", "url", "canary_percent", "gate"),
         )
 
 
@@ -244,7 +222,8 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
                 raise StageError(f"{error} (tried {attempt} times; is something else deploying there?)") from error
     try:
         ready = wait(cluster, applied, rollout.timeout, rollout.interval)
-        proof = verify(question(address(ready), service, rollout.gateway), service.repository_digest)
+        pause = min(PAUSE, rollout.interval)
+        proof = verify(question(address(ready), service, rollout.gateway), service.repository_digest, pause)
     except StageError as error:
         raise StageError(f"{error}\n  {_went_back(cluster, service, rollout)}") from error
     percent = rollout.percent if Live(ready).canary is not None else 0

@@ -70,12 +70,15 @@ def publish(
     backend: Annotated[
         Backend, typer.Option("--backend", help="What runs the network in Triton; tensorrt needs a plan.")
     ] = Backend.onnxruntime,
+    cpu_limit: Annotated[
+        str, typer.Option("--cpu-limit", help="Cores that a serving pod may use: threads of the network on CPUs.")
+    ] = "4",
     base: Annotated[
         str, typer.Option("--base", help="Where versions lie: a path, file:///folder or s3://bucket/prefix.")
     ] = "",
 ) -> None:
     """Build a Triton model repository and publish it as a new version; promotion makes it the served one."""
-    from components.serve.config import RepositorySettings
+    from components.serve.config import RepositorySettings, threads_within
     from components.serve.published import publish_repository, skip
     from components.serve.repository import build_repository
 
@@ -83,7 +86,7 @@ def publish(
         skip(published)
         print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/facenet")
         return
-    settings = RepositorySettings("tensorrt" if plan else backend.value)
+    settings = RepositorySettings("tensorrt" if plan else backend.value, threads=threads_within(cpu_limit))
     with tempfile.TemporaryDirectory(prefix="gridbox-publish-") as folder:
         build_repository(exported, Path(folder, "model"), settings, plan)
         done = publish_repository(Path(folder, "model"), base, published)

@@ -55,7 +55,7 @@ def publish_repository(repository: Path, base: str, output: Path) -> Published:
         scratch.mkdir()
         counts = {"objects": done.objects, "bytes": done.bytes, "storage_uri": published.storage_uri}
         own = {name: getattr(published, name) for name in ("base", "storage_uri", "version", "digest")}
-        write_manifest(scratch, KIND, counts, {**own, "repository": settings})
+        write_manifest(scratch, KIND, counts, {**own, "repository": settings}, shown=("storage_uri", "bytes"))
     return published
 
 
@@ -67,7 +67,7 @@ def _check_paths(repository: Path, base: str) -> None:
         for found in _OUTWARD.finditer(file.read_text(encoding="utf-8")):
             raise UserError(
                 f"{file.parent.name}: its configuration names {found[1]}, outside its own folder, which Triton does not"
-                " find when it loads models from an object store; build it for the backend onnxruntime or tensorrt"
+                " find when it loads models from an object store; build it again with this release"
             )
 
 

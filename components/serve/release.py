@@ -7,9 +7,8 @@ The one place that names them; tests hold manifests, chart, Compose file and Doc
 GRIDBOX_VERSION = "0.1.0"
 # Triton 2.71 with ONNX Runtime 1.27 and Python 3.12: the first release that has the fixes of all of NVIDIA's security
 # bulletins known here (the last asks for "r26.07 or later"). A TensorRT plan must have been built in the same one.
+# The server on this machine is another (`components.serve.wheel`: 24.10), and listens on the loopback interface only.
 TRITON_RELEASE = "26.07"
-# Of the wheel nvidia-pytriton, for this machine's loopback interface only; there is no later one.
-WHEEL_RELEASE = "24.10"
 # The TensorRT inside TRITON_RELEASE, as far as command lines and formats depend on it; the release says the rest.
 TENSORRT_VERSION = "11"
 # NVIDIA's image of the release, with OpenCV and our pre- and post-processing in it.

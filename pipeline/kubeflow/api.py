@@ -1,5 +1,6 @@
 """The calls of the Kubeflow Pipelines API (v2beta1) that the commands make, with their answers as types."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from components.step import UserError
-from pipeline.kubeflow.connection import Connection, Document, Refused
+from pipeline.kubeflow.connection import MESSAGE_LETTERS, Connection, Document, Refused
 from pipeline.kubeflow.package import Package, from_documents
 
 BASE = "apis/v2beta1"
@@ -220,7 +221,7 @@ class Kubeflow:
         if server.is_ui:
             query: dict[str, str | int] = {"podname": pod, "runid": run_id, "podnamespace": self.namespace}
             return self.connection.lines("k8s/pod/logs", query)
-        return self.connection.lines(f"apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", {})
+        return _log_lines(self.connection.lines(f"apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", {}))
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -326,12 +327,33 @@ def _task(document: Document) -> Task:
     )
 
 
+def _log_lines(lines: Iterator[str]) -> Iterator[str]:
+    """The API server says 200 before it looks for the log; what it says when there is none comes as its only line."""
+    first = next(lines, None)
+    if first is None:
+        return
+    if first.startswith('{"error_message":'):
+        said = first
+        with contextlib.suppress(ValueError):
+            said = str(json.loads(first)["error_message"])
+        raise Refused(" ".join(said.split())[:MESSAGE_LETTERS], 404)
+    yield first
+    yield from lines
+
+
+def _run_state(document: Document) -> str:
+    """Returns a run's state; one that was cancelled ends as FAILED (2.17), and its history alone says why."""
+    state = str(document.get("state") or "PENDING")
+    was_cancelled = any(each.get("state") == "CANCELING" for each in document.get("state_history") or [])
+    return "CANCELED" if state == "FAILED" and was_cancelled else state
+
+
 def _run(document: Document) -> Run:
     reference = document.get("pipeline_version_reference") or {}
     return Run(
         id=str(document["run_id"]),
         name=str(document.get("display_name", "")),
-        state=str(document.get("state") or "PENDING"),
+        state=_run_state(document),
         created=_time(document, "created_at"),
         finished=_time(document, "finished_at"),
         experiment_id=str(document.get("experiment_id", "")),

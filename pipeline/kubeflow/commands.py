@@ -123,12 +123,9 @@ def wait_command(configuration: "Configuration", run: RunName) -> None:
 
 
 def _stages(session: Session, run: "Run") -> dict[str, str]:
-    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow says."""
-    from pipeline.kubeflow import workflow
-
-    if package := session.api.package_of(run):
-        return package.stages()
-    return workflow.paths(session.sources().workflow(run) or {}) or {task.name: task.name for task in run.tasks}
+    """Returns the stages of a run, by their path; of one whose pipeline is gone, what its workflow or details say."""
+    package = session.api.package_of(run)
+    return package.stages() if package else session.sources().stages(run)
 
 
 def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:
@@ -193,24 +190,26 @@ def logs_command(
     gridbox logs facedetect-20261121-093000 train
     """
     from pipeline.kubeflow import logs
+    from pipeline.kubeflow.workflow import StageState
 
     session = open_session(configuration)
     found = session.api.find_run(run)
     stages, sources = _stages(session, found), session.sources()
-    wanted = logs.chosen(sources.states(found, stages), stages, stage)
-    latest = {each.task: each for each in sources.attempts(found) if not each.is_driver}
-    for path in wanted:
+    latest = {each.task: each for each in sources.attempts(found) if not each.is_driver or each.has_failed}
+    stopped = {path: StageState("FAILED") for path, each in latest.items() if each.is_driver}
+    for path in logs.chosen(sources.states(found, stages) | stopped, stages, stage):
         attempt = latest.get(path)
         if attempt is None or attempt.phase in ("Skipped", "Omitted"):
             typer.echo(f"== {stages[path]}: no pod ran it (taken from the cache, or not begun) ==")
             continue
-        typer.echo(f"== {stages[path]}: {attempt.phase.lower()}, pod {attempt.pod} ==")
+        driver = ", its driver" if attempt.is_driver else ""
+        typer.echo(f"== {stages[path]}{driver}: {attempt.phase.lower()}, pod {attempt.pod} ==")
         lines = (
             session.cluster().log(session.pod_namespace, attempt.pod, follow=True)
             if follow
             else logs.text(session, found, attempt)
         )
-        for line in lines if show_all else logs.own(lines):
+        for line in lines if show_all or attempt.is_driver else logs.own(lines):
             print(line, flush=True)
 
 

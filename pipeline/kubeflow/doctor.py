@@ -342,8 +342,11 @@ def store(base: str) -> Finding:
         found = objects.read(name)
         objects.remove(Entry(name, len(content), datetime.now(UTC)))
     except (Interrupted, OSError) as error:
-        room = "a store without free room answers like this, or not at all; Kubeflow's own SeaweedFS holds 8 volumes"
-        raise UserError(f"{shown(base)}: {error}" + (f"; {room}" if base.startswith("s3://") else "")) from error
+        is_perhaps_full = base.startswith("s3://") and "cannot be reached" not in str(error)
+        room = (
+            "; so does a store without free room: Kubeflow's own SeaweedFS holds 8 volumes" if is_perhaps_full else ""
+        )
+        raise UserError(f"{shown(base)}: {error}{room}") from error
     if found is None or found[0] != content:
         return Finding("store", "fail", f"{shown(base)}: does not give back what was written", "check the store")
     return Finding("store", "pass", f"{shown(base)} can be written, read and removed from")

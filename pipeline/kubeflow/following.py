@@ -68,7 +68,8 @@ class Follower:
         """
         if run.state in ("SUCCEEDED", "SKIPPED"):
             return
-        lines = [f"run {run.name} ({run.id}): {word(run.state)}" + (f": {run.error}" if run.error else "")]
+        why = run.error or (self._sources.message() if run.state == "FAILED" else "")
+        lines = [f"run {run.name} ({run.id}): {word(run.state)}" + (f": {why}" if why else "")]
         if run.state == "FAILED":
             lines += [f"  {line}" for line in self._failures(run)]
             lines.append(f"  its logs: gridbox logs {run.id}")
@@ -113,8 +114,9 @@ class Follower:
 
     def _say_untold(self, run: Run) -> None:
         """Says which stages nobody has told the end of: Kubeflow's details stand still, and nothing else spoke."""
+        has_begun = self._shown or run.state == "SUCCEEDED"
         is_told = self._shown and all(state.state in _STAGE_ENDED for state in self._shown.values())
-        if not is_told:
+        if has_begun and not is_told:
             untold = [
                 name
                 for path, name in self._stages.items()

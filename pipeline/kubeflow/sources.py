@@ -16,7 +16,7 @@ SECONDS = 30.0
 
 
 class Sources:
-    """The sources for one run: its Argo workflow, by Kubeflow's older API or from Kubernetes, else the run's details.
+    """The sources for one run: its Argo workflow by Kubeflow's older API or from Kubernetes, else details and pods.
 
     The details come last: they have no paths, so that stages of one name in two sub-pipelines are told apart by their
     order alone, and they stand still for ever once Argo has compressed the workflow's status.
@@ -31,7 +31,7 @@ class Sources:
             namespace: Of the run's pods.
         """
         self._api, self._open_cluster, self._namespace = api, open_cluster, namespace
-        self._has_older_api = self._has_workflows = True
+        self._has_older_api = self._has_workflows = self._has_pods = True
         self._workflow: Document | None = None
         self._tasks: tuple[Task, ...] = ()
         self._asked = float("-inf")
@@ -42,7 +42,18 @@ class Sources:
         if is_due or argo.is_compressed(self._workflow or {}):
             self._workflow = self.workflow(run) or self._workflow
             self._tasks, self._asked = run.tasks, time.monotonic()
-        return argo.states(self._workflow or {}) or of_details(run.tasks, stages)
+        return argo.states(self._workflow or {}) or of_details(run.tasks, stages) | self._states_of_pods(run)
+
+    def stages(self, run: Run) -> dict[str, str]:
+        """Returns the stages that have begun, of a run whose pipeline is gone: by their path, their name."""
+        if found := argo.paths(self.workflow(run) or {}):
+            return found
+        names = {task.name for task in run.tasks} - {"root"}
+        return {name: name for name in sorted(names) if f"{name}-driver" in names}
+
+    def message(self) -> str:
+        """Returns why the workflow as a whole ended as it did; mostly empty."""
+        return " ".join(str(((self._workflow or {}).get("status") or {}).get("message") or "").split())
 
     def workflow(self, run: Run) -> Document | None:
         """Returns the Argo workflow behind a run, or None where nobody tells."""
@@ -71,6 +82,19 @@ class Sources:
         """
         pods = self._open_cluster().listed(f"api/v1/namespaces/{self._namespace}/pods", f"{RUN_LABEL}={run.id}")
         return sorted(filter(None, map(argo.attempt_of, pods)), key=lambda attempt: attempt.started)
+
+    def _states_of_pods(self, run: Run) -> dict[str, StageState]:
+        """Returns how far the stages are that have a pod: all but those from the cache."""
+        if not self._has_pods:
+            return {}
+        try:
+            pods = self.pods(run)
+        except UserError:
+            self._has_pods = False
+            return {}
+        return {
+            pod.task: StageState(argo.STATES.get(pod.phase, pod.phase.upper())) for pod in pods if not pod.is_driver
+        }
 
     def attempts(self, run: Run) -> list[Attempt]:
         """Returns the tries of all stages and drivers, oldest first.
