@@ -108,8 +108,10 @@ def write_deployment(
 ) -> None:
     """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
     connect, host = endpoint(deployed.url, service.protocol, gateway)
+    digest = service.repository_digest
     if target is Target.local:
-        connect, host = deployed.url, ""
+        # The server of a run is its own, and lays the model out anew for the back end that it has.
+        connect, host, digest = deployed.url, "", ""
     if target is Target.manifest:  # somebody will apply it
         keep_evidence(service.storage_uri, candidate)
     with publish(output) as scratch:
@@ -139,7 +141,7 @@ def write_deployment(
                 "endpoint": connect,
                 "gateway_host": host,
                 "model_name": ENSEMBLE,
-                "repository_digest": service.repository_digest,
+                "repository_digest": digest,
             },
             shown=("target", "url", "canary_percent", "gate"),
         )
