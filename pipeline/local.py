@@ -319,7 +319,7 @@ class Stages:
         seconds = time.monotonic() - started
         if code != 0:
             self._progress.finish(stage, "failed", seconds, {})
-            self.failure = StageFailure(_describe_failure(stage, code, log), code)
+            self.failure = self.failure or StageFailure(_describe_failure(stage, code, log), code)
             return False
         if not Path(executor_input["outputs"]["outputFile"]).is_file():
             write_executor_output(executor_input)  # for a program that leaves that to its surroundings
