@@ -194,7 +194,7 @@ def _replaced(stages: "Stages") -> Iterator[None]:
     ) -> Any:  # noqa: ANN401
         # kfp.local names a task's folder after its component, below a folder with the time in its name.
         stage = stages.folder_of("comp-" + Path(task_root).name)
-        told = {name: _in_kubeflows_words(value) for name, value in arguments.items()}
+        told = {name: in_kubeflows_words(value) for name, value in arguments.items()}
         return original_input(component_spec, told, str(stage), block_input_artifact)
 
     def get_outputs_for_task(executor_input: Any, component_spec: object) -> dict[str, Any]:  # noqa: ANN401
@@ -218,7 +218,7 @@ def _replaced(stages: "Stages") -> Iterator[None]:
             setattr(module, name, original)
 
 
-def _in_kubeflows_words(value: Any) -> Any:  # noqa: ANN401 - a parameter's value
+def in_kubeflows_words(value: Any) -> Any:  # noqa: ANN401 - a parameter's value
     """Returns the final status that an exit handler gets as Kubeflow's driver writes it; any other value as it is."""
     if not (isinstance(value, dict) and {"state", "pipeline_task_name"} <= set(value)):
         return value
@@ -319,7 +319,7 @@ class Stages:
         seconds = time.monotonic() - started
         if code != 0:
             self._progress.finish(stage, "failed", seconds, {})
-            self.failure = StageFailure(_describe_failure(stage, code, log), code)
+            self.failure = self.failure or StageFailure(_describe_failure(stage, code, log), code)
             return False
         if not Path(executor_input["outputs"]["outputFile"]).is_file():
             write_executor_output(executor_input)  # for a program that leaves that to its surroundings

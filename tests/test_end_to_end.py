@@ -122,7 +122,7 @@ def test_every_stage_has_written_what_kubeflow_reads(finished):
         for artifact in (listed.artifacts[0] for listed in output.artifacts.values() if listed.artifacts):
             manifest = Path(artifact.uri) / "manifest.json"
             if manifest.is_file():
-                assert list(artifact.metadata) == sorted(json.loads(manifest.read_text())["shown"])
+                assert sorted(artifact.metadata) == sorted(json.loads(manifest.read_text())["shown"])
 
 
 def test_every_model_is_scored_and_the_report_has_a_row_of_each(finished):

@@ -322,6 +322,15 @@ def test_exit_handler_is_told_of_a_failure_which_stays_the_runs(guarded):
     assert final_status(guarded)["error"] == {}  # as it is on Kubeflow, whatever went wrong
 
 
+def test_exit_handler_that_fails_too_does_not_hide_what_failed_first(guarded, monkeypatch):
+    monkeypatch.setenv("TINY_CONCLUDE_FAILS", "1")
+    with pytest.raises(StageFailure, match="stage total failed"):
+        guarded.run(factor=-1.0)
+    assert "conclude: failed" in guarded.screen.getvalue()
+    with pytest.raises(StageFailure, match="stage conclude failed"):
+        guarded.run()
+
+
 def test_exit_handler_of_a_part_does_not_run_for_what_failed_before_it(guarded):
     with pytest.raises(StageFailure, match="stage make failed"):
         guarded.run(mood="failure")

@@ -19,7 +19,6 @@ from pipeline import facedetect
 from pipeline.compiled import load
 from pipeline.compiling import compile_to, parameter_types, parameters_of
 from pipeline.facedetect_parameters import PARAMETERS
-from pipeline.kubeflow.package import read, resources
 from pipeline.options import Backend, Options, Serving, parse_engines
 from pipeline.parameters import check_ranges, parse_assignments
 from pipeline.profiles import PROFILES
@@ -355,13 +354,6 @@ def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
         for value in container.get("resources", {}).values():
             assert isinstance(value, (str, dict))
             assert not isinstance(value, dict) or all(isinstance(inner, str) for inner in value.values())
-
-
-def test_custom_resources_fit_where_kubectl_apply_keeps_a_copy(file):
-    version = list(yaml.load_all(resources(read(file)), Loader=yaml.CSafeLoader))[1]
-    assert version["kind"] == "PipelineVersion"
-    # The annotation in which client-side apply keeps what it was given.
-    assert len(json.dumps(version)) < 262_144
 
 
 def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options):
