@@ -23,6 +23,7 @@ class Settings:
     memory: str = _variable("2Gi", "Memory that a serving pod requests.")
     storage_class: str = _variable("", "Of the claim for checkpoints; empty for the cluster's default.")
     patience: str = _variable("1", "A factor on every time-out, for a slow cluster.")
+    folder: str = _variable("build/test-cluster", "For files, and for what a later call goes on from.")
     keep: str = _variable("", "Anything: leave everything in place, so that the next call goes on from there.")
 
     def seconds(self, usual):

@@ -45,7 +45,7 @@ def test_submit(place, figure):
     assert max(sizes.values()) < workflow.BUDGET
 
 
-@pytest.mark.usefixtures("served")
+@pytest.mark.usefixtures("first_run")
 def test_cache(place, figure):
     """The same again: every stage that may be cached is."""
     followed = place.submit("second")
@@ -55,21 +55,19 @@ def test_cache(place, figure):
     assert not computed
 
 
-@pytest.mark.usefixtures("served")
-def test_logs(place, figure):
-    ran = gridbox("logs", place.state["run"], "preflight").ok()
+def test_logs(first_run, figure):
+    ran = gridbox("logs", first_run, "preflight").ok()
     lines = ran.out.splitlines()
     figure(f"{len(lines)} lines")
     assert lines[0].startswith("== preflight: succeeded")
     assert len(lines) > 1
 
 
-@pytest.mark.usefixtures("served")
-def test_list(place, figure):
+def test_list(place, first_run, figure):
     runs = gridbox("list").ok().out
     pipelines = gridbox("list", "pipelines").ok().out
     figure(f"{len(runs.splitlines()) - 1} runs")
-    assert place.state["run"] in runs
+    assert first_run in runs
     assert place.package.name in pipelines
 
 
@@ -78,7 +76,7 @@ def test_cancel(place, figure):
     """A run that is cancelled while its first stage runs ends as cancelled."""
 
     def is_running(followed):
-        return "preflight: running" in followed.text
+        return re.search(r": running$", followed.text, re.MULTILINE)
 
     followed = place.submit("cancelled", until=is_running)
     start = time.monotonic()
@@ -139,25 +137,27 @@ def test_claim(place, tmp_path, figure):
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
-def test_overlays(place, installed, manifests, figure):
+def test_overlays(place, overlay, manifests, figure):
     """The server takes every overlay, and the one that is applied already a second time without a change."""
     root = serving.ROOT / "manifests/overlays"
     names = sorted(str(file.parent.relative_to(root)) for file in root.rglob("kustomization.yaml"))
     lacking = {}
     for name in names:
-        folder = serving.overlay(manifests, name, place.namespace) if name != serving.OVERLAY else installed
+        folder = serving.overlay(manifests, name, place.namespace) if name != serving.OVERLAY else overlay
         lacking |= _dry_run(place, name, "-k", folder)
     figure(f"{len(names)} overlays" + "".join(f"; {name}: no {kind} here" for name, kind in lacking.items()))
-    place.kubectl("apply", "--server-side", "-k", installed).ok()
-    again = place.kubectl("diff", "--server-side", "-k", installed)
+    place.kubectl("apply", "--server-side", "-k", overlay).ok()
+    again = place.kubectl("diff", "--server-side", "-k", overlay)
     assert again.code == 0, again.text
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("overlay")
 def test_chart(place, figure):
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
     with helm.Chart.load(serving.ROOT / "charts/gridbox-serving") as chart:
-        files = chart.render({"model": {"prefix": "models/facenet/versions/1/repository"}}, name=SERVICE, namespace=place.namespace)
+        files = chart.render(
+            {"model": {"prefix": "models/facenet/versions/1/repository"}}, name=SERVICE, namespace=place.namespace
+        )
     documents = [text for file, text in files.items() if not file.endswith("NOTES.txt")]
     _dry_run(place, "chart", "-n", place.namespace, "-f", "-", stdin="\n---\n".join(documents))
     figure(f"{len(documents)} files")
