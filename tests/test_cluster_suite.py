@@ -1,13 +1,16 @@
 """The suite of `make test-cluster`, against stubs: as far as they reach it passes, and it can fail."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from cluster.settings import Settings
 from kubeflow_stub import Kubernetes, Pipelines
 
 from pipeline.kubeflow.package import read
@@ -131,3 +134,12 @@ def test_an_unknown_check_is_named(suite):
     code, said, _ = suite("slwo")
     assert code == 2
     assert "there is no check slwo; there are doctor, upload, submit" in said
+
+
+def test_its_settings_and_checks_are_documented():
+    text = (ROOT / "docs/testing-on-a-cluster.md").read_text(encoding="utf-8")
+    rows = " ".join(re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE))
+    documented = re.findall(r"`(\w+)`", rows)
+    checks = re.findall(r"^def test_(\w+)", (ROOT / "tests/cluster/suite.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert documented[: len(checks)] == checks
+    assert sorted(documented[len(checks) :]) == sorted(each.name.upper() for each in fields(Settings))

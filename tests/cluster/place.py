@@ -16,8 +16,6 @@ from cluster.bench import Bench
 from cluster.commands import Kubectl, follow, gridbox
 from pipeline.kubeflow.package import read
 
-# The one ensemble of the workflow's repository.
-MODEL = os.environ.get("MODEL", "facenet_ensemble")
 SERVICE = "gridbox-test"
 MINUTES = 60.0
 
@@ -137,6 +135,10 @@ class Place:
         """Remembers something for a later call."""
         self.state.update(values)
         (self.folder / "state.json").write_text(json.dumps(self.state, indent=1))
+
+    def client(self, bench):
+        """Returns a client that asks the served model all the time."""
+        return bench.client(self.service().url, self.settings.model)
 
     def bench(self):
         """Returns the pod from which commands run inside the cluster."""

@@ -19,6 +19,7 @@ class Settings:
     namespace: str = _variable("gridbox-test", "Where models are served; made by the suite, and removed at its end.")
     store: str = _variable("s3://mlpipeline/gridbox-test", "Below which models are published; removed at the end.")
     backend: str = _variable("onnxruntime", "What runs the network in Triton: onnxruntime or python.")
+    model: str = _variable("facenet_ensemble", "The model that clients ask.")
     cpu: str = _variable("1", "Cores that a serving pod requests.")
     memory: str = _variable("2Gi", "Memory that a serving pod requests.")
     storage_class: str = _variable("", "Of the claim for checkpoints; empty for the cluster's default.")

@@ -8,7 +8,7 @@ import pytest
 from cluster import serving, workflow
 from cluster.claims import claim
 from cluster.commands import gridbox
-from cluster.place import MODEL, SERVICE, ended_stages, gateway_api, toml_with_claim
+from cluster.place import SERVICE, ended_stages, gateway_api, toml_with_claim
 
 # --- Kubeflow --------------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ def _dry_run(place, name, *source, stdin=None):
 def test_replace(place, bench, served, figure):
     """A changed run replaces version 1 while a client asks all the time."""
     name, _, value = place.settings.change.partition("=")
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         followed = place.submit("changed", **{name: value})
         assert followed.code == 0, followed.text
@@ -196,7 +196,7 @@ def test_replace(place, bench, served, figure):
 @pytest.mark.usefixtures("restored")
 def test_slow(place, bench, figure):
     """A version whose server needs 45 s more is not called served before it serves."""
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, returned, digest = place.deploy(bench, "slow")
         time.sleep(5)
@@ -220,7 +220,7 @@ def test_unpullable(place, bench, restored, figure):
 
 
 def _refused(place, bench, before, figure, fault, image, reason):
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, _, _ = place.deploy(bench, fault, image)
     answers = client.answers
@@ -237,7 +237,7 @@ def _refused(place, bench, before, figure, fault, image, reason):
 @pytest.mark.usefixtures("restored")
 def test_canary(place, bench, figure):
     """A canary gets its share of the traffic, or is refused by name where nothing can give it one."""
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, returned, digest = place.deploy(bench, "none", canary=10)
         if gateway_api(place.kubectl):
@@ -261,7 +261,7 @@ def test_rollback(place, bench, restored, figure):
     """`rollback` serves the former version again, `rollback --to` a named one; nobody loses a request."""
     rollback = ("serve", "rollback", "--name", SERVICE, "--namespace", place.namespace)
     version = restored.rpartition("/versions/")[2].partition("/")[0]
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         took = []
         for words in (rollback, (*rollback, "--to", version)):
