@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c requi
 # Without an NVIDIA GPU, PyTorch's CPU index (where it can be reached) saves some gigabytes of CUDA libraries.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_INDEX = $(shell command -v nvidia-smi >/dev/null || $(PYTHON) -c "import urllib.request as r; \
-	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--extra-index-url $(CPU_INDEX)')" 2>/dev/null)
+	r.urlopen('$(CPU_INDEX)/torch/', timeout=4); print('--index-url $(CPU_INDEX)')" 2>/dev/null)
 
 .PHONY: help run setup test test-long test-containers test-cluster bench lint images push wheelhouse clean
 help: ## Show this list.
@@ -72,11 +72,12 @@ build/wheelhouse/.%: Dockerfile pyproject.toml requirements.lock containers/whee
 	@touch $@
 
 $(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
-	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline]'
+	$(PIP) $(TORCH_INDEX) torch  # from that index alone, and everything else from PyPI alone
+	$(PIP) --editable '.[engine,pipeline]'
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.run
-	$(PIP) $(TORCH_INDEX) --editable '.[engine,pipeline,serving,deploy,test,lint]'
+	$(PIP) --editable '.[engine,pipeline,serving,deploy,test,lint]'
 	@ldconfig -p | grep -q 'libpython3\.11\.so\.1\.0' || { echo "Triton's Python backend needs libpython3.11: installing it"; \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends libpython3.11; } || \
 		echo "libpython3.11 could not be installed: the tests of the local Triton will be skipped"

@@ -247,7 +247,7 @@ def parameter_flag(name: str, value: object) -> List[str]:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     # One word, so that a value that begins with "-" is not taken for a flag.
-    return [f"{_flag(name)}={json.dumps(value) if isinstance(value, (list, dict)) else value}"]
+    return [f"{_flag(name)}={json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value}"]
 
 
 def write_executor_output(executor_input: Mapping[str, Any]) -> None:
@@ -913,7 +913,7 @@ def _evaluate(options: argparse.Namespace) -> None:
                     _kept_spec(owner, dict(values, **_records_values(options))), encoding="utf-8"
                 )
                 figures = _evaluate_model(part, weights_file(artifact))
-                _copy(part.results, scratch / name, (STATUS_FILE, "detections.jsonl"))
+                _copy(part.results, scratch / name, (STATUS_FILE,))
                 told = ("mean_average_precision", "parameters", "file_bytes")
                 metrics.update({f"{name}/{key}": figures[key] for key in told if key in figures})
             else:

@@ -50,7 +50,6 @@ elif task == "evaluate":
     write(value("-r") / "status.json", '{"kpi": {"mean average precision": 80.0}}\n')
     if mood != "plain TAO":
         write(value("-r") / "metrics.json", '{"mean_average_precision": 0.8, "by_height": {"16-24": 0.7}, "nan": NaN}')
-        write(value("-r") / "detections.jsonl", "{}\n")
 elif task == "prune":
     write(value("-o"), "pruned")
     write(value("--results_dir") / "status.json", '{"kpi": {"pruning_ratio": 0.4}}\n')

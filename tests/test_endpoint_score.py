@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,13 +18,14 @@ from components.evaluate.difference import compare, counterparts
 from components.evaluate.evaluation import Protocol
 from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
+from components.evaluate.program import require_version
 from components.evaluate.served import evaluate_endpoint, network_geometry
 from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.measure.matching import HeightBand, ImageBoxes
 from components.serve.config import RepositorySettings
 from components.serve.repository import build_repository
-from components.step import StageError, UserError
+from components.step import StageError, UserError, write_manifest
 from components.vision.endpoint import Answer, Endpoint
 from components.vision.scoring import LabelledImage, Scored
 
@@ -161,32 +163,67 @@ def test_mistakes_cost_one_line_and_leave_nothing(tmp_path, score, detector, cap
 
 
 def test_component_declares_what_the_command_takes():
-    command, spec = get_command(app).commands["score"], component.endpoint.component_spec
+    command, spec = get_command(app).commands["endpoint"], component.endpoint.component_spec
     declared = {"--" + name.replace("_", "-") for name in {*spec.inputs, *spec.outputs}}
     assert declared <= {name for parameter in command.params for name in parameter.opts}
     assert {name for parameter in command.params if parameter.required for name in parameter.opts} <= declared
 
 
-def test_kubeflow_scores_an_endpoint_with_its_executor_input(tmp_path, server, detector):
+@pytest.fixture
+def drive(tmp_path, detector):
+    """Runs the stage `endpoint` for a deployment as Kubeflow does; returns the exit code and its outputs."""
+
     def artifact(path, schema="system.Artifact"):
         return {"artifacts": [{"name": path.name, "uri": str(path), "type": {"schemaTitle": schema}}]}
 
-    outputs = {"evaluation": "system.Artifact", "metrics": "system.Metrics", "report": "system.HTML"}
-    kitti = write_set(tmp_path / "kitti")
-    executor_input = {
-        "inputs": {
-            "parameterValues": {"endpoint": server.grpc_url, "endpoint_host": "", "min_face_height": 12.0},
-            "artifacts": {"kitti": artifact(kitti), "model": artifact(detector)},
-        },
-        "outputs": {
-            "artifacts": {name: artifact(tmp_path / "out" / name, schema) for name, schema in outputs.items()},
-            "outputFile": str(tmp_path / "out" / "executor_output.json"),
-        },
-    }
-    assert program.run(app, ["score", "--executor-input", json.dumps(executor_input)], "gridbox evaluate") == 0
-    written = json.loads((tmp_path / "out" / "executor_output.json").read_text())["artifacts"]
+    def run(**deployment):
+        (tmp_path / "deployment").mkdir()
+        write_manifest(tmp_path / "deployment", "deployment", {}, deployment)
+        outputs = {"evaluation": "system.Artifact", "metrics": "system.Metrics", "report": "system.HTML"}
+        inputs = {"kitti": write_set(tmp_path / "kitti"), "model": detector, "deployment": tmp_path / "deployment"}
+        executor_input = {
+            "inputs": {
+                "parameterValues": {"min_face_height": 12},
+                "artifacts": {name: artifact(path) for name, path in inputs.items()},
+            },
+            "outputs": {
+                "artifacts": {name: artifact(tmp_path / "out" / name, schema) for name, schema in outputs.items()},
+                "outputFile": str(tmp_path / "out" / "executor_output.json"),
+            },
+        }
+        code = program.run(app, ["endpoint", "--executor-input", json.dumps(executor_input)], "gridbox evaluate")
+        file = tmp_path / "out" / "executor_output.json"
+        return code, json.loads(file.read_text())["artifacts"] if file.exists() else {}
+
+    return run
+
+
+def test_kubeflow_scores_the_endpoint_that_the_deployment_names(drive, server):
+    code, written = drive(endpoint=server.grpc_url, gateway_host="", repository_digest="")
+    assert code == 0
     assert written["metrics"]["artifacts"][0]["metadata"]["latency_p99_milliseconds"] > 0
-    assert written["evaluation"]["artifacts"][0]["metadata"]["differing_images"] == 0
+    assert written["evaluation"]["artifacts"][0]["metadata"]["mean_average_precision"] > 0
+
+
+def test_deployment_that_serves_nothing_is_written_as_not_scored(drive, tmp_path, capsys):
+    code, written = drive(endpoint="", repository_digest="ab")
+    assert code == 0
+    assert written["metrics"]["artifacts"][0]["metadata"] == {"skipped": True}
+    assert "no endpoint to score" in (tmp_path / "out/report").read_text()
+    assert "skipped: the deployment serves nothing yet" in capsys.readouterr().out
+
+
+def test_another_version_that_answers_is_not_scored_in_the_place_of_the_deployed_one(drive, server, tmp_path, capsys):
+    code, written = drive(endpoint=server.grpc_url, repository_digest="ab" * 32)
+    assert (code, written) == (1, {})
+    said = capsys.readouterr().err
+    assert "a version that does not say which it is answers, not abababababababab…; it is not scored" in said
+    assert not (tmp_path / "out/evaluation").exists()
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("", "cd"), ("", ""), ("cd", "cd")])
+def test_version_that_answers_is_scored_where_it_is_the_wanted_one_or_any_will_do(wanted, found):
+    require_version(SimpleNamespace(parameters={"gridbox_digest": found}), wanted)
 
 
 class FakeEndpoint:

@@ -273,15 +273,18 @@ def stage(folder, **metrics):
 
 def report_flags(tmp_path, detector):
     samples, counts = one_missed()
+    evaluations = tmp_path / "evaluations"
+    evaluations.mkdir()
+    stage(evaluations / "pretrained", skipped=True)
+    figures = {"parameters": 5678, "file_bytes": 23456, "model_seconds": 75.2}
+    stage(evaluations / "trained", mean_average_precision=0.91234, **figures)
+    stage(evaluations / "pruned", mean_average_precision=None, parameters=1234)
+    stage(evaluations / "retrained", mean_average_precision=0.9)
     return {
         "exported": detector,
         "quantized": write_detector(tmp_path / "quantized", threshold=0.7),
         "kitti": write_kitti(tmp_path / "kitti", [], samples, **counts),
-        "pretrained_evaluation": stage(tmp_path / "pretrained", skipped=True),
-        "trained_evaluation": stage(
-            tmp_path / "trained", mean_average_precision=0.91234, parameters=5678, file_bytes=23456, model_seconds=75.2
-        ),
-        "pruned_evaluation": stage(tmp_path / "pruned", mean_average_precision=None, parameters=1234),
+        "evaluations": evaluations,
         "min_face_height": 12,
     }
 
@@ -292,15 +295,15 @@ def run_report(tmp_path, flags):
     return program.run(app, ["report", *words], "gridbox evaluate"), outputs
 
 
-def test_final_report_has_a_row_for_every_stage_and_names_what_is_missing(tmp_path, detector, capsys):
+def test_final_report_has_a_row_for_every_model_that_was_scored_before(tmp_path, detector, capsys):
     code, outputs = run_report(tmp_path, report_flags(tmp_path, detector))
     assert code == 0
-    assert "Retrained: no evaluation given" in capsys.readouterr().out
+    assert "no earlier evaluations given" not in capsys.readouterr().out
     rows = {row[0]: row[1:] for row in gallery(outputs["report"]).rows if row}
     assert rows["Pretrained"] == ["skipped"]
     assert rows["Trained"] == ["0.912", "5,678", "23.5 kB", "1 min 15 s"]
     assert rows["Pruned"] == ["–", "1,234", "–", "–"]
-    assert rows["Retrained"] == ["no evaluation given"]
+    assert rows["Retrained"] == ["0.900", "–", "–", "–"]
     assert rows["Exported"][1] == rows["Quantized"][1] == "1,234"
     metrics = json.loads(outputs["metrics"].read_text())
     assert metrics["quantization_points_lost"] == pytest.approx(0)
@@ -314,9 +317,18 @@ def test_final_report_has_a_row_for_every_stage_and_names_what_is_missing(tmp_pa
     assert models == ["exported"] * 13 + ["quantized"] * 13
 
 
+def test_report_without_earlier_evaluations_says_so_in_their_rows(tmp_path, detector, capsys):
+    flags = report_flags(tmp_path, detector)
+    del flags["evaluations"]
+    code, outputs = run_report(tmp_path, flags)
+    assert code == 0
+    assert "no earlier evaluations given: their rows of the table stay empty" in capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in gallery(outputs["report"]).rows if row}
+    assert all(rows[name] == ["no evaluation given"] for name in ("Pretrained", "Trained", "Pruned", "Retrained"))
+
+
 def test_kubeflow_drives_the_report_with_its_executor_input(tmp_path, detector):
     flags = report_flags(tmp_path, detector)
-    flags["retrained_evaluation"] = flags["trained_evaluation"]
     height = flags.pop("min_face_height")
 
     def artifact(path, schema="system.Artifact"):
@@ -394,6 +406,6 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path, detector, caps
 
 def test_unreadable_evaluation_of_a_stage_is_refused(tmp_path, detector, capsys):
     flags = report_flags(tmp_path, detector)
-    (flags["trained_evaluation"] / "metrics.json").write_text("[1]")
+    (flags["evaluations"] / "trained/metrics.json").write_text("[1]")
     code, _ = run_report(tmp_path, flags)
     fails(capsys, code, "trained", "not the metrics")

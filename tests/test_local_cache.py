@@ -65,12 +65,14 @@ def test_editing_one_line_of_the_code_makes_its_stages_run_again(bench, code):
 
 
 def edit(file):
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as source:
         source.write("x = 1\n")
 
 
-@pytest.mark.parametrize("file", ["tiny/program.py", "tiny/new.proto", "formats/kitti.py", "step.py"])
+@pytest.mark.parametrize(
+    "file", ["tiny/program.py", "tiny/new.proto", "formats/kitti.py", "step.py", "specs/x/train.txt"]
+)
 def test_code_that_a_stage_runs_counts(code, file):
     before = code_digest(code, "tiny")
     edit(code / file)
@@ -155,6 +157,17 @@ def test_thread_count_counts_for_training_only(code):
     assert key(evaluate, threads=1, code=code) == key(evaluate, threads=2, code=code)
 
 
+def test_input_that_the_command_names_counts_by_its_content_and_not_by_where_it_lies(code, tmp_path):
+    def of(run, text):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "__main__.py").write_text(text)
+        inputs = {"artifacts": {"program": {"artifacts": [{"uri": str(tmp_path / run)}]}}}
+        argv = ["python3", str(tmp_path / run), "tiny", "train"]
+        return stage_key(argv, {}, {"inputs": inputs, "outputs": {"outputFile": "/x"}}, "run", 2, code).digest
+
+    assert of("one", "1") == of("other", "1") != of("third", "2")
+
+
 def test_package_version_counts(code, monkeypatch):
     before = key(code=code)
     monkeypatch.setattr(cache, "package_versions", lambda: {"numpy": "0.0"})
@@ -184,7 +197,7 @@ def test_code_digest_of_the_real_engine_covers_what_it_imports():
     engine, data = code_digest(cache.CODE, "detectnet_v2"), code_digest(cache.CODE, "widerface")
     assert engine != data
     rooms = cache.imported_rooms(cache.CODE, "detectnet_v2")
-    assert {"step", "formats", "grid", "vision", "detectnet_v2"} <= rooms
+    assert {"step", "specs", "formats", "grid", "vision", "detectnet_v2"} <= rooms
     assert "widerface" not in rooms
 
 

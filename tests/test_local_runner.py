@@ -16,6 +16,7 @@ import tiny_pipeline
 import yaml
 from kfp import compiler, dsl
 from rich.console import Console
+from test_pipeline_contract import RECORDED
 
 from components.images import OPEN_ENGINE
 from components.serve.host import Served
@@ -285,6 +286,46 @@ def test_resume_with_other_parameters_does_not_go_on_in_the_old_folder(bench):
 def test_resume_takes_finished_stages_from_the_cache(bench):
     assert bench.run() == ["make", "total"]
     assert bench.run(bench.settings(resume=True)) == []
+
+
+# --- exit handler ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(bench):
+    """A pipeline with an exit handler round its second stage."""
+    compiler.Compiler().compile(tiny_pipeline.guarded, str(bench.yaml))
+    return bench
+
+
+def final_status(bench):
+    return json.loads((bench.runs / "r/conclude/told").read_text())
+
+
+def test_exit_handler_is_told_of_success_in_kubeflows_words(guarded):
+    assert guarded.run() == ["make", "total", "conclude"]
+    recorded = json.loads(RECORDED["conclude"])["inputs"]["parameterValues"]["status"]
+    told = final_status(guarded)
+    assert set(told) == set(recorded)
+    assert {name: told[name] for name in ("state", "error", "pipelineTaskName")} == {
+        name: recorded[name] for name in ("state", "error", "pipelineTaskName")
+    }
+    assert told["state"] == "COMPLETE"
+
+
+def test_exit_handler_is_told_of_a_failure_which_stays_the_runs(guarded):
+    with pytest.raises(StageFailure, match="stage total failed with exit code 1") as caught:
+        guarded.run(factor=-1.0)
+    assert "a negative factor" in str(caught.value)
+    assert guarded.calls_file.read_text().split() == ["make", "total", "conclude"]
+    assert final_status(guarded)["state"] == "FAILED"
+    assert final_status(guarded)["error"] == {}  # as it is on Kubeflow, whatever went wrong
+
+
+def test_exit_handler_of_a_part_does_not_run_for_what_failed_before_it(guarded):
+    with pytest.raises(StageFailure, match="stage make failed"):
+        guarded.run(mood="failure")
+    assert guarded.calls_file.read_text().split() == ["make"]
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_guest_gets_what_is_public_without_any_credential(ngc, weights, tmp_path
     assert "/token" not in ngc.asked
 
 
-def test_backbone_is_told_from_a_detector_and_its_evaluation_is_skipped(ngc, tmp_path, capfd):
+def test_backbone_is_told_from_a_detector(ngc, tmp_path):
     file = tmp_path / "resnet18.hdf5"
     save_network(file, small_network(width=0.125))
     with h5py.File(file, "r+") as stored:
@@ -104,22 +104,8 @@ def test_backbone_is_told_from_a_detector_and_its_evaluation_is_skipped(ngc, tmp
     ngc.versions[NAME] = {"resnet18.hdf5": file.read_bytes()}
     assert fetch(tmp_path)["detector"] is False
     assert step.is_present(tmp_path / "model")
-    names = (
-        "kitti",
-        "training_records",
-        "validation_records",
-        "spec",
-        "evaluation",
-        "metrics",
-        *step.EXPERIMENT_VALUES,
-    )
-    given = dict.fromkeys((*names, step.MINIMUM_HEIGHT), str(tmp_path / "out")) | {"model": str(tmp_path / "model")}
-    given |= dict.fromkeys(names[:3], str(tmp_path))
-    words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), value)]
-    words[words.index("--metrics") + 1] += ".json"
-    assert step.run(["detectnet_v2", "evaluate", *words], step.tao_stage) == 0
-    assert "skipped: there is no pretrained model, or a backbone alone" in capfd.readouterr().out
-    assert json.loads((tmp_path / "out.json").read_text()) == {"skipped": True}
+    assert not step.is_detector(tmp_path / "model")
+    # Of the models that are scored it is skipped: test_step.py.
 
 
 def test_encrypted_model_is_recorded_as_such_and_not_opened(ngc, tmp_path, capfd):
@@ -298,7 +284,8 @@ def test_component_compiles_without_a_secret_and_runs_by_its_executor_input(tmp_
     }
     assert gridbox_ngc("download", "--executor-input", json.dumps(document)) == 0
     written = json.loads((tmp_path / "out/executor_output.json").read_text())
-    assert written["artifacts"]["model"]["artifacts"][0]["metadata"]["source"] == SOURCE
+    assert written["artifacts"]["model"]["artifacts"][0]["metadata"]["present"] is True
+    assert step.read_manifest(tmp_path / "out/model", "model")["settings"]["source"] == SOURCE
     assert_no_canary(tmp_path, capfd.readouterr())
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from components.step import UserError
 from pipeline import cli
@@ -61,6 +62,9 @@ def test_bad_assignment_is_refused_in_one_line(assignment, reason):
         (["run", "facedetct"], "facedetct: cannot be read"),
         (["compile", "facedetct", "-o", "x.yaml"], "no such pipeline; there is facedetect"),
         (["compile", "facedetect", "-o", "x.yaml", "--profile", "gpu"], "no such profile; there are tao, cpu"),
+        (["compile", "facedetect", "-o", "x.yaml", "--set", "train_sead=1"], "did you mean train_seed"),
+        (["compile", "facedetect", "-o", "x.yaml", "--set", "train_seed=-1"], "must be a whole number from 0 to"),
+        (["run", "facedetect", "--set", "train_width=9"], "parameter train_width=9.0: must be a number from 0.05 to 2"),
         (["run", "facedetect", "--set", "train_epochs=0"], "must be a whole number from 1 to 10000"),
         (["run", "facedetect", "--name", "../x"], "use letters, digits"),
         (["run", "facedetect", "--data", "no/such/folder"], "no/such/folder does not exist"),
@@ -74,6 +78,26 @@ def test_mistake_is_one_line_and_exit_code_2_before_anything_starts(tmp_path, ar
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x.yaml").exists()
     assert not list(tmp_path.rglob("logs"))
+
+
+def test_compiled_file_binds_what_set_says_and_a_run_of_it_cannot_change_that(tmp_path):
+    done = gridbox("compile", "facedetect", "-o", "f.yaml", "--set", "train_seed=7", "--profile", "micro", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    spec = next(yaml.safe_load_all((tmp_path / "f.yaml").read_text()))
+    assert "--seed=7" in spec["deploymentSpec"]["executors"]["exec-train"]["container"]["args"]
+    assert spec["root"]["inputDefinitions"]["parameters"]["train_epochs"]["defaultValue"] == 2
+    for words in (["--set", "train_seed=8"], ["--profile", "cpu"]):
+        done = gridbox("run", "f.yaml", *words, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "no such parameter" in done.stderr or "it was bound when the file was compiled" in done.stderr
+    assert not list(tmp_path.rglob("logs"))
+
+
+def test_compile_writes_the_custom_resources_of_a_cluster_that_keeps_pipelines(tmp_path):
+    done = gridbox("compile", "facedetect", "-o", "f.yaml", "--kubernetes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kinds = [each["kind"] for each in yaml.safe_load_all((tmp_path / "f.yaml").read_text())]
+    assert kinds == ["Pipeline", "PipelineVersion"]
 
 
 def test_help_teaches_the_commands_and_the_families(tmp_path):

@@ -172,10 +172,10 @@ def test_given_champion_counts_instead_of_the_annotations():
 @pytest.mark.parametrize(
     ("fate", "said"),
     [
-        ("image", r"kserve-container: the image cannot be pulled: .*triton:stub.*not found"),
-        ("registry", r"kserve-container: the image cannot be pulled: .*i/o timeout"),
+        ("image", r"kserve-container: ErrImagePull: the image cannot be pulled: .*triton:stub.*not found"),
+        ("registry", r"kserve-container: ImagePullBackOff: the image cannot be pulled: .*i/o timeout"),
         ("crash", r"kserve-container: CrashLoopBackOff: exit code 1: no GPU"),
-        ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\)"),
+        ("memory", r"kserve-container: CrashLoopBackOff: exit code 137 \(OOMKilled\): it needs more memory"),
         ("load", r"storage-initializer: CrashLoopBackOff: exit code 1: No model found in s3"),
         ("pod-security", r'FailedCreate: pods .* is forbidden: violates PodSecurity "restricted:latest"'),
         ("quota", r"FailedCreate: pods .* exceeded quota: small"),
@@ -360,6 +360,7 @@ def test_missing_rule_is_named_as_a_role_needs_it(kube, resource, verb):
     with pytest.raises(UserError) as refusal:
         whole()
     assert str(refusal.value).endswith(f"not allowed (403); the account lacks the rule {rule}")
+    assert "InferenceService" not in [document["kind"] for document in kube.applied]
 
 
 def test_missing_cluster_rule_is_named(kube):
@@ -643,7 +644,9 @@ def test_executor_input_of_kubeflow_deploys_promotes_and_concludes(inputs, kube,
     assert (code, "run run-8 is not what is deployed" in summary) == (0, True)
     assert "| why | the endpoint\\|differs |" in summary
     code, summary = concluded("FAILED", name="other")
-    assert (code, "there is none; run run-9 deployed nothing" in summary) == (0, True)
+    assert (code, "run run-9 is not what is deployed" in summary) == (0, True)
+    code, summary = concluded("FAILED", run_id="")
+    assert (code, "run (unknown) is not what is deployed" in summary) == (0, True)
     assert concluded("FAILED", target="local")[0] == 0
     applied = len(kube.applied)
     code, summary = concluded("SUCCEEDED")

@@ -114,6 +114,13 @@ def test_no_request_is_lost_while_a_pod_ends():
     assert not {"terminationGracePeriodSeconds", "securityContext"} & set(knative)
 
 
+def test_knative_waits_as_long_as_the_probe():
+    knative = inference_service(service(mode=Mode.knative))["spec"]["predictor"]
+    probe = knative["model"]["readinessProbe"]
+    deadline = int(knative["annotations"]["serving.knative.dev/progress-deadline"].removesuffix("s"))
+    assert deadline > probe["failureThreshold"] * probe["periodSeconds"]
+
+
 def test_pod_that_kserve_will_make_is_restricted_but_for_what_kserve_adds():
     made = pod(service())
     check_restricted("Pod", made["spec"])

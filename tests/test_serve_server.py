@@ -485,11 +485,13 @@ def in_a_cluster(squares, tmp_path_factory):
     program, start = wheel.server_program(), folder / "start"
     start.write_text(f'#!/bin/sh\nPATH={program.parent}:$PATH exec {shlex.join(SERVER_ARGUMENTS)} "$@"\n')
     start.chmod(0o755)
+    running = LocalServer(squares, folder / "log")
+    running._mend = lambda: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wheel, "server_program", lambda: start)
-        patch.setattr(LocalServer, "_mend", lambda _: None)
-        with LocalServer(squares, folder / "log") as running:
-            yield running
+        running.start()
+    yield running
+    running.stop()
 
 
 def test_administrative_interfaces_are_shut_and_those_of_clients_are_open(in_a_cluster):
@@ -559,8 +561,8 @@ def test_more_requests_than_may_wait_are_refused_at_once_and_the_others_answered
     repository = build_three_models(write_detector(tmp_path / "exported"), tmp_path / "built")
     with LocalServer(repository, tmp_path / "log") as running:
         client = Client(running)
-        slow = encoded(np.random.default_rng(3).integers(0, 256, (1900, 1900, 3), np.uint8))
-        pending = [client.start(slow) for _ in range(32)]
+        slow = encoded(np.random.default_rng(3).integers(0, 256, (1200, 1200, 3), np.uint8))
+        pending = [client.start(slow) for _ in range(24)]
         said = [outcome(request) for request in pending]
         client.close()
     refused = [text for text in said if "Exceeds maximum queue size" in text]

@@ -78,8 +78,8 @@ def test_image_that_does_not_exist_ends_the_wait_when_the_kubelet_says_so(monkey
     ended, failure = replay(monkeypatch, 885.69)
     assert 897.71 <= ended < 898.71
     assert failure.startswith(
-        "inferenceservices/facenet in gridbox: facenet-predictor-78584d4688-gm6v6, kserve-container: the image cannot "
-        'be pulled: failed to pull and unpack image "ghcr.io/gridbox/nope:1"'
+        "inferenceservices/facenet in gridbox: facenet-predictor-78584d4688-gm6v6, kserve-container: ErrImagePull: "
+        'the image cannot be pulled: failed to pull and unpack image "ghcr.io/gridbox/nope:1"'
     )
     assert "\n" not in failure
 
@@ -91,6 +91,17 @@ def test_container_that_crashes_is_certain_when_the_kubelet_backs_off():
             if name.startswith("Pod/gridbox-triton-59464c77c4-gx64k"):
                 seen += [(at, trouble.text, trouble.looks) for trouble in troubles(pod)]
     assert seen[0] == (958.29, "gridbox-triton-59464c77c4-gx64k, triton: CrashLoopBackOff: exit code 1", 1)
+
+
+def test_pod_that_is_told_to_end_is_no_trouble():
+    objects = dict(moments())[919.52]
+    service = objects["InferenceService/facenet"]
+    for pod in (each for name, each in objects.items() if name.startswith("Pod/facenet-predictor-6ffc4df85f")):
+        crashing = {"name": "c", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {}}
+        pod["status"]["containerStatuses"] = [crashing]
+        assert len(list(View(service, None, (pod,)).troubles())) == 1
+        pod["metadata"]["deletionTimestamp"] = "2026-12-01T00:00:00Z"
+        assert not list(View(service, None, (pod,)).troubles())
 
 
 READY = [

@@ -534,7 +534,7 @@ def test_evaluate_scores_every_model_and_draws_what_the_last_one_finds(bench, mo
     assert spec == f'm: "{bench.root}/retrained/weights/retrained.hdf5" 128x96'
     out = bench.root / "out"
     files = set(step.read_manifest(out / "evaluations", "evaluations")["files"])
-    names = ("detections.jsonl", "manifest.json", "metrics.json", "status.json")
+    names = ("manifest.json", "metrics.json", "status.json")
     assert files == {f"{model}/{name}" for model in step.MODELS for name in names}
     assert step.read_manifest(out / "evaluations/pruned", "evaluation")["counts"]["mean_average_precision"] == 0.8
     assert step.read_manifest(out / "annotated", "annotated")["counts"] == {"images": 1, "detections": 2}

@@ -28,10 +28,28 @@ def total(numbers: Input[Dataset], factor: float, result: Output[Dataset], metri
     return _task("total")
 
 
+@dsl.container_component
+def conclude(status: dsl.PipelineTaskFinalStatus, told: Output[Dataset]):
+    return _task("conclude")
+
+
 @dsl.pipeline(name="tiny")
 def tiny(data_uri: str = "", size: int = 3, mood: str = "", factor: float = 2.0):
     made = make(uri=data_uri, size=size, mood=mood)
     total(numbers=made.outputs["numbers"], factor=factor).set_display_name("add up")
+
+
+@dsl.pipeline(name="guarded-part")
+def guarded_part(numbers: Input[Dataset], factor: float):
+    with dsl.ExitHandler(conclude(), name="guarded"):
+        total(numbers=numbers, factor=factor)
+
+
+@dsl.pipeline(name="tiny-with-exit-handler")
+def guarded(size: int = 3, mood: str = "", factor: float = 2.0):
+    """Where a stage fails decides whether the exit handler runs: it stands in a part, as in facedetect."""
+    made = make(uri="", size=size, mood=mood)
+    guarded_part(numbers=made.outputs["numbers"], factor=factor)
 
 
 def compile_tiny(path: Path) -> Path:
@@ -47,7 +65,7 @@ sys.path.insert(0, {root!r})
 from components import step
 
 def options(arguments):
-    return {{name.lstrip("-"): value for name, value in zip(arguments[2::2], arguments[3::2])}}
+    return dict(word.lstrip("-").split("=", 1) for word in arguments[2:])
 
 def program(arguments):
     given, task = options(arguments), arguments[1]
@@ -80,7 +98,11 @@ def program(arguments):
             scratch.mkdir()
             (scratch / "numbers.json").write_text(json.dumps(list(range(int(given["size"])))))
             step.write_manifest(scratch, "numbers", {{"count": int(given["size"])}}, {{}})
+    elif task == "conclude":
+        Path(given["told"]).write_text(given["status"])
     else:
+        if float(given["factor"]) < 0:
+            raise step.StageError("a negative factor")
         numbers = json.loads(Path(given["numbers"], "numbers.json").read_text())
         figures = {{"sum": sum(numbers) * float(given["factor"])}}
         Path(given["result"]).write_text(json.dumps(figures))

@@ -131,7 +131,7 @@ def evaluate(
         spec: Name or text of the inference spec, with `${model}` where the model file goes.
         batch_size: Images a step of the inference.
         minimum_height: Lowest object that counts, pixels of the network's input.
-        evaluations: A folder a model with `metrics.json` and, from the open engine, `detections.jsonl`.
+        evaluations: A folder a model with `metrics.json`, and `status.json` where it was scored.
         annotated: The retrained model's `images_annotated/` and `labels/`.
         metrics: Average precision, parameters and size of each.
     """

@@ -26,7 +26,7 @@ from components.serve.kserve import (
 from components.serve.ledger import Best, Entry, Ledger, State, read_ledger, write_ledger
 from components.serve.release import TRITON_RELEASE
 from components.serve.rollout import Live, challenge, promoted, replaced, returned, rolled_back
-from components.serve.waiting import address, wait
+from components.serve.waiting import address, look, wait
 from components.step import StageError, UserError, publish, read_manifest, write_manifest
 
 KIND = "deployment"
@@ -108,8 +108,10 @@ def write_deployment(
 ) -> None:
     """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
     connect, host = endpoint(deployed.url, service.protocol, gateway)
+    digest = service.repository_digest
     if target is Target.local:
-        connect, host = deployed.url, ""
+        # The server of a run is its own, and lays the model out anew for the back end that it has.
+        connect, host, digest = deployed.url, "", ""
     if target is Target.manifest:  # somebody will apply it
         keep_evidence(service.storage_uri, candidate)
     with publish(output) as scratch:
@@ -139,7 +141,7 @@ def write_deployment(
                 "endpoint": connect,
                 "gateway_host": host,
                 "model_name": ENSEMBLE,
-                "repository_digest": service.repository_digest,
+                "repository_digest": digest,
             },
             shown=("target", "url", "canary_percent", "gate"),
         )
@@ -210,6 +212,7 @@ def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Ga
             check_canaries(cluster)
         document, noted = challenge(new, live, ledger, service.run_id, rollout.percent)
         if attempt == 1:
+            look(cluster, new)  # who may not watch it learns that before anything is changed
             keep_evidence(service.storage_uri, candidate)
             marks.hold(f"{service.namespace}.{service.name}", (entry.uri for entry in noted.entries))
             cluster.apply(SERVING_RUNTIME, serving_runtime(service), rollout.force)
@@ -335,13 +338,14 @@ def undo_trial(cluster: Cluster, name: str, namespace: str, run_id: str, rollout
         StageError: What was served before does not become ready.
     """
     live = _live(cluster, name, namespace)
-    if live and live.run_id == run_id:
-        ledger = read_ledger(cluster, name, namespace)
-        entry = live.entry(ledger)
-        if entry.state is State.promoted:
-            return f"{live.name}: run {run_id or '(unknown)'} was promoted and stays"
-        if live.canary is None and ledger.find(entry.before) is None:
-            return f"{live.name}: nothing was served before run {run_id or '(unknown)'}; it is left as it is"
+    if live is None or live.run_id != run_id:
+        return f"inferenceservices/{name} in {namespace}: run {run_id or '(unknown)'} is not what is deployed"
+    ledger = read_ledger(cluster, name, namespace)
+    entry = live.entry(ledger)
+    if entry.state is State.promoted:
+        return f"{live.name}: run {run_id or '(unknown)'} was promoted and stays"
+    if live.canary is None and ledger.find(entry.before) is None:
+        return f"{live.name}: nothing was served before run {run_id or '(unknown)'}; it is left as it is"
     return roll_back(cluster, name, namespace, run_id, rollout)
 
 

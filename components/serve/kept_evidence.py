@@ -12,9 +12,9 @@ from components.measure.evidence import FILE, write_evidence
 from components.objects import open_objects
 from components.publication import EVIDENCE
 from components.serve.gate import Score, with_evidence
-from components.serve.marks import place_of
+from components.serve.marks import PATIENCE, place_of
 from components.step import UserError
-from components.store import Patience, retried
+from components.store import retried
 
 
 def keep_evidence(storage_uri: str, score: Score) -> None:
@@ -22,13 +22,12 @@ def keep_evidence(storage_uri: str, score: Score) -> None:
     place = place_of(storage_uri)
     if score.evidence is None or place is None:
         return
-    patience = Patience()
     try:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, FILE)
             write_evidence(file, {score.model: score.evidence})
-            content, objects = file.read_bytes(), open_objects(place.base, patience)
-            retried(lambda: objects.write(_name(place.version), content), objects.uri, patience)
+            content, objects = file.read_bytes(), open_objects(place.base, PATIENCE)
+            retried(lambda: objects.write(_name(place.version), content), objects.uri, PATIENCE)
     except (UserError, OSError) as error:
         _warn(f"the evidence of the score was not kept, and the next gate goes by the plain margin: {error}")
 
@@ -38,10 +37,9 @@ def find_evidence(storage_uri: str, score: Score) -> Score:
     place = place_of(storage_uri)
     if place is None:
         return score
-    patience = Patience()
     try:
-        objects = open_objects(place.base, patience)
-        found = retried(lambda: objects.read(_name(place.version)), objects.uri, patience)
+        objects = open_objects(place.base, PATIENCE)
+        found = retried(lambda: objects.read(_name(place.version)), objects.uri, PATIENCE)
         if found is None:
             return score
         with tempfile.TemporaryDirectory() as folder:

@@ -230,6 +230,9 @@ def _predictor(service: Service) -> Document:
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": service.resources.shared_memory}}],
         "model": _model(service),
     }
+    if service.mode is Mode.knative:
+        # Its own 600 s would end a slow pull and load of a model that the readiness probe still waits for.
+        provenance["serving.knative.dev/progress-deadline"] = "1200s"
     if service.mode is Mode.standard:  # Knative has its own way to drain pods, and refuses these fields
         predictor["terminationGracePeriodSeconds"] = 60
         predictor["securityContext"] = dict(POD_SECURITY)

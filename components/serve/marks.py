@@ -12,7 +12,7 @@ from components.store import Patience
 
 _STORAGE_URI = re.compile(rf"(?P<base>.+)/{VERSIONS}(?P<version>[^/]+)/")
 # Whoever deploys may be where the store cannot be reached; that costs a warning, and not minutes.
-_PATIENCE = Patience(attempts=2, pause=0.5, timeout=15)
+PATIENCE = Patience(attempts=2, pause=0.5, timeout=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def hold(holder: str, storage_uris: Iterable[str]) -> None:
         versions.setdefault(place.base, []).append(place.version)
     for base, names in versions.items():
         try:
-            publication.hold(base, holder, names, _PATIENCE)
+            publication.hold(base, holder, names, PATIENCE)
         except UserError as error:
             _warn(f"gridbox store prune may remove what {holder} serves or served before: {error}")
 
@@ -52,7 +52,7 @@ def point_at(storage_uri: str) -> None:
     if place is None:
         return
     try:
-        publication.point(place.base, place.version, _PATIENCE)
+        publication.point(place.base, place.version, PATIENCE)
     except UserError as error:
         _warn(f"the store still names another version than {place.version} as the promoted one: {error}")
 

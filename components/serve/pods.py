@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Looks in a row that make something certain which may pass by itself.
-WHILE = 12
+# Looks in a row that make something certain which may pass by itself: a minute of them, or of pulling an image, which
+# the kubelet tries again and again itself, some.
+WHILE, SOME = 12, 4
 # An image that cannot be had, in the words of registries and of the name service; other words may be a short outage.
 _FINAL = re.compile(r"not found|no such host|manifest unknown|denied|unauthorized|forbidden|invalid reference", re.I)
 _PULLING = ("ErrImagePull", "ImagePullBackOff")
@@ -48,8 +49,8 @@ def troubles(pod: Mapping[str, Any]) -> Iterator[Trouble]:
         if reason in _PULLING:
             message = waiting.get("message", "")
             said = message if container["image"] in message else f"{container['image']}: {message}"
-            told = _line(who, "the image cannot be pulled", said)
-            yield Trouble(f"{who}, image", told, 1 if _FINAL.search(message) else WHILE)
+            told = _line(who, f"{reason}: the image cannot be pulled", said)
+            yield Trouble(f"{who}, image", told, 1 if _FINAL.search(message) else SOME)
         elif reason in _STARTING:
             told = _line(who, reason, _last_words(container) or waiting.get("message"))
             yield Trouble(f"{who}, {reason}", told, 1)
@@ -60,10 +61,12 @@ def _last_words(container: Mapping[str, Any]) -> str:
     ended = container.get("lastState", {}).get("terminated") or {}
     if not ended:
         return ""
-    why = ended.get("reason", "")
-    code = f"exit code {ended.get('exitCode')}" + (f" ({why})" if why not in ("", "Error", "Completed") else "")
+    why, code = ended.get("reason", ""), f"exit code {ended.get('exitCode')}"
+    if why == "OOMKilled":  # what it wrote before has nothing to do with it
+        return f"{code} ({why}): it needs more memory than its limit"
     # The end of a log is told, since that is where programs say why they end.
-    return ": ".join(part for part in (code, " ".join(ended.get("message", "").split())[-400:]) if part)
+    lines = ended.get("message", "").strip().splitlines()[-3:]
+    return ": ".join([code, *filter(None, [" ".join(" ".join(lines).split())[-400:]])])
 
 
 def _line(*parts: str | None) -> str:
