@@ -80,8 +80,12 @@ def suite(kubeflow, tmp_path):
         yield call
 
 
+def properties(case):
+    return {each.get("name"): each.get("value") for each in case.iter("property")}
+
+
 def figure(case):
-    return {each.get("name"): each.get("value") for each in case.iter("property")}["figure"]
+    return properties(case)["figure"]
 
 
 def test_it_passes_against_a_kubeflow_that_works(suite, stages):
@@ -90,6 +94,7 @@ def test_it_passes_against_a_kubeflow_that_works(suite, stages):
     assert "slow" in said
     assert "there is no KServe here" in said
     assert figure(cases["test_submit"]).startswith(f"{len(stages)} stages in ")
+    assert f"bytes after {len(stages)} stages" in properties(cases["test_submit"])
     assert figure(cases["test_schedule"]) == "enabled, disabled, enabled"
     assert "left: runs named gridbox-test-" in said
 
@@ -130,10 +135,13 @@ def test_it_is_skipped_with_one_line_without_a_cluster(suite):
     assert said.startswith("Exit: test-cluster is skipped: http://127.0.0.1:9: cannot be reached")
 
 
-def test_an_unknown_check_is_named(suite):
+def test_an_unknown_check_or_setting_is_named(suite):
     code, said, _ = suite("slwo")
     assert code == 2
     assert "there is no check slwo; there are doctor, upload, submit" in said
+    code, said, _ = suite("", TEST_CLUSTER_PATIENSE="2")
+    assert code == 2
+    assert "TEST_CLUSTER_PATIENSE: no such setting; there are" in said
 
 
 def test_its_settings_and_checks_are_documented():

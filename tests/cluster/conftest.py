@@ -18,9 +18,12 @@ _PLACE = pytest.StashKey[Place]()
 
 
 def pytest_configure(config):
-    """Ends with one line where there is no cluster."""
+    """Ends with one line where there is no cluster, and well; not well where a setting is wrong."""
     try:
         settings, configuration = cluster_settings.load(), gridbox_settings.load()
+    except UserError as error:
+        pytest.exit(str(error), 2)
+    try:
         open_session(configuration)
     except (UserError, StageError) as error:
         pytest.exit(f"test-cluster is skipped: {error}", 0)

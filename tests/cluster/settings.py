@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass, field, fields
 
+from components.step import UserError
+
 PREFIX = "TEST_CLUSTER_"
 
 
@@ -37,5 +39,5 @@ def load():
     known = {PREFIX + each.name.upper(): each.name for each in fields(Settings)}
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(known)}")
+        raise UserError(f"{', '.join(unknown)}: no such setting; there are {', '.join(known)}")
     return Settings(**{name: os.environ[variable] for variable, name in known.items() if variable in os.environ})

@@ -30,7 +30,7 @@ def test_upload(place, figure):
 
 
 @pytest.mark.usefixtures("installed")
-def test_submit(place, figure):
+def test_submit(place, figure, record_property):
     """The whole workflow, followed to its end; the Workflow object stays within its budget at every look."""
     place.keep(seed=int(time.time()))
     followed = place.submit("first")
@@ -40,7 +40,7 @@ def test_submit(place, figure):
     assert set(told) == stages, f"no line of {sorted(stages - set(told))}\n{followed.text}"
     sizes = dict(followed.samples) | {len(told): workflow.size(place.workflow_of(followed.run_id))}
     for ended, size in sizes.items():
-        print(f"after {ended:>2} stages: {size:>9,} bytes")
+        record_property(f"bytes after {ended} stages", size)
     figure(f"{len(told)} stages in {followed.seconds:.0f} s, Workflow {max(sizes.values()):,} bytes")
     assert max(sizes.values()) < workflow.BUDGET
 
