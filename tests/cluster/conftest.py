@@ -18,13 +18,16 @@ _PLACE = pytest.StashKey[Place]()
 
 
 def pytest_configure(config):
-    """Ends with one line where there is no cluster."""
-    folder = config.rootpath / "build/test-cluster"
+    """Ends with one line where there is no cluster, and well; not well where a setting is wrong."""
     try:
         settings, configuration = cluster_settings.load(), gridbox_settings.load()
+    except UserError as error:
+        pytest.exit(str(error), 2)
+    try:
         open_session(configuration)
     except (UserError, StageError) as error:
         pytest.exit(f"test-cluster is skipped: {error}", 0)
+    folder = config.rootpath / settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "state.json"
     state = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -97,10 +100,12 @@ def manifests(place, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def installed(place, manifests):
+def installed(place, request):
     """The namespace for serving, as the documents have a user make it; and the folder of the overlay."""
-    if place.kubectl.get("/apis/serving.kserve.io/v1beta1") is None:
-        pytest.skip("there is no KServe here")
+    if not place.has_kserve:
+        yield None
+        return
+    manifests = request.getfixturevalue("manifests")
     found = place.kubectl.get(f"/api/v1/namespaces/{place.namespace}")
     if found and not serving.MARK.items() <= (found["metadata"].get("labels") or {}).items():
         pytest.fail(f"namespace {place.namespace} is not this suite's; give another TEST_CLUSTER_NAMESPACE")
@@ -113,31 +118,46 @@ def installed(place, manifests):
         # Before the namespace, since it also made roles of the whole cluster.
         place.kubectl("-n", place.namespace, "delete", "inferenceservice", SERVICE, "--ignore-not-found", timeout=180)
         place.kubectl("delete", "-k", folder, "--ignore-not-found", timeout=300)
+        with place.bench() as bench:
+            bench.script("remove", place.store)
         (place.folder / "state.json").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
-def bench(place):
-    """The pod from which commands run inside the cluster; what was published goes with it."""
-    bench = place.bench()
-    with bench:
-        yield bench
-        if not place.settings.keep:
-            bench.script("remove", place.store)
+def overlay(installed):
+    """The folder of the overlay that is applied."""
+    if installed is None:
+        pytest.skip("there is no KServe here")
+    return installed
 
 
 @pytest.fixture(scope="session")
-def served(place, installed):  # noqa: ARG001 - a namespace to serve in
-    """A version 1 that is served; the run that deployed it is in the state."""
-    if place.service() is None:
+def first_run(place, installed):  # noqa: ARG001 - a namespace to serve in
+    """The id of a run that has ended well; where KServe is, its version 1 is served."""
+    if "run" not in place.state or (place.has_kserve and place.service() is None):
         followed = place.submit("first")
         assert followed.code == 0, followed.text
-        place.keep(run=followed.run_id)
+        place.keep(run=followed.run_id, seed=place.state["seed"])
+    return place.state["run"]
+
+
+@pytest.fixture(scope="session")
+def served(place, first_run):  # noqa: ARG001 - it has deployed
+    """A served version 1."""
+    if not place.has_kserve:
+        pytest.skip("there is no KServe here")
     return place.service()
 
 
+@pytest.fixture(scope="session")
+def bench(place, served):  # noqa: ARG001 - there is nothing to do in it before
+    """The pod from which commands run inside the cluster."""
+    with place.bench() as bench:
+        yield bench
+
+
 @pytest.fixture
-def restored(place, bench, served):  # noqa: ARG001 - it must be served before it can be restored
+def restored(place, bench):
     """Serves afterwards the version again that was served before, whatever a check has done."""
     before = place.service().storage_uri
     yield before

@@ -16,8 +16,6 @@ from cluster.bench import Bench
 from cluster.commands import Kubectl, follow, gridbox
 from pipeline.kubeflow.package import read
 
-# The one ensemble of the workflow's repository.
-MODEL = os.environ.get("MODEL", "facenet_ensemble")
 SERVICE = "gridbox-test"
 MINUTES = 60.0
 
@@ -44,6 +42,11 @@ class Place:
     def kubectl(self):
         """`kubectl` for this cluster."""
         return Kubectl(self.configuration.settings.context)
+
+    @cached_property
+    def has_kserve(self):
+        """Whether there is a KServe; without one, nothing is deployed."""
+        return self.kubectl.get("/apis/serving.kserve.io/v1beta1") is not None
 
     @property
     def runs(self):
@@ -78,15 +81,21 @@ class Place:
     def values(self, **changed):
         """Returns `--set` for the workflow: served in a namespace of the suite's, small, and never refused."""
         wanted = {
-            "deploy_target": "kserve", "deploy_base": self.store, "deploy_name": SERVICE,
-            "deploy_namespace": self.namespace, "deploy_backend": self.settings.backend, "deploy_image": self.triton,
-            "deploy_cpu": self.settings.cpu, "deploy_memory": self.settings.memory,
+            "deploy_target": "kserve" if self.has_kserve else "manifest",
+            "deploy_base": self.store,
+            "deploy_name": SERVICE,
+            "deploy_namespace": self.namespace,
+            "deploy_backend": self.settings.backend,
+            "deploy_image": self.triton,
+            "deploy_cpu": self.settings.cpu,
+            "deploy_memory": self.settings.memory,
             "deploy_timeout": f"{self.seconds(5 * MINUTES):g}",
             # Pictures that nobody has drawn before: a first run computes everything.
             "data_seed": str(self.state.setdefault("seed", int(time.time()))),
             # Nothing that trains for seconds is better than its neighbour for certain.
-            "deploy_max_points_lost": "100", "deploy_accept_incomparable": "true",
-        } | changed  # fmt: skip
+            "deploy_max_points_lost": "100",
+            "deploy_accept_incomparable": "true",
+        } | changed
         return [word for name, value in wanted.items() for word in ("--set", f"{name}={value}")]
 
     @cached_property
@@ -126,6 +135,10 @@ class Place:
         """Remembers something for a later call."""
         self.state.update(values)
         (self.folder / "state.json").write_text(json.dumps(self.state, indent=1))
+
+    def client(self, bench):
+        """Returns a client that asks the served model all the time."""
+        return bench.client(self.service().url, self.settings.model)
 
     def bench(self):
         """Returns the pod from which commands run inside the cluster."""

@@ -8,7 +8,7 @@ import pytest
 from cluster import serving, workflow
 from cluster.claims import claim
 from cluster.commands import gridbox
-from cluster.place import MODEL, SERVICE, ended_stages, gateway_api, toml_with_claim
+from cluster.place import SERVICE, ended_stages, gateway_api, toml_with_claim
 
 # --- Kubeflow --------------------------------------------------------------------------------------------------------
 
@@ -30,7 +30,7 @@ def test_upload(place, figure):
 
 
 @pytest.mark.usefixtures("installed")
-def test_submit(place, figure):
+def test_submit(place, figure, record_property):
     """The whole workflow, followed to its end; the Workflow object stays within its budget at every look."""
     place.keep(seed=int(time.time()))
     followed = place.submit("first")
@@ -40,12 +40,12 @@ def test_submit(place, figure):
     assert set(told) == stages, f"no line of {sorted(stages - set(told))}\n{followed.text}"
     sizes = dict(followed.samples) | {len(told): workflow.size(place.workflow_of(followed.run_id))}
     for ended, size in sizes.items():
-        print(f"after {ended:>2} stages: {size:>9,} bytes")
+        record_property(f"bytes after {ended} stages", size)
     figure(f"{len(told)} stages in {followed.seconds:.0f} s, Workflow {max(sizes.values()):,} bytes")
     assert max(sizes.values()) < workflow.BUDGET
 
 
-@pytest.mark.usefixtures("served")
+@pytest.mark.usefixtures("first_run")
 def test_cache(place, figure):
     """The same again: every stage that may be cached is."""
     followed = place.submit("second")
@@ -55,21 +55,19 @@ def test_cache(place, figure):
     assert not computed
 
 
-@pytest.mark.usefixtures("served")
-def test_logs(place, figure):
-    ran = gridbox("logs", place.state["run"], "preflight").ok()
+def test_logs(first_run, figure):
+    ran = gridbox("logs", first_run, "preflight").ok()
     lines = ran.out.splitlines()
     figure(f"{len(lines)} lines")
     assert lines[0].startswith("== preflight: succeeded")
     assert len(lines) > 1
 
 
-@pytest.mark.usefixtures("served")
-def test_list(place, figure):
+def test_list(place, first_run, figure):
     runs = gridbox("list").ok().out
     pipelines = gridbox("list", "pipelines").ok().out
     figure(f"{len(runs.splitlines()) - 1} runs")
-    assert place.state["run"] in runs
+    assert first_run in runs
     assert place.package.name in pipelines
 
 
@@ -78,7 +76,7 @@ def test_cancel(place, figure):
     """A run that is cancelled while its first stage runs ends as cancelled."""
 
     def is_running(followed):
-        return "preflight: running" in followed.text
+        return re.search(r": running$", followed.text, re.MULTILINE)
 
     followed = place.submit("cancelled", until=is_running)
     start = time.monotonic()
@@ -139,25 +137,27 @@ def test_claim(place, tmp_path, figure):
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
-def test_overlays(place, installed, manifests, figure):
+def test_overlays(place, overlay, manifests, figure):
     """The server takes every overlay, and the one that is applied already a second time without a change."""
     root = serving.ROOT / "manifests/overlays"
     names = sorted(str(file.parent.relative_to(root)) for file in root.rglob("kustomization.yaml"))
     lacking = {}
     for name in names:
-        folder = serving.overlay(manifests, name, place.namespace) if name != serving.OVERLAY else installed
+        folder = serving.overlay(manifests, name, place.namespace) if name != serving.OVERLAY else overlay
         lacking |= _dry_run(place, name, "-k", folder)
     figure(f"{len(names)} overlays" + "".join(f"; {name}: no {kind} here" for name, kind in lacking.items()))
-    place.kubectl("apply", "--server-side", "-k", installed).ok()
-    again = place.kubectl("diff", "--server-side", "-k", installed)
+    place.kubectl("apply", "--server-side", "-k", overlay).ok()
+    again = place.kubectl("diff", "--server-side", "-k", overlay)
     assert again.code == 0, again.text
 
 
-@pytest.mark.usefixtures("installed")
+@pytest.mark.usefixtures("overlay")
 def test_chart(place, figure):
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed")
     with helm.Chart.load(serving.ROOT / "charts/gridbox-serving") as chart:
-        files = chart.render({"model": {"prefix": "models/facenet/versions/1/repository"}}, name=SERVICE, namespace=place.namespace)
+        files = chart.render(
+            {"model": {"prefix": "models/facenet/versions/1/repository"}}, name=SERVICE, namespace=place.namespace
+        )
     documents = [text for file, text in files.items() if not file.endswith("NOTES.txt")]
     _dry_run(place, "chart", "-n", place.namespace, "-f", "-", stdin="\n---\n".join(documents))
     figure(f"{len(documents)} files")
@@ -177,7 +177,7 @@ def _dry_run(place, name, *source, stdin=None):
 def test_replace(place, bench, served, figure):
     """A changed run replaces version 1 while a client asks all the time."""
     name, _, value = place.settings.change.partition("=")
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         followed = place.submit("changed", **{name: value})
         assert followed.code == 0, followed.text
@@ -196,7 +196,7 @@ def test_replace(place, bench, served, figure):
 @pytest.mark.usefixtures("restored")
 def test_slow(place, bench, figure):
     """A version whose server needs 45 s more is not called served before it serves."""
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, returned, digest = place.deploy(bench, "slow")
         time.sleep(5)
@@ -220,7 +220,7 @@ def test_unpullable(place, bench, restored, figure):
 
 
 def _refused(place, bench, before, figure, fault, image, reason):
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, _, _ = place.deploy(bench, fault, image)
     answers = client.answers
@@ -237,7 +237,7 @@ def _refused(place, bench, before, figure, fault, image, reason):
 @pytest.mark.usefixtures("restored")
 def test_canary(place, bench, figure):
     """A canary gets its share of the traffic, or is refused by name where nothing can give it one."""
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         ran, returned, digest = place.deploy(bench, "none", canary=10)
         if gateway_api(place.kubectl):
@@ -261,7 +261,7 @@ def test_rollback(place, bench, restored, figure):
     """`rollback` serves the former version again, `rollback --to` a named one; nobody loses a request."""
     rollback = ("serve", "rollback", "--name", SERVICE, "--namespace", place.namespace)
     version = restored.rpartition("/versions/")[2].partition("/")[0]
-    with bench.client(place.service().url, MODEL) as client:
+    with place.client(bench) as client:
         (old,) = client.now().digests()
         took = []
         for words in (rollback, (*rollback, "--to", version)):
