@@ -81,8 +81,12 @@ def fetch(
     download(_remote(uri, patience), shown(uri), destination, sha256.lower(), report or _silent, patience)
 
 
-def look(uri: str, patience: Patience | None = None) -> None:
+def look(uri: str, patience: Patience | None = None) -> str:
     """Looks whether there is something to read: a file, or below an `s3://…/` prefix at least one object.
+
+    Returns:
+        What changes with the content: the server's tag of it, or a digest of those below the prefix; empty for a path,
+        and where the server has none.
 
     Raises:
         UserError: There is nothing, or the server cannot be reached or refuses.
@@ -92,18 +96,27 @@ def look(uri: str, patience: Patience | None = None) -> None:
     if parts.scheme in ("", "file"):
         if not local_path(uri).exists():
             raise UserError(f"{uri}: there is nothing here")
-    elif parts.scheme == "s3" and parts.path.endswith("/"):
-        if not retried(lambda: _first_below(uri, patience), shown(uri), patience):
-            raise UserError(f"{shown(uri)}: no object lies below this prefix; check bucket, prefix and credentials")
-    else:
-        remote = _remote(uri, patience)
-        retried(lambda: next(remote.open(0, "").blocks, b""), shown(uri), patience)
+        return ""
+    if parts.scheme == "s3" and parts.path.endswith("/"):
+        return retried(lambda: _tag_of_prefix(uri, patience), shown(uri), patience)
+    remote = _remote(uri, patience)
+
+    def tag() -> str:
+        answer = remote.open(0, "")
+        next(answer.blocks, b"")
+        return answer.tag
+
+    return retried(tag, shown(uri), patience)
 
 
-def _first_below(uri: str, patience: Patience) -> bool:
+def _tag_of_prefix(uri: str, patience: Patience) -> str:
     bucket, prefix = bucket_and_key(uri)
     with s3_errors(shown(uri)):
-        return any(True for _ in s3_client(patience).list_objects(bucket, prefix=prefix, recursive=True))
+        listed = s3_client(patience).list_objects(bucket, prefix=prefix, recursive=True)
+        objects = sorted((str(each.object_name), str(each.etag), each.size) for each in listed)
+    if not objects:
+        raise UserError(f"{shown(uri)}: no object lies below this prefix; check bucket, prefix and credentials")
+    return hashlib.sha256(repr(objects).encode()).hexdigest()
 
 
 def _remote(uri: str, patience: Patience) -> "_Remote":

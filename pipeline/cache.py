@@ -40,8 +40,8 @@ class Key:
 
     Attributes:
         digest: Of everything the results depend on.
-        is_pure: False for a stage with a remote URI among its parameters: what lies there may change, so it always
-            runs (and its results serve only to resume the very run).
+        is_pure: False for a stage with a remote URI among its parameters of which no version is known: what lies there
+            may change, so it always runs (and its results serve only to resume the very run).
     """
 
     digest: str
@@ -68,7 +68,8 @@ def stage_key(
     """
     inputs, outputs = executor_input.get("inputs") or {}, executor_input["outputs"]
     parameters = inputs.get("parameterValues") or {}
-    is_pure = not any(isinstance(value, str) and _REMOTE.match(value) for value in parameters.values())
+    is_remote = any(isinstance(value, str) and _REMOTE.match(value) for value in parameters.values())
+    is_pure = bool(parameters.get("version")) or not is_remote
     # Where an input lies differs from run to run; a command may name it, as the stages of TAO their program.
     named = {
         str(artifact_path(listed["artifacts"][0])): name for name, listed in (inputs.get("artifacts") or {}).items()

@@ -215,6 +215,7 @@ def _data(workflow: _Workflow) -> Any:  # noqa: ANN401
         acquired = put(
             widerface.acquire(
                 uri=data_uri,
+                version=checked.outputs["data_version"],
                 training_images=data_training_images,
                 validation_images=data_validation_images,
                 **workflow.group("data", "seed"),
@@ -222,7 +223,7 @@ def _data(workflow: _Workflow) -> Any:  # noqa: ANN401
                 image_height=values["data_picture_height"],
             ),
             "data",
-        ).after(checked)
+        )
         kitti = put(
             widerface.convert(
                 dataset=acquired.outputs["dataset"],
@@ -232,7 +233,8 @@ def _data(workflow: _Workflow) -> Any:  # noqa: ANN401
             ),
             "kitti",
         ).outputs["kitti"]
-        pretrained = put(detectnet_v2.pretrained_weights(uri=pretrained_uri), "pretrained").after(checked).outputs
+        weights = detectnet_v2.pretrained_weights(uri=pretrained_uri, version=checked.outputs["pretrained_version"])
+        pretrained = put(weights, "pretrained").outputs
         records = detectnet_v2.dataset_convert(program=pretrained["program"], kitti=kitti, spec=values["records_spec"])
         return Data(
             kitti=kitti,

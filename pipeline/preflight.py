@@ -1,5 +1,6 @@
 """`gridbox preflight`: the first stage of a pipeline, which fails in seconds for what would fail after hours."""
 
+import hashlib
 import json
 import os
 import uuid
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from components.serve.kserve import Service
     from pipeline.kubeflow.findings import Finding
 
+DATA, WEIGHTS = "data", "pretrained weights"
+
 app = typer.Typer(name="preflight", add_completion=False, rich_markup_mode=None)
-# The smallest of the three archives: where it is, the others are.
-ARCHIVE = "wider_face_split.zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,13 @@ def preflight(
     gpu_count: Annotated[int, typer.Option(min=0, help="GPUs of a stage.")] = 0,
     gpu_node_selector: Annotated[str, typer.Option(help="JSON object: labels of their nodes.")] = "{}",
     gpu_tolerations: Annotated[str, typer.Option(help="JSON list: tolerations of those stages.")] = "[]",
+    data_version: Annotated[Path | None, typer.Option(help="File for the version of remote data.")] = None,
+    pretrained_version: Annotated[Path | None, typer.Option(help="File for that of remote weights.")] = None,
 ) -> None:
-    """Look whether data, store, volumes, permissions and GPUs are there, before hours of training; else exit code 2."""
+    """Look whether data, store, volumes, permissions and GPUs are there, before hours of training; else exit code 2.
+
+    What has not changed where it lies need not be brought again: the stages that bring it are told its version.
+    """
     plan = Plan(
         data_uri,
         pretrained_uri,
@@ -88,21 +94,25 @@ def preflight(
         tuple(json.loads(gpu_tolerations)),
     )
     failed = []
-    for finding in examine(plan):
+    versions: dict[str, str] = {}
+    for finding in examine(plan, versions):
         print(f"{finding.state:<8} {finding.subject}: {finding.text}", flush=True)
         if finding.state == "fail":
             failed.append(f"{finding.subject}: {finding.text}" + (f"; {finding.mend}" if finding.mend else ""))
     if failed:
         raise UserError(" | ".join(failed))
+    for file, subject in ((data_version, DATA), (pretrained_version, WEIGHTS)):
+        if file is not None:
+            file.write_text(versions.get(subject, ""), encoding="utf-8")
 
 
-def examine(plan: Plan) -> Iterator["Finding"]:
-    """Yields a finding after each check."""
+def examine(plan: Plan, versions: dict[str, str]) -> Iterator["Finding"]:
+    """Yields a finding after each check; `versions` gets, by subject, those of what is remote."""
     from pipeline.kubeflow.doctor import store
     from pipeline.kubeflow.findings import attempted
 
-    yield from attempted("data", _readable, "data", plan.data_uri, ARCHIVE)
-    yield from attempted("pretrained weights", _readable, "pretrained weights", plan.pretrained_uri, "")
+    yield from attempted(DATA, _readable, DATA, plan.data_uri, versions)
+    yield from attempted(WEIGHTS, _readable, WEIGHTS, plan.pretrained_uri, versions)
     if folder := os.environ.get(CHECKPOINTS):
         yield from attempted("checkpoints", _writable, Path(folder))
     if plan.deploy_base:
@@ -115,24 +125,39 @@ def examine(plan: Plan) -> Iterator["Finding"]:
     yield from _gpus(plan)
 
 
-def _readable(subject: str, uri: str, archive: str) -> "Finding":
-    from components.store import Patience, join, look, shown
+def _readable(subject: str, uri: str, versions: dict[str, str]) -> "Finding":
+    from components.store import Patience, look, shown
     from pipeline.kubeflow.findings import Finding
 
     if not uri:
-        return Finding(subject, "skipped", "none are given: a synthetic set is drawn" if archive else "none are given")
-    scheme = urlsplit(uri).scheme
-    if scheme == "ngc":
+        none = "none are given: a synthetic set is drawn" if subject == DATA else "none are given"
+        return Finding(subject, "skipped", none)
+    if urlsplit(uri).scheme == "ngc":  # where a version never changes
         from components.ngc.download import look as look_in_ngc
 
         look_in_ngc(uri)
         return Finding(subject, "pass", f"{uri} is there")
-    if archive and scheme in ("http", "https"):
-        uri = join(uri, archive)
-    elif archive and scheme == "s3" and not uri.endswith("/"):
-        uri += "/"
-    look(uri, Patience(attempts=2, pause=0.5, timeout=15))
-    return Finding(subject, "pass", f"{shown(uri)} can be read")
+    places = _places(uri) if subject == DATA else [uri]
+    tags = [look(place, Patience(attempts=2, pause=0.5, timeout=15)) for place in places]
+    said = f"{shown(uri)} can be read"
+    if urlsplit(uri).scheme in ("", "file"):
+        return Finding(subject, "pass", said)
+    if not all(tags):
+        said += "; its server does not tell versions, so it is brought anew in every run"
+    version = repr(tags) if all(tags) else uuid.uuid4().hex
+    versions[subject] = hashlib.sha256(version.encode()).hexdigest()[:16]
+    return Finding(subject, "pass", said)
+
+
+def _places(uri: str) -> list[str]:
+    """Returns what a data set's URI stands for: on a web server the archives, in a store all that lies below."""
+    from components.formats.wider import ARCHIVES
+    from components.store import join
+
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        return [join(uri, archive) for archive in ARCHIVES]
+    return [uri if scheme != "s3" or uri.endswith("/") else f"{uri}/"]
 
 
 def _writable(folder: Path) -> "Finding":

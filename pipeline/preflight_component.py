@@ -2,6 +2,7 @@
 """How Kubeflow sees the first stage."""
 
 from kfp import dsl
+from kfp.dsl import OutputPath
 
 from components.images import OPEN_ENGINE
 
@@ -20,6 +21,8 @@ def preflight(
     gpu_count: str,
     gpu_node_selector: dict,  # type: ignore[type-arg]
     gpu_tolerations: list,  # type: ignore[type-arg]
+    data_version: OutputPath(str),  # type: ignore[valid-type]
+    pretrained_version: OutputPath(str),  # type: ignore[valid-type]
 ) -> dsl.ContainerSpec:
     """Fails in seconds where data, store, volumes, permissions or GPUs are missing.
 
@@ -36,6 +39,8 @@ def preflight(
         gpu_count: GPUs of a stage.
         gpu_node_selector: Labels of their nodes.
         gpu_tolerations: Tolerations of those stages.
+        data_version: Version of remote data; empty where they are drawn.
+        pretrained_version: Version of remote weights.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,

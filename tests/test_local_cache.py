@@ -103,6 +103,19 @@ def test_stage_with_a_remote_uri_always_runs_and_the_next_goes_by_its_result(ben
     assert bench.run(data_uri="s3://bucket/set") == ["make"]
 
 
+def test_stage_with_a_remote_uri_of_a_known_version_is_taken_from_the_cache():
+    def is_pure(version):
+        return stage_key(["tiny"], {}, executor_input("s3://bucket/set", version), "run", 2).is_pure
+
+    def executor_input(uri, version):
+        return {"inputs": {"parameterValues": {"uri": uri, "version": version}}, "outputs": {}}
+
+    assert is_pure("0f2c6d9b")
+    assert not is_pure("")
+    keys = {stage_key(["tiny"], {}, executor_input("s3://b/set", each), "run", 2).digest for each in ("1", "2")}
+    assert len(keys) == 2
+
+
 def test_remote_stage_that_has_finished_is_not_repeated_when_its_own_run_resumes(bench):
     bench.run(data_uri="s3://bucket/set")
     assert bench.run(bench.settings(resume=True), data_uri="s3://bucket/set") == []

@@ -1,8 +1,11 @@
 """The first stage: what is missing fails it in seconds, in one line that names all of it."""
 
+import contextlib
+import http.server
 import io
 import json
 import os
+import threading
 
 import kube_stub
 import pytest
@@ -11,6 +14,7 @@ from kubeflow_stub import Kubernetes
 from test_kubeflow_doctor import TAINT, node
 
 from components import program
+from components.formats.wider import ARCHIVES
 from components.serve.access import DEPLOY_RULES
 from components.step import CHECKPOINTS
 from pipeline import facedetect, preflight
@@ -75,11 +79,79 @@ def test_data_and_store_in_a_bucket_are_looked_at(call, monkeypatch):
         client.put_object(bucket, "wider_face/wider_face_split.zip", io.BytesIO(b"x"), 1)
         code, found, _ = call("--data-uri", uri, "--pretrained-uri", f"{uri}/wider_face_split.zip")
         assert code == 0
-        assert found["data"] == ("pass", f"{uri}/ can be read")
+        assert found["data"] == ("pass", f"{uri} can be read")
         assert found["pretrained weights"][0] == "pass"
         assert call("--pretrained-uri", f"{uri}/absent.hdf5")[0] == 2
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         assert "cannot be reached" in call("--deploy-base", f"s3://{bucket}/models")[2]
+
+
+def test_version_of_remote_data_changes_with_what_lies_there_and_only_then(call, monkeypatch, tmp_path):
+    with s3_server.running() as environment, s3_server.bucket(environment) as (client, bucket):
+        s3_server.enter(monkeypatch, environment)
+
+        def put(name, content):
+            client.put_object(bucket, name, io.BytesIO(content), len(content))
+
+        def versions():
+            files = tmp_path / "data", tmp_path / "weights"
+            words = ["--data-uri", f"s3://{bucket}/faces", "--pretrained-uri", f"s3://{bucket}/weights.hdf5"]
+            assert call(*words, "--data-version", files[0], "--pretrained-version", files[1])[0] == 0
+            return [file.read_text() for file in files]
+
+        put("faces/a.zip", b"a")
+        put("weights.hdf5", b"w")
+        first = versions()
+        assert len(set(first)) == 2
+        assert versions() == first
+        put("faces/b.zip", b"b")
+        second = versions()
+        assert (second[0] != first[0], second[1] == first[1]) == (True, True)
+        put("weights.hdf5", b"v")
+        assert versions()[1] != first[1]
+
+
+def test_nothing_remote_has_no_version(call, tmp_path):
+    (tmp_path / "faces").mkdir()
+    file = tmp_path / "version"
+    for words in ((), ("--data-uri", tmp_path / "faces")):
+        assert call(*words, "--data-version", file)[0] == 0
+        assert file.read_text() == ""
+
+
+def test_data_of_a_server_without_versions_are_never_taken_for_those_of_before(call, tmp_path):
+    with plain_server({f"/{name}": b"zip" for name in ARCHIVES}) as url:
+        told = []
+        for name in ("first", "second"):
+            code, found, _ = call("--data-uri", url, "--data-version", tmp_path / name)
+            assert code == 0
+            assert "does not tell versions" in found["data"][1]
+            told.append((tmp_path / name).read_text())
+        assert told[0] != told[1]
+
+
+@contextlib.contextmanager
+def plain_server(files):
+    """A web server that tells neither ETag nor time of change."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = files.get(self.path)
+            self.send_response(200 if content else 404)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_):
+            """Prints nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_claim_that_the_stages_user_cannot_write_to(call, monkeypatch, tmp_path):

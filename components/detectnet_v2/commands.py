@@ -428,6 +428,7 @@ def pretrained(
             "none if unset.",
         ),
     ] = "",
+    version: Annotated[str, typer.Option("--version", help="Version of what lies there, for the manifest.")] = "",
     program: Annotated[
         Path | None,
         typer.Option("--program", help="Folder to write: the program that makes a stage of NVIDIA's, and our specs."),
@@ -457,7 +458,7 @@ def pretrained(
             counts |= {"file_bytes": file.stat().st_size, **content_of(file)}
         else:
             print("No pretrained weights: training starts from random ones")
-        write_manifest(scratch, "model", counts, {})
+        write_manifest(scratch, "model", counts, {"version": version} if version else {})
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

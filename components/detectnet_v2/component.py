@@ -29,12 +29,13 @@ def _task(name: str, program: Any) -> dsl.ContainerSpec:  # noqa: ANN401 - kfp's
 
 
 @dsl.container_component  # type: ignore[untyped-decorator]
-def pretrained_weights(uri: str, model: Output[Model], program: Output[Artifact]) -> dsl.ContainerSpec:
+def pretrained_weights(uri: str, version: str, model: Output[Model], program: Output[Artifact]) -> dsl.ContainerSpec:
     """Brings pretrained weights in, or the word that there are none; and the program that makes a stage of TAO's.
 
     Args:
         uri: Where the weights are: a file of the chosen engine, an https:// or s3:// URI, ngc://org/team/model:version,
             or empty for none.
+        version: What changes with what lies there, so that unchanged weights are not brought again; or empty.
         model: The weights as a model artifact; `present` in its metadata says whether there are any.
         program: `step.py` as `__main__.py`, and the spec templates beside it.
     """

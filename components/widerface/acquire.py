@@ -23,6 +23,7 @@ def acquire(
     image_width: int,
     image_height: int,
     patience: Patience | None = None,
+    version: str = "",
 ) -> dict[str, object]:
     """Writes an artifact of kind `raw_faces`: the three official archives.
 
@@ -37,6 +38,7 @@ def acquire(
         image_width: Width of the drawn pictures, pixels.
         image_height: Height of the drawn pictures, pixels.
         patience: Tries, pauses and timeouts of downloads.
+        version: What changes with what lies at `uri`; kept in the manifest where it is known.
 
     Returns:
         The counts that also stand in the manifest.
@@ -45,7 +47,7 @@ def acquire(
         UserError: The location is wrong, or what lies there is no WIDER FACE set.
     """
     scheme = urllib.parse.urlsplit(uri).scheme
-    settings: dict[str, object] = {}
+    settings: dict[str, object] = {"version": version} if version else {}
     with publish(output) as scratch:
         scratch.mkdir()
         gathered = scratch / "gathered"

@@ -43,6 +43,7 @@ def acquire(
             "AWS_SESSION_TOKEN and AWS_REGION."
         ),
     ] = "",
+    version: Annotated[str, typer.Option(help="Version of what lies there, for the manifest.")] = "",
     training_images: TrainingImages = 800,
     validation_images: ValidationImages = 200,
     seed: Seed = 1,
@@ -52,7 +53,7 @@ def acquire(
     """Bring a data set in, or draw a synthetic one: the pipeline's first stage."""
     from components.widerface.acquire import acquire as run
 
-    _summary(run(uri, dataset, training_images, validation_images, seed, image_width, image_height))
+    _summary(run(uri, dataset, training_images, validation_images, seed, image_width, image_height, version=version))
 
 
 @app.command("convert")

@@ -18,6 +18,7 @@ def _task(name: str) -> dsl.ContainerSpec:
 @dsl.container_component  # type: ignore[untyped-decorator]
 def acquire(
     uri: str,
+    version: str,
     training_images: int,
     validation_images: int,
     seed: int,
@@ -30,6 +31,7 @@ def acquire(
     Args:
         uri: A path, or a file://, https:// or s3:// location of WIDER FACE in its official layout; empty for a
             synthetic set.
+        version: What changes with what lies there, so that an unchanged set is not brought again; or empty.
         training_images: Pictures to draw for training where `uri` is empty, 1 or more.
         validation_images: Pictures to draw for validation where `uri` is empty, 1 or more.
         seed: Seed of the drawn pictures, 0 or more.
