@@ -356,6 +356,10 @@ def test_a_store_inside_the_cluster_cannot_be_tried_from_here(examine, monkeypat
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         assert examine()[1]["store"][0] == "pass"
         assert "AWS_ENDPOINT_URL" not in os.environ
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        state, text = examine()[1]["store"][:2]
+        assert state == "skipped"
+        assert "cannot be tried from here without a key" in text
 
 
 @pytest.mark.usefixtures("world")

@@ -291,6 +291,10 @@ def _tolerates(toleration: Document, taint: Document) -> bool:
     return toleration.get("key") == taint["key"] and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
+# One of them says that there is a key.
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE")
+
+
 def _store_from_here(configuration: Configuration) -> Finding:
     """Tries the store as this machine reaches it; an address inside the cluster is none of this machine's."""
     base = configuration.settings.store
@@ -300,6 +304,9 @@ def _store_from_here(configuration: Configuration) -> Finding:
     if base.startswith("s3://") and host and not _is_known(host):
         text = f"{base} cannot be tried from here: {host} is no name of this network; the pre-flight stage tries it"
         return Finding("store", "skipped", text, "set store_endpoint to the store's URL as this machine reaches it")
+    if base.startswith("s3://") and not any(map(os.environ.get, _KEYS)):
+        text = f"{base} cannot be tried from here without a key; the pre-flight stage tries it with the secret's"
+        return Finding("store", "skipped", text, f"set {_KEYS[0]} and AWS_SECRET_ACCESS_KEY to have it tried")
     with _endpoint(endpoint):
         return store(base)
 
