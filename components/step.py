@@ -700,7 +700,10 @@ def workplace(keep_results: bool = False) -> Iterator[Workplace]:
         return
     with tempfile.TemporaryDirectory(prefix="gridbox-") as temporary:
         if checkpoints and keep_results:
-            results = Path(checkpoints, os.environ.get(RUN_ID) or "run", "results")
+            run_id = os.environ.get(RUN_ID)
+            if not run_id:
+                raise UserError(f"{CHECKPOINTS}: set {RUN_ID}, too, so that no two runs share {checkpoints}")
+            results = Path(checkpoints, run_id, "results")
             yield Workplace(Path(temporary, "scratch"), results, keep_results)
             shutil.rmtree(str(results.parent), ignore_errors=True)
         else:

@@ -388,7 +388,7 @@ def _serve(workflow: _Workflow) -> Any:  # noqa: ANN401
             "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         }
         if on_gpus:
-            wanted = workflow.group("deploy", "precision", "best_batch", "largest_batch", "workspace", "timing_cache")
+            wanted = workflow.group("deploy", "precision", "best_batch", "largest_batch", "workspace")
             plan = put(serving.tensorrt(exported=model, **wanted), "plan").outputs["plan"]
             published = serving.publish_plan(exported=model, plan=plan, base=deploy_base)
         else:

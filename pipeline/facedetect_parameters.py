@@ -196,7 +196,6 @@ PARAMETERS: dict[str, Parameter] = {
         4096,
         "MiB of GPU memory for the plan's kernels (--serving gpu only).",
     ),
-    "deploy_timing_cache": bound(str, "", "File of kernel timings on a mounted volume, or empty (--serving gpu only)."),
     "deploy_gpus": bound(
         Annotated[int, Field(ge=0, le=16)],
         0,

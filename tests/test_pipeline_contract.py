@@ -289,7 +289,7 @@ BEGIN_WITH_A_DASH = [
     ("train", {"name": "-x", "seed": -7}),
     ("acquire", {"uri": "-x"}),
     ("deploy", {"champion": "--force", "image": "-x"}),
-    ("tensorrt", {"timing_cache": "-x", "workspace": -7}),
+    ("tensorrt", {"workspace": -7}),
 ]
 
 

@@ -315,7 +315,7 @@ def test_executor_input_of_kubeflow_builds_a_plan(tmp_path, exported):
     given = {
         "inputs": {
             "parameterValues": {
-                "precision": "fp16", "best_batch": 8.0, "largest_batch": 32.0, "workspace": 1024.0, "timing_cache": "",
+                "precision": "fp16", "best_batch": 8.0, "largest_batch": 32.0, "workspace": 1024.0,
                 "trtexec": stand_in(tmp_path),
             },
             "artifacts": {"exported": {"artifacts": [{"name": "exported", "uri": str(exported)}]}},

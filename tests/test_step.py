@@ -509,6 +509,14 @@ def test_checkpoints_of_a_run_outlive_an_attempt_on_a_volume_and_go_when_it_ends
     assert list((bench.root / "volume/train").iterdir()) == []
 
 
+def test_runs_never_share_a_folder_of_checkpoints(bench, monkeypatch, capsys):
+    monkeypatch.setenv(step.CHECKPOINTS, str(bench.root / "volume/train"))
+    monkeypatch.delenv(step.RUN_ID, raising=False)
+    assert step.run(bench.train(), step.tao_stage) == 2
+    assert f"set {step.RUN_ID}, too" in capsys.readouterr().err
+    assert not (bench.root / "volume").exists()
+
+
 def test_parameters_of_a_placement_are_not_the_programs(tmp_path):
     # Kubeflow 2.17 hands them over with their placeholder unresolved.
     count = "{{$.inputs.parameters['pipelinechannel--pool_gpu_count']}}"

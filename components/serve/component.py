@@ -27,7 +27,6 @@ def tensorrt(
     best_batch: int,
     largest_batch: int,
     workspace: int,
-    timing_cache: str,
     plan: Output[Model],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
@@ -39,7 +38,6 @@ def tensorrt(
         best_batch: The batch to optimise for.
         largest_batch: The largest batch.
         workspace: MiB of GPU memory for kernels.
-        timing_cache: File of kernel timings on a mounted volume, or empty.
         plan: The plan.
         metrics: Latency and throughput as trtexec measured them.
     """
