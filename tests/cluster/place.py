@@ -108,9 +108,15 @@ class Place:
     @cached_property
     def cacheable(self):
         """The tasks whose results Kubeflow may take from its cache."""
-        components = [self.package.spec["root"], *self.package.spec["components"].values()]
-        tasks = [task for each in components for task in each.get("dag", {}).get("tasks", {}).items()]
-        return {name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")}
+        components = self.package.spec["components"]
+        dags = [each["dag"] for each in (self.package.spec["root"], *components.values()) if "dag" in each]
+        return {
+            name
+            for dag in dags
+            for name, task in dag["tasks"].items()
+            if task.get("cachingOptions", {}).get("enableCache")
+            and "executorLabel" in components[task["componentRef"]["name"]]
+        }
 
     def submit(self, name, until=None, cwd=None, **changed):
         """Submits the workflow and follows it; each sample is (stages ended, bytes of the Workflow)."""
