@@ -46,4 +46,14 @@ def claim(place, name):
     try:
         yield owned_by
     finally:
-        kubectl("-n", namespace, "delete", f"persistentvolumeclaim/{name}", "--ignore-not-found", "--wait=false")
+        # A claim stays as long as a pod names it, even one that has ended.
+        users = [f"pod/{pod['metadata']['name']}" for pod in _pods(kubectl, namespace, name)]
+        kubectl("-n", namespace, "delete", f"persistentvolumeclaim/{name}", *users, "--ignore-not-found", timeout=180)
+
+
+def _pods(kubectl, namespace, name):
+    """Yields the pods that mount a claim."""
+    for pod in kubectl.get(f"/api/v1/namespaces/{namespace}/pods")["items"]:
+        claims = (volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["spec"].get("volumes", []))
+        if name in claims:
+            yield pod

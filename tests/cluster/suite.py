@@ -126,7 +126,8 @@ def test_claim(place, tmp_path, figure):
         owned_by("10001:10001", "0770")
         accepted = preflight("accepted")
         gridbox("cancel", accepted.run_id).ok()
-    told = gridbox("logs", refused.run_id, "preflight").ok().out
+        gridbox("wait", accepted.run_id, timeout=place.seconds(300))
+        told = gridbox("logs", refused.run_id, "preflight").ok().out
     figure(f"refused after {refused.seconds:.0f} s")
     assert "preflight: failed" in refused.text
     assert "preflight: done" in accepted.text, accepted.text
