@@ -13,6 +13,7 @@ from cluster.place import SERVICE, ended_stages, gateway_api, toml_with_claim
 # --- Kubeflow --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("installed")
 def test_doctor(place, figure):
     ran = gridbox("doctor", place.workflow, "--profile", place.settings.profile, *place.values()).ok()
     lines = [line for line in ran.out.splitlines() if re.match(r"(pass|skipped) ", line)]
