@@ -72,7 +72,8 @@ build/wheelhouse/.%: Dockerfile pyproject.toml requirements.lock containers/whee
 	@touch $@
 
 $(VENV)/.run: $(BIN)/python pyproject.toml requirements.lock
-	$(PIP) $(TORCH_INDEX) torch  # from that index alone, and everything else from PyPI alone
+	@index="$(TORCH_INDEX)"; test -z "$$index" || { \
+		echo "PyTorch from its own index, everything else from PyPI"; $(PIP) --no-deps $$index torch; }
 	$(PIP) --editable '.[engine,pipeline]'
 	@touch $@
 

@@ -27,7 +27,9 @@ OPSETS = range(11, 27)
 _WRITTEN_OPSET = 18
 # Operators that mean the same for floating-point numbers in all of `OPSETS`.
 _TIMELESS = {"Add", "Conv", "MaxPool", "Pad", "Relu", "Sigmoid"}
-TOLERANCE = 1e-4
+# Of the largest output. A wrong graph is off by its whole size; a right one was seen at 1.1e-4 in a network that had
+# trained for a few steps only, so that its activations were large.
+TOLERANCE = 5e-4
 # Edges of a detection that differ by no more are the same.
 _SAME_PIXELS = 0.1
 _PROBES = 4
