@@ -1,5 +1,6 @@
 """The two commands a user has, `gridbox` and `kubectl`, and a run of a workflow that is watched from the side."""
 
+import contextlib
 import json
 import os
 import re
@@ -147,7 +148,8 @@ def follow(*words, look, timeout, until=None, cwd=None):
                 followed.samples.append(sample)
             if until and until(followed):
                 break
-            time.sleep(2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
     finally:
         if process.poll() is None:
             process.terminate()
