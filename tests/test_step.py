@@ -730,7 +730,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(bench, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "copy2", full)
     assert step.run(bench.train(), step.tao_stage) == 1
     captured = capsys.readouterr()
-    assert captured.err == "gridbox: [Errno 28] No space left on device: 'spec.txt'\n"
+    assert captured.err == "gridbox: spec.txt: No space left on device\n"
     assert [path.name for path in (bench.root / "out").iterdir()] == []
 
 
@@ -837,7 +837,9 @@ def test_program_that_travels_has_our_specs_with_it(bench, tmp_path, monkeypatch
     spec = (tmp_path / "stage/scratch/training/spec.txt").read_text()
     assert f'root_directory_path: "{tmp_path}/stage/scratch/training/training"' in spec
     names = {file.relative_to(bench.root / "program").as_posix() for file in (bench.root / "program").rglob("*.*")}
-    assert names == {"__main__.py"} | {f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES}
+    assert names == {"__main__.py", "manifest.json"} | {
+        f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES
+    }
 
 
 def test_time_between_two_attempts_does_not_count(tmp_path):

@@ -444,6 +444,7 @@ def pretrained(
         with publish(program) as scratch:
             shutil.copytree(step.SPECS, scratch / step.SPECS.name)
             shutil.copyfile(step.__file__, scratch / "__main__.py")
+            write_manifest(scratch, "program", {}, {})
     if uri.startswith(NGC):
         download_uri(uri, model)
         return
