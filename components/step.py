@@ -1225,6 +1225,9 @@ def tao_stage(argv: List[str]) -> None:
     for name in TASKS[argv[1]][1]:
         if not getattr(options, name).exists():
             raise UserError(f"input {name}: {getattr(options, name)} does not exist")
+    for name in TASKS[argv[1]][3]:  # now, and not after hours
+        path = getattr(options, name)
+        check_target(path, _named(path)[0] if path.is_dir() else None)
     TASKS[argv[1]][0](options)
 
 

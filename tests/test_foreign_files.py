@@ -317,6 +317,54 @@ def test_detect_leaves_what_lies_beside_its_results(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels"]
 
 
+# --- Places where nothing can stand ----------------------------------------------------------------------------------
+
+PLACES = {
+    "parent is a file": "letter/below/result",
+    "here": ".",
+    "above": "..",
+    "the root": "/",
+    "proc": "/proc/self/result/model",
+    "overlong": "x" * 300,
+    "empty": "",
+}
+OTHERS = (
+    *("run --runs", "store fetch", "dataset_convert -o", "export -o", "serve --log", "train --log_file"),
+    "widerface fetch",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [*FOLDERS, *FILES, *SHARING, *OTHERS])
+def test_a_place_where_nothing_can_stand_costs_one_line(given, tmp_path, monkeypatch, capsys, name, place):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("letter").write_text("dear")
+    others = {
+        "run --runs": ["run", "facedetect", "--profile", "micro", "--set", "train_epochs=nonsense", "--runs"],
+        "store fetch": ["store", "fetch", given.root / "store"],
+        "dataset_convert -o": ["detectnet_v2", "dataset_convert", "-d", given.convert, "-o"],
+        "export -o": ["detectnet_v2", "export", "-m", given.network, "-o"],
+        "serve --log": ["serve", given.exported, "--log"],
+        "train --log_file": ["detectnet_v2", "train", "-e", given.train, "-r", given.root / "logged", "--log_file"],
+        "widerface fetch": ["widerface", "fetch", "--source", given.root / "nothing", "--output"],
+    }
+    commands = {**folders(given), **files(given), **sharing(given), **others}
+    if name in SHARING and place in ("here", "above", "the root", "empty"):
+        pytest.skip("a folder to write into like any other")
+    if name == "train --log_file" and place == "empty":
+        pytest.skip("no log")
+    if name == "run --runs" and place not in ("parent is a file", "overlong", "proc"):
+        pytest.skip("a folder to write into like any other")
+    capsys.readouterr()
+    assert gridbox(*commands[name], PLACES[place]) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(("gridbox", "detectnet_v2"))
+    assert "nonsense" not in error, "the place comes first"
+    assert {path.name for path in Path().iterdir()} - {"status.json"} == {"letter"}
+    assert Path("letter").read_text() == "dear"
+
+
 # --- Runs on this machine --------------------------------------------------------------------------------------------
 
 

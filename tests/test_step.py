@@ -241,6 +241,8 @@ def test_missing_output_fails_the_stage_and_names_it(tmp_path, capsys):
         (UserError("x"), 2),
         (StageError("x"), 1),
         (OSError(errno.ENOSPC, "No space left on device", "/some/file"), 1),
+        (OSError(errno.ENOTDIR, "Not a directory", "/some/file/below"), 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/some/file"), 2),
         (KeyboardInterrupt(), 130),
         (SystemExit(7), 7),
         (SystemExit(None), 0),

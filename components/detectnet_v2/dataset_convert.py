@@ -62,8 +62,6 @@ def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = 
     Raises:
         UserError: The spec is wrong, or an image, a label or an annotation is missing or cannot be read.
     """
-    if not output_prefix.name:
-        raise UserError(f"-o {output_prefix}: a prefix for the names of files is needed, as records/kitti")
     spec = load_dataset_export(spec_path)
     for warning in spec.warnings:
         print(f"warning: {warning}", file=sys.stderr)
