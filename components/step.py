@@ -688,6 +688,12 @@ FAILURES = (
         "only the open engine has %s; with NVIDIA's, leave width at 1, threads and target_ratio at 0",
     ),
     (
+        # As argparse says it.
+        r": error: ((?:unrecognized arguments|the following arguments are required|argument )[^\n]*)",
+        True,
+        "it refuses its command line (%s); options are those of TAO 5.0, and a path may hold no blank",
+    ),
+    (
         r"(\d+):\d+ :.*dbscan_min_samples.*Couldn't parse integer",
         True,
         "the spec's line %s: dbscan_min_samples is a whole number since TAO 5.0; write 1",
@@ -728,6 +734,10 @@ SIGNALS = {
 }
 
 
+# Words of a log by which something else than a kill for memory, which leaves none, is to be suspected.
+_SAYS_WHY = re.compile(r"(?i)traceback|error|exception|failed|invalid|refused|cannot|could not")
+
+
 def _judge(what: str, code: int, tail: List[str], reported: str) -> None:
     """Raises what a program's end asks for, if it failed."""
     # NVIDIA's program ends with 0 after some failures, which it prints or only writes to its status log.
@@ -746,7 +756,7 @@ def _judge(what: str, code: int, tail: List[str], reported: str) -> None:
     printed = [line for line in tail if line.strip()]
     if code == 2:
         raise UserError(printed[-1] if printed else what + " refused its input")
-    if said_so and not reported and "Traceback" not in text:
+    if said_so and not reported and not _SAYS_WHY.search("\n".join(tail[-TAIL_LINES:])):
         raise StageError(f"{what} failed ({ended}): its worker ended without a word, as a rule for memory; {_MEMORY}")
     why = ": " + " ".join(reported.split()) if reported else ""
     lines = "\n".join("  " + line for line in tail[-TAIL_LINES:])

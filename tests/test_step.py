@@ -704,6 +704,32 @@ def test_failure_with_exit_code_0_is_noticed(bench, monkeypatch):
     assert step.run(bench.train(), step.tao_stage) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "cause"),
+    [
+        ("train: error: unrecognized arguments: model", 2, "refuses its command line (unrecognized arguments: model)"),
+        (
+            "train: error: argument -np: invalid int value: 'x'",
+            2,
+            "command line (argument -np: invalid int value: 'x')",
+        ),
+        ("train: error: unrecognized arguments: --width 0.5", 2, "only the open engine has --width"),
+        (
+            "OSError: cannot open the image 7.png",
+            1,
+            "its last lines:\n  a line\n  OSError: cannot open the image 7.png",
+        ),
+        ("Epoch 3/10", 1, "its worker ended without a word, as a rule for memory"),
+    ],
+)
+def test_memory_is_blamed_only_where_the_log_names_no_other_cause(bench, monkeypatch, capsys, line, code, cause):
+    monkeypatch.setenv("FAKE_TAO", "say " + line)
+    assert step.run(bench.train(), step.tao_stage) == code
+    error = capsys.readouterr().err
+    assert cause in error
+    assert ("memory" in error) == line.startswith("Epoch")
+
+
 def test_program_that_is_not_installed_is_named(bench, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert step.run(bench.train(), step.tao_stage) == 2
