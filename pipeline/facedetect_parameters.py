@@ -51,6 +51,7 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
 ServiceName = Annotated[str, AfterValidator(partial(_refuse, kubernetes.service_name_problems))]
 Namespace = Annotated[str, AfterValidator(partial(_refuse, kubernetes.namespace_problems))]
+Gateway = Annotated[str, AfterValidator(partial(_refuse, kubernetes.gateway_problems))]
 Account = Annotated[str, AfterValidator(partial(_refuse, kubernetes.account_problems))]
 Selector = Annotated[dict[str, str], AfterValidator(partial(_refuse, kubernetes.selector_problems))]
 Tolerations = Annotated[list[dict[str, Any]], AfterValidator(partial(_refuse, kubernetes.toleration_problems))]
@@ -183,7 +184,7 @@ PARAMETERS: dict[str, Parameter] = {
         "`v2` (HTTP) or `grpc-v2`: what the service's port speaks.",
     ),
     "deploy_gateway": bound(
-        str,
+        Gateway,
         "",
         "Ingress gateway (host:port) to score through where the service's name cannot be resolved.",
     ),

@@ -35,6 +35,12 @@ def account_problems(name: str) -> Iterator[str]:
         yield f"service account {name!r} must be lower-case letters, digits, '-' and '.'"
 
 
+def gateway_problems(gateway: str) -> Iterator[str]:
+    """Yields why this cannot be an ingress gateway to connect to."""
+    if re.search(r"[/@?#\s]", gateway):
+        yield f"gateway {gateway!r} must be host:port"
+
+
 def selector_problems(labels: Mapping[str, Any]) -> Iterator[str]:
     """Yields why these labels can be those of no node."""
     for key, value in labels.items():
