@@ -38,24 +38,36 @@ def publish(path: Path) -> Iterator[Path]:
     """Gives a scratch path beside `path` and renames it to `path` when the block succeeds.
 
     The block may create a file or a directory there. When the block fails, nothing is left behind and whatever
-    stood at `path` before is untouched.
+    stood at `path` before is untouched. A file replaces a file only, a directory only what `check_target` lets go.
 
     Args:
         path: Where the finished file or directory shall stand. Its parent is created.
 
     Yields:
         The scratch path, on the same file system, which does not exist yet.
+
+    Raises:
+        UserError: Something that is not ours stands at `path`: at once where that is sure, else after the block.
     """
-    path = Path(path)
+    # A folder may be a link to a larger disk: what it leads to is replaced, not the link.
+    path = Path(path).resolve() if Path(path).is_dir() else Path(path).absolute()
+    if path.is_dir() and not _named(path)[0]:
+        check_target(path, "")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    scratch = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial")
+    former = path.with_name(f".{path.name}.former")
+    _heal(path, former)
     try:
         yield scratch
-        if path.is_dir() and not path.is_symlink():
-            former = scratch.with_suffix(".former")
-            path.rename(former)
-            scratch.rename(path)
-            shutil.rmtree(str(former), ignore_errors=True)
+        check_target(path, _named(scratch)[0] if scratch.is_dir() else None)
+        if scratch.is_dir() and path.is_dir():
+            try:
+                path.rename(former)
+                scratch.rename(path)
+            except BaseException:
+                _heal(path, former)
+                raise
+            former.rename(scratch)
         else:
             scratch.replace(path)
     finally:
@@ -63,6 +75,91 @@ def publish(path: Path) -> Iterator[Path]:
             shutil.rmtree(str(scratch), ignore_errors=True)
         elif scratch.exists():
             scratch.unlink()
+
+
+def _heal(path: Path, former: Path) -> None:
+    """Puts a former result back, or away, where a publish ended between its renames."""
+    if former.is_dir() and foreign_entry(former) is None:
+        if path.exists():
+            shutil.rmtree(str(former), ignore_errors=True)
+        else:
+            former.rename(path)
+
+
+def check_target(path: Path, kind: Optional[str]) -> None:
+    """Refuses to replace what is not ours.
+
+    Args:
+        path: Where something is to be written.
+        kind: The kind of the artifact to be written there, empty for a folder without a manifest; None for a file.
+
+    Raises:
+        UserError: A file shall take the place of a folder or of a device, or a folder that of a file, of the folder
+            in which this program runs, or of a folder with anything in it but an artifact of its own kind.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if path.exists() and (kind is not None or not path.is_file()):
+            wanted = "regular file" if kind is None else "folder"
+            raise UserError(f"{path}: not a {wanted}, so it stays; name another place")
+        return
+    if kind is None:
+        raise UserError(f"{path}: a folder, and a file is to be written; name the file")
+    if path.samefile(Path()):
+        raise UserError(f"{path}: the folder in which this runs cannot be replaced; name a new one")
+    found = foreign_entry(path, kind)
+    if found is not None:
+        raise UserError(f"{path}: holds {found}, which would be lost; name another place")
+
+
+def _named(directory: Path) -> Tuple[str, Set[str]]:
+    """Returns the kind that an artifact's manifest says, and the files that it names; nothing where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["kind"]), {MANIFEST, *manifest["files"]}
+    return "", set()
+
+
+def foreign_entry(directory: Path, kind: Optional[str] = None) -> Optional[str]:
+    """Names something in a folder that is no part of an artifact of this kind, or of any; None where there is none."""
+    found, own = _named(directory)
+    kind = found if kind is None else kind
+    for path in sorted(directory.rglob("*") if kind and found == kind else directory.iterdir()):
+        name = path.relative_to(directory).as_posix()
+        # Whoever serves a model leaves compiled Python beside its code.
+        is_part = name in own or path.parent.name == "__pycache__" or (path.is_dir() and not path.is_symlink())
+        if not kind or found != kind or not is_part:
+            return name
+    return None
+
+
+@contextlib.contextmanager
+def publish_files(folder: Path) -> Iterator[Path]:
+    """Gives a scratch folder beside `folder`, whose files go into `folder` when the block succeeds.
+
+    They replace files of their own names; whatever else lies there stays. When the block fails, nothing has changed.
+
+    Args:
+        folder: Where the files shall stand. It is created.
+
+    Yields:
+        The scratch folder, on the same file system, empty.
+
+    Raises:
+        UserError: A folder or a device has the name of one of the files.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: not a folder, so it stays; name another place")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=str(folder.parent), prefix=".", suffix=".partial") as scratch:
+        yield Path(scratch)
+        files = sorted(Path(scratch).iterdir())
+        for file in files:
+            check_target(folder / file.name, None)
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            file.replace(folder / file.name)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -300,6 +397,10 @@ def _sanitised(value: object) -> Any:  # noqa: ANN401 - JSON in, JSON out
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# What is no mistake in a path: a full or broken disk, or rights that are missing there.
+FAILED_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
 def run(
     argv: Sequence[str],
     program: Callable[[List[str]], Any],
@@ -340,10 +441,13 @@ def run(
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.filename is None and error.errno not in FAILED_PLACES:
             raise
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        # Of a file that was to be renamed into place, its place.
+        place = re.sub(r"\.([^/]+)\.[0-9a-f]{8}\.partial\b", r"\1", str(error.filename or "a file"))
+        has_failed = error.errno in FAILED_PLACES
+        print(f"{name}: {place}: {error.strerror}{'' if has_failed else '; give another path'}", file=sys.stderr)
+        return 1 if has_failed else 2
     except KeyboardInterrupt:
         return 130
 
@@ -584,6 +688,12 @@ FAILURES = (
         "only the open engine has %s; with NVIDIA's, leave width at 1, threads and target_ratio at 0",
     ),
     (
+        # As argparse says it.
+        r": error: ((?:unrecognized arguments|the following arguments are required|argument )[^\n]*)",
+        True,
+        "it refuses its command line (%s); options are those of TAO 5.0, and a path may hold no blank",
+    ),
+    (
         r"(\d+):\d+ :.*dbscan_min_samples.*Couldn't parse integer",
         True,
         "the spec's line %s: dbscan_min_samples is a whole number since TAO 5.0; write 1",
@@ -624,6 +734,10 @@ SIGNALS = {
 }
 
 
+# Words of a log by which something else than a kill for memory, which leaves none, is to be suspected.
+_SAYS_WHY = re.compile(r"(?i)traceback|error|exception|failed|invalid|refused|cannot|could not")
+
+
 def _judge(what: str, code: int, tail: List[str], reported: str) -> None:
     """Raises what a program's end asks for, if it failed."""
     # NVIDIA's program ends with 0 after some failures, which it prints or only writes to its status log.
@@ -642,7 +756,7 @@ def _judge(what: str, code: int, tail: List[str], reported: str) -> None:
     printed = [line for line in tail if line.strip()]
     if code == 2:
         raise UserError(printed[-1] if printed else what + " refused its input")
-    if said_so and not reported and "Traceback" not in text:
+    if said_so and not reported and not _SAYS_WHY.search("\n".join(tail[-TAIL_LINES:])):
         raise StageError(f"{what} failed ({ended}): its worker ended without a word, as a rule for memory; {_MEMORY}")
     why = ": " + " ".join(reported.split()) if reported else ""
     lines = "\n".join("  " + line for line in tail[-TAIL_LINES:])
@@ -705,7 +819,9 @@ def workplace(keep_results: bool = False) -> Iterator[Workplace]:
                 raise UserError(f"{CHECKPOINTS}: set {RUN_ID}, too, so that no two runs share {checkpoints}")
             results = Path(checkpoints, run_id, "results")
             yield Workplace(Path(temporary, "scratch"), results, keep_results)
-            shutil.rmtree(str(results.parent), ignore_errors=True)
+            shutil.rmtree(str(results), ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something else, which is not ours
+                results.parent.rmdir()
         else:
             yield Workplace(Path(temporary, "scratch"), Path(temporary, "results"), keep_results)
 
@@ -1119,6 +1235,9 @@ def tao_stage(argv: List[str]) -> None:
     for name in TASKS[argv[1]][1]:
         if not getattr(options, name).exists():
             raise UserError(f"input {name}: {getattr(options, name)} does not exist")
+    for name in TASKS[argv[1]][3]:  # now, and not after hours
+        path = getattr(options, name)
+        check_target(path, _named(path)[0] if path.is_dir() else None)
     TASKS[argv[1]][0](options)
 
 

@@ -122,6 +122,11 @@ def _tag_of_prefix(uri: str, patience: Patience) -> str:
 def _remote(uri: str, patience: Patience) -> "_Remote":
     scheme = urllib.parse.urlsplit(uri).scheme
     if scheme in ("http", "https"):
+        parts = urllib.parse.urlsplit(uri)
+        if "@" in parts.netloc:
+            raise UserError(f"{shown(uri)}: a user and a password are not sent; give a signed URL, or s3://")
+        if parts.fragment:
+            raise UserError(f"{shown(uri)}: what follows # is not asked for; leave it out, or write %23")
         return _HttpFile(uri, patience)
     if scheme == "s3":
         bucket, key = bucket_and_key(uri)
@@ -175,6 +180,8 @@ def local_path(uri: str) -> Path:
         return Path(uri)
     if parts.netloc not in ("", "localhost"):
         raise UserError(f"{uri}: a file URI has three slashes before an absolute path (file:///folder)")
+    if parts.query or parts.fragment:
+        raise UserError(f"{uri}: in a file URI ? is written %3F, and # %23")
     return Path(urllib.parse.unquote(parts.path))
 
 
@@ -369,12 +376,28 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
         UserError: It is no such URI, or it holds a user or a password.
     """
     parts = urllib.parse.urlsplit(uri, allow_fragments=False)
-    key = parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")
+    key = parts.path.removeprefix("/") + (f"?{parts.query}" if parts.query else "")
     if parts.scheme != "s3" or not parts.netloc:
         raise UserError(f"{shown(uri)}: not an S3 location; write s3://bucket/key")
     if "@" in parts.netloc:
         raise UserError(f"{shown(uri)}: credentials do not belong into a URI; set AWS_ACCESS_KEY_ID and its secret")
+    if ":" in parts.netloc:
+        raise UserError(f"{shown(uri)}: the first part is the bucket, which has no port; set AWS_ENDPOINT_URL")
     return parts.netloc, key
+
+
+def s3_endpoint(url: str, name: str) -> urllib.parse.SplitResult:
+    """Takes the address of an S3 store apart.
+
+    Raises:
+        UserError: It is none, or holds more than scheme, host and port, which nobody would look at.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+        raise UserError(f"{name}: must be http://host:port or https://host")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise UserError(f"{name}: must be {parts.scheme}://{parts.netloc} alone, S3 knows no path there")
+    return parts
 
 
 def s3_client(patience: Patience) -> Any:  # noqa: ANN401 - minio ships no types for what it returns
@@ -386,9 +409,7 @@ def s3_client(patience: Patience) -> Any:  # noqa: ANN401 - minio ships no types
     import urllib3
     from minio import Minio
 
-    endpoint = urllib.parse.urlsplit(os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com")
-    if endpoint.scheme not in ("http", "https") or not endpoint.netloc or "@" in endpoint.netloc:
-        raise UserError("AWS_ENDPOINT_URL: must be http://host:port or https://host")
+    endpoint = s3_endpoint(os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com", "AWS_ENDPOINT_URL")
     # Without a file of one's own OpenSSL takes SSL_CERT_FILE or the system's authorities.
     authorities = os.environ.get("AWS_CA_BUNDLE") or None
     if authorities and not Path(authorities).is_file():

@@ -186,9 +186,12 @@ class Store:
 
     def keep(self, key: Key, executor_input: Mapping[str, Any], seconds: float) -> None:
         """Keeps the outputs of a stage that has succeeded."""
-        with publish(self.root / key.digest) as scratch:
+        entry = self.root / key.digest
+        if (entry / _ENTRY).is_file():  # one that could not be used; losing it costs time only
+            shutil.rmtree(entry)
+        with publish(entry) as scratch:
             scratch.mkdir()
-            for name, output in _outputs(executor_input):
+            for name, output in outputs_of(executor_input):
                 if output.exists():
                     _link(output, scratch / "outputs" / name)
             files = {
@@ -211,7 +214,7 @@ class Store:
                 return None
         except (OSError, ValueError, KeyError):
             return None
-        for name, output in _outputs(executor_input):
+        for name, output in outputs_of(executor_input):
             if (entry / "outputs" / name).exists():
                 _link(entry / "outputs" / name, output)
         return float(kept["seconds"])
@@ -222,7 +225,8 @@ def _stamp(file: Path) -> list[int]:
     return [file.stat().st_size, file.stat().st_mtime_ns]
 
 
-def _outputs(executor_input: Mapping[str, Any]) -> list[tuple[str, Path]]:
+def outputs_of(executor_input: Mapping[str, Any]) -> list[tuple[str, Path]]:
+    """Returns the names and places of a stage's output artifacts and parameters."""
     outputs = executor_input["outputs"]
     artifacts = {name: artifact_path(listed["artifacts"][0]) for name, listed in outputs.get("artifacts", {}).items()}
     parameters = {name: Path(output["outputFile"]) for name, output in outputs.get("parameters", {}).items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.step import UserError, publish
+from components.store import s3_endpoint
 from pipeline.options import Backend, Options
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def compile_to(
     check_arguments(pipeline, chosen)
     check_transport(chosen)
     options.check(chosen)
+    if options.placement.store_endpoint:
+        s3_endpoint(options.placement.store_endpoint, "store_endpoint")
     complete = {name: each.default for name, each in declared.items()} | chosen
     function = importlib.import_module(f"pipeline.{pipeline}").define(options, complete)
     _declare_inputs(function.pipeline_spec.root.input_definitions.parameters, declared, options.backend)

@@ -1,12 +1,16 @@
 """The parameters of the face-detection workflow: type and range, default, help, and whether a run may change them."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from components.serve import kubernetes
 from components.step import PLACEHOLDERS, UserError, render, template_text
 from pipeline.parameters import Parameter, bound, of_run
+
+T = TypeVar("T")
 
 SPEC_BYTES = 16 * 1024
 
@@ -20,6 +24,13 @@ def _check_spec(kind: str, text: str) -> str:
     except UserError as error:
         raise ValueError(str(error)) from error
     return text
+
+
+def _refuse(problems: Callable[[T], Iterable[str]], value: T) -> T:
+    """Refuses a value in which there are problems."""
+    if found := "; ".join(problems(value)):
+        raise ValueError(found)
+    return value
 
 
 RecordsSpec = Annotated[str, AfterValidator(partial(_check_spec, "convert"))]
@@ -36,11 +47,14 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Height = Annotated[int, Field(ge=0, le=4096)]
 Filters = Annotated[int, Field(ge=1, le=512)]
 Share = Annotated[float, Field(ge=0, le=1)]
-KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
 Replicas = Annotated[int, Field(ge=0, le=1000)]
-Selector = dict[str, str]
-Tolerations = list[dict[str, Any]]
+ServiceName = Annotated[str, AfterValidator(partial(_refuse, kubernetes.service_name_problems))]
+Namespace = Annotated[str, AfterValidator(partial(_refuse, kubernetes.namespace_problems))]
+Gateway = Annotated[str, AfterValidator(partial(_refuse, kubernetes.gateway_problems))]
+Account = Annotated[str, AfterValidator(partial(_refuse, kubernetes.account_problems))]
+Selector = Annotated[dict[str, str], AfterValidator(partial(_refuse, kubernetes.selector_problems))]
+Tolerations = Annotated[list[dict[str, Any]], AfterValidator(partial(_refuse, kubernetes.toleration_problems))]
 
 # A spec of ours goes by its name, as facedetect/train; its text would stand several times in the Workflow.
 # Those of a run are a person's: what one changes between two runs. The others describe data, network, server and
@@ -152,10 +166,10 @@ PARAMETERS: dict[str, Parameter] = {
         "Where published models lie: an s3:// URI, or for a run on one machine a folder; empty: the model is "
         "trained and scored, but neither published nor deployed.",
     ),
-    "deploy_name": of_run(KubernetesName, "facenet", "Name of the InferenceService."),
-    "deploy_namespace": of_run(KubernetesName, "gridbox", "Its namespace."),
+    "deploy_name": of_run(ServiceName, "facenet", "Name of the InferenceService."),
+    "deploy_namespace": of_run(Namespace, "gridbox", "Its namespace."),
     "deploy_service_account": bound(
-        KubernetesName,
+        Account,
         "gridbox-serving",
         "Account of its pods, whose secrets fetch the model.",
     ),
@@ -170,7 +184,7 @@ PARAMETERS: dict[str, Parameter] = {
         "`v2` (HTTP) or `grpc-v2`: what the service's port speaks.",
     ),
     "deploy_gateway": bound(
-        str,
+        Gateway,
         "",
         "Ingress gateway (host:port) to score through where the service's name cannot be resolved.",
     ),
@@ -251,7 +265,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "pool_gpu_node_selector": bound(Selector, {}, "Labels of the nodes for those stages."),
     "pool_gpu_tolerations": bound(
-        list[dict[str, Any]],
+        Tolerations,
         [],
         "Tolerations of those stages, for a spot pool, for example.",
     ),

@@ -23,10 +23,10 @@ from typing import Any
 from rich.console import Console
 
 from components.detectnet_v2 import tao_double
-from components.step import MANIFEST, STAGE_DIR, UserError, write_executor_output
+from components.step import MANIFEST, STAGE_DIR, UserError, foreign_entry, write_executor_output
 from components.vision.threads import available_cores
 from pipeline import processes
-from pipeline.cache import CODE, Key, Store, stage_key
+from pipeline.cache import CODE, Key, Store, outputs_of, stage_key
 from pipeline.compiled import CompiledPipeline, load
 from pipeline.images import Images
 from pipeline.progress import Progress, current_note
@@ -39,6 +39,9 @@ SERVER_LOG = "triton.log"
 # In a run's folder: what runs, and with which values.
 PIPELINE_FILE = "pipeline.yaml"
 ARGUMENTS_FILE = "arguments.json"
+# Names, one a line, what the run has made there; the rest is not the runner's to remove.
+MADE_FILE, LOCK_FILE = ".made", ".lock"
+STAGES_FOLDER, WORKSPACE_FOLDER = ".stages", ".workspace"
 LOCK_SECONDS = 3.0
 FAILURE_LINES = 20
 
@@ -87,10 +90,12 @@ def locked(folder: Path) -> Iterator[int]:
     """Holds a run's lock and gives its descriptor; the lock frees itself when all its holders have ended.
 
     Raises:
-        UserError: Somebody else writes to this run.
+        UserError: Somebody else writes to this run, or the folder is no run's.
     """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK_FILE).is_file():
+        raise UserError(f"{folder}: holds files that no run made; give --name another")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK_FILE).open("w") as file:
         give_up = time.monotonic() + LOCK_SECONDS  # a killed runner's stages take a moment to end
         while True:
             try:
@@ -128,8 +133,14 @@ def run_pipeline(
 
 
 def _clear(settings: RunSettings) -> None:
-    """Removes what an earlier run of this name left; its finished stages are in the cache."""
-    keep = {".lock", PIPELINE_FILE, ARGUMENTS_FILE, *([".stages"] if settings.resume else [])}
+    """Removes what an earlier run of this name left; its finished stages are in the cache.
+
+    Raises:
+        UserError: Something lies there that no run made.
+    """
+    if found := _foreign(settings.folder):
+        raise UserError(f"{found}: no run made this, and a new run would remove it; move it, or give --name another")
+    keep = {LOCK_FILE, PIPELINE_FILE, ARGUMENTS_FILE, *([STAGES_FOLDER] if settings.resume else [])}
     for entry in settings.folder.iterdir():
         if entry.name in keep:
             continue
@@ -137,6 +148,28 @@ def _clear(settings: RunSettings) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def _foreign(folder: Path) -> Path | None:
+    """Returns something in a run's folder that no run made, if there is any."""
+    made = {LOCK_FILE, PIPELINE_FILE, ARGUMENTS_FILE, MADE_FILE, STAGES_FOLDER, WORKSPACE_FOLDER}
+    if (folder / MADE_FILE).is_file():
+        made.update((folder / MADE_FILE).read_text(encoding="utf-8").splitlines())
+    waiting = list(folder.iterdir())
+    for path in waiting:
+        if path.relative_to(folder).as_posix() in made:
+            if (path / MANIFEST).is_file() and (found := foreign_entry(path)):
+                return path / found
+        elif path.is_dir() and not path.is_symlink():
+            waiting += path.iterdir()
+        else:
+            return path
+    return None
+
+
+def _note_made(folder: Path, *paths: Path) -> None:
+    with (folder / MADE_FILE).open("a", encoding="utf-8") as file:
+        file.writelines(f"{path.relative_to(folder).as_posix()}\n" for path in paths)
 
 
 def _walk(compiled: CompiledPipeline, arguments: Mapping[str, Any], stages: "Stages") -> None:
@@ -149,7 +182,7 @@ def _walk(compiled: CompiledPipeline, arguments: Mapping[str, Any], stages: "Sta
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(stages.settings.folder.absolute()),
-        workspace_root=str((stages.settings.folder / ".workspace").absolute()),
+        workspace_root=str((stages.settings.folder / WORKSPACE_FOLDER).absolute()),
         raise_on_error=True,
     )
     walk = components.load_component_from_file(str(compiled.path))
@@ -245,7 +278,7 @@ class Stages:
         self._store = Store(settings.runs / ".cache")
         self._threads = available_cores()
         # Where nothing calls NVIDIA's program this folder is never made.
-        self._double = (settings.folder / ".stages" / "tao-double").absolute()
+        self._double = (settings.folder / STAGES_FOLDER / "tao-double").absolute()
         if compiled.of_tao:
             tao_double.install(self._double)
         # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
@@ -265,7 +298,15 @@ class Stages:
         with self._turn:
             at = argv.index("--executor-input")
             executor_input = json.loads(argv[at + 1])
-            folder = Path(executor_input["outputs"]["outputFile"]).parent
+            output = Path(executor_input["outputs"]["outputFile"])
+            folder = output.parent
+            logs = self.settings.folder / LOGS
+            _note_made(
+                self.settings.folder.absolute(),
+                output,
+                *(path for _, path in outputs_of(executor_input)),
+                *((logs / name).absolute() for name in (f"{folder.name}.log", SERVER_LOG)),
+            )
             if folder.name in self._compiled.of_tao:
                 environment = {**environment, "GRIDBOX_ENGINE": "tao-double"}  # part of the key
             key = stage_key(
@@ -331,7 +372,7 @@ class Stages:
 
     def _work_folder(self, stage: str, key: Key) -> Path:
         """Gives a stage its working directory; one that an interrupted attempt at the very same work left is kept."""
-        work = (self.settings.folder / ".stages" / stage).absolute()
+        work = (self.settings.folder / STAGES_FOLDER / stage).absolute()
         mark = work.with_suffix(".key")
         if not (mark.is_file() and mark.read_text(encoding="utf-8") == key.digest):
             shutil.rmtree(work, ignore_errors=True)
@@ -388,5 +429,6 @@ def _name_results(folder: Path, compiled: CompiledPipeline) -> None:
 
 
 def _point(link: Path, target: Path) -> None:
+    _note_made(link.parent, link)
     link.unlink(missing_ok=True)
     link.symlink_to(target.relative_to(link.parent))

@@ -138,7 +138,7 @@ class Configuration:
         parts = urlsplit(endpoint)
         if "@" in parts.netloc:
             raise UserError("endpoint: a URL is no place for a password; use token_file or GRIDBOX_TOKEN")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise UserError(f"endpoint {endpoint}: write it like https://kubeflow.example.com/pipeline")
         return endpoint.partition("#")[0].rstrip("/")
 

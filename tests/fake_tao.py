@@ -26,6 +26,9 @@ if mood == "fail":
 if mood == "fail quietly":
     print("Execution status: FAIL")
     sys.exit(0)
+if mood.startswith("say "):
+    print("a line\n" + mood[4:] + "\nExecution status: FAIL")
+    sys.exit(1)
 if mood == "user error":
     print("spec.txt:3: unknown field epoch; did you mean epochs?")
     sys.exit(2)

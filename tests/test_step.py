@@ -241,6 +241,8 @@ def test_missing_output_fails_the_stage_and_names_it(tmp_path, capsys):
         (UserError("x"), 2),
         (StageError("x"), 1),
         (OSError(errno.ENOSPC, "No space left on device", "/some/file"), 1),
+        (OSError(errno.ENOTDIR, "Not a directory", "/some/file/below"), 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/some/file"), 2),
         (KeyboardInterrupt(), 130),
         (SystemExit(7), 7),
         (SystemExit(None), 0),
@@ -702,6 +704,32 @@ def test_failure_with_exit_code_0_is_noticed(bench, monkeypatch):
     assert step.run(bench.train(), step.tao_stage) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "cause"),
+    [
+        ("train: error: unrecognized arguments: model", 2, "refuses its command line (unrecognized arguments: model)"),
+        (
+            "train: error: argument -np: invalid int value: 'x'",
+            2,
+            "command line (argument -np: invalid int value: 'x')",
+        ),
+        ("train: error: unrecognized arguments: --width 0.5", 2, "only the open engine has --width"),
+        (
+            "OSError: cannot open the image 7.png",
+            1,
+            "its last lines:\n  a line\n  OSError: cannot open the image 7.png",
+        ),
+        ("Epoch 3/10", 1, "its worker ended without a word, as a rule for memory"),
+    ],
+)
+def test_memory_is_blamed_only_where_the_log_names_no_other_cause(bench, monkeypatch, capsys, line, code, cause):
+    monkeypatch.setenv("FAKE_TAO", "say " + line)
+    assert step.run(bench.train(), step.tao_stage) == code
+    error = capsys.readouterr().err
+    assert cause in error
+    assert ("memory" in error) == line.startswith("Epoch")
+
+
 def test_program_that_is_not_installed_is_named(bench, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
     assert step.run(bench.train(), step.tao_stage) == 2
@@ -730,7 +758,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(bench, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "copy2", full)
     assert step.run(bench.train(), step.tao_stage) == 1
     captured = capsys.readouterr()
-    assert captured.err == "gridbox: [Errno 28] No space left on device: 'spec.txt'\n"
+    assert captured.err == "gridbox: spec.txt: No space left on device\n"
     assert [path.name for path in (bench.root / "out").iterdir()] == []
 
 
@@ -837,7 +865,9 @@ def test_program_that_travels_has_our_specs_with_it(bench, tmp_path, monkeypatch
     spec = (tmp_path / "stage/scratch/training/spec.txt").read_text()
     assert f'root_directory_path: "{tmp_path}/stage/scratch/training/training"' in spec
     names = {file.relative_to(bench.root / "program").as_posix() for file in (bench.root / "program").rglob("*.*")}
-    assert names == {"__main__.py"} | {f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES}
+    assert names == {"__main__.py", "manifest.json"} | {
+        f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES
+    }
 
 
 def test_time_between_two_attempts_does_not_count(tmp_path):

@@ -14,7 +14,16 @@ from components.formats.kitti import Sample, read_split
 from components.grid.geometry import GridGeometry
 from components.measure.matching import HeightBand
 from components.measure.summary import summarise
-from components.step import MANIFEST, STATUS_FILE, StageError, UserError, publish, read_manifest, write_manifest
+from components.step import (
+    MANIFEST,
+    STATUS_FILE,
+    StageError,
+    UserError,
+    check_target,
+    publish,
+    read_manifest,
+    write_manifest,
+)
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
 from components.vision.scoring import KittiImages, network_input, score
 from components.vision.status import StatusLog
@@ -80,6 +89,7 @@ def convert(exported: Path, kitti: Path, conversion: Conversion, output: Path) -
         UserError: An input cannot be read, or there is nothing to measure or to calibrate on.
         StageError: The INT8 model loses more than allowed; nothing is written.
     """
+    check_target(output, KIND)
     settings = read_manifest(exported, KIND)["settings"]
     predictor = load_predictor(exported)
     before = _average_precision(predictor, kitti, conversion.min_face_height)

@@ -65,6 +65,12 @@ def _several(*names: str) -> type[TyperCommand]:
     return Several
 
 
+def _named(path: Path | None) -> Path | None:
+    if path is not None and path.name in ("", ".."):
+        raise UserError(f"-o {path}: this names a folder; name a file in it, too")
+    return path
+
+
 def main() -> None:
     """Entry point of the program."""
     from components.detectnet_v2.launch import run_common_options
@@ -75,7 +81,9 @@ def main() -> None:
 @app.command("dataset_convert")
 def dataset_convert(
     spec_file: Annotated[Path, typer.Option("-d", "--dataset_export_spec", help="Conversion spec, protobuf text.")],
-    output: Annotated[Path, typer.Option("-o", "--output_filename", help="Prefix of the record files.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output_filename", callback=_named, help="Prefix of the record files.")
+    ],
     validation_fold: Annotated[
         int | None, typer.Option("-f", "--validation_fold", min=0, help="Fold that sample modifiers leave alone.")
     ] = None,
@@ -234,7 +242,10 @@ def evaluate(
 def prune(
     model: ModelFile,
     output: Annotated[
-        Path, typer.Option("-o", "--output_file", help="The pruned model: .safetensors (added if missing) or .hdf5.")
+        Path,
+        typer.Option(
+            "-o", "--output_file", callback=_named, help="The pruned model: .safetensors (added if missing) or .hdf5."
+        ),
     ],
     key: Key = "",
     normalizer: Annotated[Normalizer, typer.Option("-n", "--normalizer", help="Of the norms.")] = Normalizer.max,
@@ -330,7 +341,7 @@ def _without_effect(name: str) -> Any:  # noqa: ANN401 - an option of any type
 def export(
     model: ModelFile,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output_file", help="ONNX file; beside the model if unset.")
+        Path | None, typer.Option("-o", "--output_file", callback=_named, help="ONNX file; beside the model if unset.")
     ] = None,
     key: Key = "",
     spec_file: Annotated[
@@ -444,6 +455,7 @@ def pretrained(
         with publish(program) as scratch:
             shutil.copytree(step.SPECS, scratch / step.SPECS.name)
             shutil.copyfile(step.__file__, scratch / "__main__.py")
+            write_manifest(scratch, "program", {}, {})
     if uri.startswith(NGC):
         download_uri(uri, model)
         return

@@ -22,7 +22,7 @@ from components.detectnet_v2.records import Frame, frame_to_example
 from components.detectnet_v2.sample_modifiers import Modified, SampleModifier, build_modifier
 from components.detectnet_v2.spec import load_dataset_export
 from components.formats.tfrecord import write_records
-from components.step import UserError
+from components.step import UserError, check_target
 from components.vision.threads import available_cores
 
 
@@ -152,18 +152,21 @@ def _examples(
 
 
 def _publish(scratch: Path, prefix: Path, conversion: Conversion) -> None:
-    """Moves the finished files into place; files of an earlier conversion would mix with them, so they go first."""
+    """Moves the finished files into place; those of an earlier conversion that would mix with them go then."""
     warning_file = _warning_file(prefix)
     if conversion.skipped:
         text = json.dumps(conversion.skipped, indent=2) + "\n"
         (scratch / warning_file.name).write_text(text, encoding="utf-8")
     fold, shard = r"-fold-\d+-of-\d+", r"-shard-\d+-of-\d+"
     earlier = re.compile(f"{re.escape(prefix.name)}({fold}|{shard}|{fold}{shard}|_warning\\.json)")
+    files = [prefix.with_name(file.name) for file in sorted(scratch.iterdir())]
+    for file in files:
+        check_target(file, None)
+    for file in files:
+        (scratch / file.name).replace(file)
     for file in prefix.parent.iterdir():
-        if earlier.fullmatch(file.name) and not (scratch / file.name).exists() and file.is_file():
+        if earlier.fullmatch(file.name) and file not in files and file.is_file():
             file.unlink()
-    for file in sorted(scratch.iterdir()):
-        file.replace(prefix.with_name(file.name))
 
 
 def _warning_file(prefix: Path) -> Path:

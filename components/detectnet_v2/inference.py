@@ -19,12 +19,11 @@ from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
 from components.grid.clustering import detect_for_inference
 from components.progress import track
-from components.step import StageError, UserError, publish
-from components.vision.overlay import Drawing, Found, draw
+from components.step import StageError, UserError, publish_files
+from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw, spare_source
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.status import StatusLog
 
-OVERLAYS, LABELS = "images_annotated", "labels"
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 _GREEN = (0, 255, 0)
 _NAMED = 3  # of the files with the same trouble
@@ -55,7 +54,8 @@ def infer(
 ) -> Inferred:
     """Detects in an image, in all images of a folder, or in a video.
 
-    `images_annotated/` and `labels/` appear in the results directory when all is done, in the place of former ones.
+    The files in `images_annotated/` and `labels/` appear in the results directory when all is done, in the place of
+    former ones of their names. Other files there stay.
     What cannot be read is left out and named at the end.
 
     Args:
@@ -66,18 +66,18 @@ def infer(
         batch_size: Replaces the spec's batch size where above 0.
 
     Raises:
-        UserError: There is nothing to read, or the model does not belong to the spec.
+        UserError: There is nothing to read, the model does not belong to the spec, or results would take the place of
+            the source.
         StageError: Some of the images, or a part of the video, could not be read; the rest is done.
     """
+    spare_source(source, results)
     status = StatusLog(results)
     status.write("STARTED", "Starting DetectNet_v2 Inference")
     config = spec.bbox_handler_config
     detector = ImageDetector(spec, model or Path(spec.inferencer_config.tlt_config.model))
     size = batch_size or spec.inferencer_config.batch_size or 1
     begin = time.monotonic()
-    with publish(results / OVERLAYS) as overlays, publish(results / LABELS) as labels:
-        overlays.mkdir()
-        labels.mkdir()
+    with publish_files(results / OVERLAYS) as overlays, publish_files(results / LABELS) as labels:
         output = _Output(
             None if config.disable_overlay else overlays,
             labels if config.kitti_dump else None,

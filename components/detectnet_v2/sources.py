@@ -5,6 +5,7 @@ Source of the loaders' rules: TAO 5.0, `cv/detectnet_v2/dataloader/*.py`.
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from components.detectnet_v2.records import Frame, load_frames
 from components.grid.encode import CoverageShape
 from components.step import UserError
 
+_NAMED = 20  # of the classes in the records
+
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
 
@@ -28,7 +31,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Labelle
         tao5: Reproduce TAO 5's defects.
 
     Raises:
-        UserError: There are none, an image is missing or broken, or a record is none.
+        UserError: There are none, an image is missing or broken, a record is none, or no label is of a class to train.
     """
     fold = spec.dataset_config.validation_fold if _has_validation_fold(spec) else None
     sources = [
@@ -47,7 +50,8 @@ def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Label
         tao5: Reproduce TAO 5's defects.
 
     Raises:
-        UserError: The spec names neither, an image is missing or broken, or a record is none.
+        UserError: The spec names neither, an image is missing or broken, a record is none, or no label is of a class
+            to score.
     """
     config = spec.dataset_config
     if config.WhichOneof("dataset_split_type") == "validation_data_source":
@@ -75,10 +79,15 @@ def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str) 
         files += [Path(source.image_directory_path) / f"{frame.id}.{extension}" for frame in source_frames]
         weights += [source.source_weight or 1.0] * len(source_frames)
         source_ids += [number] * len(source_frames)
+    patterns = ", ".join(source.tfrecords_path for _, source in sources)
     if not frames:
-        patterns = ", ".join(source.tfrecords_path for _, source in sources)
         raise UserError(f"{patterns}: the records hold no frame")
     mapping = label_mapping(spec, tao5=tao5)
+    labelled = Counter(name for frame in frames for name in frame.class_names)
+    if not any(name in mapping.classes for name in labelled):
+        held = ", ".join(f"{count} of {name!r}" for name, count in labelled.most_common(_NAMED)) or "none at all"
+        wanted = ", ".join(map(repr, sorted(mapping.classes)))
+        raise UserError(f"{patterns}: target_class_mapping takes labels of {wanted}, but the records hold {held}")
     images = LabelledImages(frames, files, mapping, geometry(spec), framing(spec), weights, source_ids)
     for reason, count in sorted(images.left_out.items()):
         print(f"{title}: {count} objects left out: {reason}", flush=True)

@@ -21,6 +21,7 @@ from components.vision.scoring import ImageSource, Scored, score
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
 # Settings of an evaluation that change no score.
 _SHOWN_ONLY = ("height_bands",)
+EVALUATION_KIND = "evaluation"
 METRICS_FILE, DETECTIONS_FILE, REPORT_FILE = "metrics.json", "detections.jsonl", "report.html"
 
 
@@ -127,7 +128,7 @@ def write_evaluation(
         write_evidence(scratch / EVIDENCE_FILE, {model.name: evidence_of(model, settings) for model in models})
         summary = {name: final.metrics[name] for name in ("mean_average_precision", "images", "objects")}
         # Times stand in the metrics and in the report.
-        write_manifest(scratch, "evaluation", {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
+        write_manifest(scratch, EVALUATION_KIND, {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
 
 
 def evidence_of(model: Evaluated, settings: Mapping[str, Any]) -> Evidence:

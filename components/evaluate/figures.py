@@ -263,7 +263,8 @@ def whiskers_svg(whiskers: Sequence[Whisker], x_axis: str, from_zero: bool) -> s
     base = len(whiskers) * row + 12
     edges = [100 * edge for w in whiskers for edge in (w.interval.low, w.interval.high)] + [0.0] * from_zero
     step = _round_step(max(max(edges) - min(edges), 0.1) / 6)
-    low, high = float(step * np.floor(min(edges) / step)), float(step * np.ceil(max(edges) / step))
+    low = float(step * np.floor(min(edges) / step))
+    high = max(float(step * np.ceil(max(edges) / step)), low + step)  # all may be the same, as 100 %
 
     def x(value: float) -> float:
         return round(left + (value - low) / (high - low) * (right - left), 1)

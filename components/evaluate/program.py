@@ -8,6 +8,7 @@ from typing import Any
 
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
+    EVALUATION_KIND,
     METRICS_FILE,
     REPORT_FILE,
     Evaluated,
@@ -23,7 +24,7 @@ from components.evaluate.stages import StageRow, earlier_row, measured_row, poin
 from components.evaluate.wider import WiderImages
 from components.evaluate.workflow_page import DataSet, Serving, workflow_page
 from components.grid.geometry import GridGeometry
-from components.step import MANIFEST, StageError, UserError, publish, sha256, write_json, write_manifest
+from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import ImageSource, KittiImages
@@ -85,6 +86,16 @@ class Outputs:
     metrics: Path | None
     report: Path | None
     markdown: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses places where something else stands, before hours of scoring.
+
+        Raises:
+            UserError: There is such a one.
+        """
+        check_target(self.evaluation, EVALUATION_KIND)
+        for file in filter(None, (self.metrics, self.report, self.markdown)):
+            check_target(file, None)
 
 
 def score_model(model: Path, source: Source, protocol: Protocol, outputs: Outputs) -> Evaluated:
@@ -168,7 +179,7 @@ def skip_endpoint(outputs: Outputs) -> None:
         scratch.mkdir()
         (scratch / REPORT_FILE).write_text(html, encoding="utf-8")
         write_json(scratch / METRICS_FILE, {"skipped": True})
-        write_manifest(scratch, "evaluation", {"skipped": True}, {})
+        write_manifest(scratch, EVALUATION_KIND, {"skipped": True}, {})
     _write_copies(outputs, html, f"# Not scored\n\n{said}\n", {"skipped": True})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.ngc.registry import KEY, ModelVersion, Registry, RemoteFile
-from components.step import TAO_KEY, WEIGHTS, UserError, publish, sha256, write_manifest
+from components.step import TAO_KEY, WEIGHTS, UserError, check_target, publish, sha256, write_manifest
 from components.store import Patience
 
 # How a URI of NGC begins.
@@ -39,6 +39,7 @@ def download(
     Raises:
         UserError: NGC does not give the file, it is not the expected one, or it is no model.
     """
+    check_target(output, "model")
     version = ModelVersion.parse(source)
     registry = Registry(version, patience)
     notice = (

@@ -244,16 +244,18 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 def _endpoint(name: str, default: str) -> str:
     url = (os.environ.get(name) or default).rstrip("/")
-    if not _is_safe(url):
-        raise UserError(f"{name}: must start with https:// (http:// only on this machine)")
+    if not _is_safe(url) or set(url) & {"?", "#"}:
+        raise UserError(f"{name}: must start with https:// (http:// only on this machine) and hold no user, ? and #")
     return url
 
 
 def _is_safe(url: str) -> bool:
     """Whether what is sent there is encrypted, or stays on this machine."""
     parts = urllib.parse.urlsplit(url)
-    return bool(parts.hostname) and (
-        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS)
+    return (
+        bool(parts.hostname)
+        and "@" not in parts.netloc
+        and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL_HOSTS))
     )
 
 

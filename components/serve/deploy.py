@@ -469,10 +469,10 @@ def endpoint(url: str, protocol: Protocol, gateway: str = "") -> tuple[str, str]
     scheme = parts.scheme
     if protocol is Protocol.grpc:
         scheme = "grpcs" if parts.scheme == "https" else "grpc"
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port, path = parts.port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/")
     if gateway:
-        return f"{scheme}://{gateway}", str(parts.hostname)
-    return f"{scheme}://{parts.hostname}:{port}", ""
+        return f"{scheme}://{gateway}{path}", str(parts.hostname)
+    return f"{scheme}://{parts.hostname}:{port}{path}", ""
 
 
 def read_deployment(path: Path) -> dict[str, Any]:

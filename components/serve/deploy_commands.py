@@ -145,6 +145,7 @@ def deploy(
     from components.serve.fit import fitted
     from components.serve.gate import read_score
     from components.serve.kserve import Resources, Service, inference_service
+    from components.serve.kubernetes import gateway_problems
     from components.serve.published import fetch_repository, read_published
 
     source = read_published(published)
@@ -179,6 +180,8 @@ def deploy(
         image=image,
     )
     gate = _gate(max_points_lost, accept_incomparable, champion)
+    if problem := next(gateway_problems(gateway), ""):
+        raise UserError(f"--gateway: {problem}")
     rollout = program.Rollout(canary_percent, force, timeout, gateway=gateway)
     inference_service(service)  # refuses what cannot be deployed before anything is started
     if target is Target.local:

@@ -19,12 +19,11 @@ from components.formats.kitti import Label, format_label
 from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
 from components.progress import track
-from components.step import StageError, UserError, publish
+from components.step import StageError, UserError, publish, publish_files
 from components.vision.endpoint import Answer, Endpoint
-from components.vision.overlay import Drawing, Found, draw
+from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw
 
-# As `detectnet_v2 inference` names them.
-OVERLAYS, LABELS, JSON_LINES = "images_annotated", "labels", "detections.jsonl"
+JSON_LINES = "detections.jsonl"
 LabelFormat = Literal["none", "kitti", "json"]
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 _COLOURS = [(0, 255, 0), (0, 128, 255), (255, 128, 0), (255, 0, 255), (0, 255, 255), (255, 255, 0)]  # BGR
@@ -239,7 +238,8 @@ def detect(
     """Sends images to an endpoint, several at once, and draws and writes what it finds in their order.
 
     Results appear in `output` when all is done: `images_annotated/` (a video for a video), `labels/` or
-    `detections.jsonl`, each in the place of former ones. A live source is done when it is stopped (Ctrl-C).
+    `detections.jsonl`; of what lies there, only files of the same names are replaced. A live source is done when it is
+    stopped (Ctrl-C).
 
     Args:
         endpoint: The detector.
@@ -321,16 +321,14 @@ def _sinks(stack: ExitStack, source: Source, output: Path | None, labels: LabelF
     if output is None:
         return sinks
     if overlays:
-        folder = stack.enter_context(publish(output / OVERLAYS))
-        folder.mkdir()
+        folder = stack.enter_context(publish_files(output / OVERLAYS))
         if source.rate is None:
             sinks.append(lambda result: _write_image(folder / result.shot.name, result.drawn()))
         else:
             video = stack.enter_context(VideoWriter(folder / f"{source.title}{OUTPUT_SUFFIX}", source.rate))
             sinks.append(lambda result: video.add(result.drawn()))
     if labels == "kitti":
-        texts = stack.enter_context(publish(output / LABELS))
-        texts.mkdir()
+        texts = stack.enter_context(publish_files(output / LABELS))
         sinks.append(lambda result: _write_kitti(texts / f"{result.shot.label_name}.txt", result.found))
     if labels == "json":
         stream = stack.enter_context(stack.enter_context(publish(output / JSON_LINES)).open("w", encoding="utf-8"))

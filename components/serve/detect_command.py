@@ -70,10 +70,14 @@ def detect(
     from components.serve.detect import Window, default_output, open_source
     from components.serve.detect import detect as run
     from components.vision.endpoint import Endpoint
+    from components.vision.overlay import spare_source
 
     images = open_source(source)
     window = Window("gridbox detect", wait_for_key=images.rate is None) if show else None
     folder = output or (None if show and labels is Labels.none else default_output(source, images))
+
+    if folder and images.rate is None:
+        spare_source(Path(source), folder)
 
     def connect(url: str) -> Endpoint:
         return Endpoint(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from components.serve import kubernetes
 from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS, TRITON_IMAGE
 from components.step import UserError
 
@@ -293,7 +294,6 @@ def _probe(ports: list[Document]) -> Document:
 
 # --- What KServe's webhooks refuse -----------------------------------------------------------------------------------
 
-_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _FRAMEWORKS = {
     "sklearn",
     "xgboost",
@@ -330,8 +330,8 @@ def violations(document: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is wrong with an InferenceService beyond the types that the custom resource definition checks."""
     metadata, spec = document.get("metadata", {}), document.get("spec", {})
     annotations, predictor = metadata.get("annotations", {}), spec.get("predictor", {})
-    if not _NAME.fullmatch(metadata.get("name", "")):
-        yield f"name {metadata.get('name', '')!r} must be lower-case letters, digits and '-', from a letter on"
+    yield from kubernetes.service_name_problems(metadata.get("name", ""))
+    yield from kubernetes.namespace_problems(metadata.get("namespace", ""))
     mode = annotations.get(MODE, "")
     if mode not in tuple(Mode):
         yield f"annotation {MODE} must be {' or '.join(Mode)}, not {mode!r}"
@@ -350,6 +350,9 @@ def _predictor_violations(predictor: Mapping[str, Any], mode: Mode, where: str) 
     implementations = sorted({"model", *_FRAMEWORKS} & set(predictor))
     if implementations != ["model"]:
         yield f"{where} must have exactly one implementation, model, not {', '.join(implementations) or 'none'}"
+    yield from kubernetes.account_problems(predictor.get("serviceAccountName", "default"))
+    yield from kubernetes.selector_problems(predictor.get("nodeSelector", {}))
+    yield from kubernetes.toleration_problems(predictor.get("tolerations", ()))
     if not model.get("modelFormat", {}).get("name"):
         yield f"{where}.model.modelFormat.name is missing"
     if "storageUris" in predictor:

@@ -1,11 +1,16 @@
 """Drawing detections on images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 
 from components.formats.images import Image
 from components.formats.kitti import Label
+from components.step import UserError
+
+# What TAO calls the folders of an inference's results.
+OVERLAYS, LABELS = "images_annotated", "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,18 @@ class Found:
 
     label: Label
     drawing: Drawing
+
+
+def spare_source(source: Path, results: Path) -> None:
+    """Refuses a results directory in which results would take the place of the source's images or of their labels.
+
+    Raises:
+        UserError: It is such a one.
+    """
+    images = source.resolve() if source.is_dir() else source.resolve().parent
+    beside = images.parent if (images.parent / LABELS).is_dir() else None
+    if results.resolve() == beside or (results / OVERLAYS).resolve() == images:
+        raise UserError(f"{results}: results would take the place of images or labels of {source}; name another folder")
 
 
 def draw(image: Image, found: list[Found], line_width: int) -> None:

@@ -9,7 +9,7 @@ from components.formats.wider import ANNOTATIONS, ARCHIVES, OFFICIAL_NAMES, Wide
 from components.step import UserError, publish, write_manifest
 from components.store import Patience, fetch_prefix, local_path, shown
 from components.widerface.fetch import fetch_archives
-from components.widerface.synthesize import NOTICE, synthesize
+from components.widerface.synthesize import KIND, NOTICE, synthesize
 
 ARCHIVE_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can hold: equal content, equal bytes
 
@@ -68,7 +68,7 @@ def acquire(
             _bring(gathered, archive, scratch)
         if gathered.parent == scratch:
             shutil.rmtree(gathered)
-        write_manifest(scratch, "raw_faces", counts, settings)
+        write_manifest(scratch, KIND, counts, settings)
     return counts
 
 

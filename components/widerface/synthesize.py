@@ -13,7 +13,7 @@ import numpy as np
 
 from components.formats.wider import ANNOTATIONS, OFFICIAL_NAMES, Face, WiderImage, format_annotations
 from components.progress import track
-from components.step import UserError, publish
+from components.step import UserError, publish, write_manifest
 from components.widerface.scene import draw_scene
 from components.widerface.workers import ordered_map
 
@@ -21,6 +21,8 @@ from components.widerface.workers import ordered_map
 BLOCK = (True,) * 6 + (False,) * 10 + (None,) * 4
 EVENTS = {True: "1--Synthetic_Crowd", False: "2--Synthetic_Few", None: "0--Synthetic_Nobody"}
 SMALLEST_SIDE = 96
+# As `acquire` makes of it; so its conversion knows that it is synthetic.
+KIND = "raw_faces"
 NOTICE = "No data set was given: drawing a SYNTHETIC one. What is trained on it has never seen a human face."
 JPEG_QUALITY = (72, 95)
 
@@ -65,6 +67,7 @@ def synthesize(
         for split, amount in amounts.items():
             images = _draw_split(scratch, split, amount, seed, (width, height), workers)
             counts.update({f"{split}_{name}": count for name, count in _count(images).items()})
+        write_manifest(scratch, KIND, counts, {"seed": seed, "image_width": width, "image_height": height})
     return counts
 
 

@@ -1,0 +1,530 @@
+"""What is not ours survives every command: targets that hold a person's files are refused, or shared with them."""
+
+import ast
+import contextlib
+import errno
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import discs
+import pytest
+import square_detector
+from networks import small_network
+from square_detector import random_samples, sample, write_detector
+
+from components import program, step
+from components.detectnet_v2.commands import app as detectnet
+from components.publication import publish as publish_to_store
+from components.serve.deploy import skip_deployment
+from components.step import UserError, check_target, publish, publish_files, write_json, write_manifest
+from components.vision.checkpoint import save_network
+from components.widerface.synthesize import synthesize
+from pipeline import cli
+from pipeline.kubeflow.package import write_resources
+
+ROOT = Path(step.__file__).parent.parent
+
+
+def gridbox(*words):
+    """Runs the program in this process; returns its exit code."""
+    words = [str(word) for word in words]
+    if words[0] == "detectnet_v2":
+        return program.run(detectnet, words[1:], "detectnet_v2")
+    if words[0] in cli.FAMILIES:
+        return program.run(importlib.import_module(cli.FAMILIES[words[0]]).app, words[1:], f"gridbox {words[0]}")
+    return program.run(cli.app, words, "gridbox")
+
+
+def put_foreign(folder):
+    """A person's files; returns the folder."""
+    (folder / "notes").mkdir(parents=True, exist_ok=True)
+    for file, content in ((folder / "family.jpg", b"\xff\xd8 a picture"), (folder / "notes/diary.txt", b"dear diary")):
+        file.write_bytes(content)
+        file.chmod(0o640)
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    return folder
+
+
+def state(folder, names=None):
+    """By name, what is in each file, who may do what with it, and when it was written."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = {
+        file.relative_to(folder).as_posix(): (file.read_bytes(), file.stat().st_mode, file.stat().st_mtime_ns)
+        for file in files
+    }
+    return {name: found[name] for name in names} if names else found
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, kitti, records):
+    """What the commands start from."""
+    root = tmp_path_factory.mktemp("given")
+    synthesize(root / "wider", 1, 1, 1, 160, 96, 1)
+    squares = [sample("one", [(1, 1)], [square_detector.face(1, 1)])]
+    square_detector.write_kitti(root / "squares", random_samples(2, "t", seed=1), squares)
+    write_detector(root / "exported")
+    save_network(root / "net.safetensors", small_network(width=0.125))
+    images = root / "photos"
+    images.mkdir()
+    (images / "one.png").write_bytes(squares[0].image)
+    inference = discs.write_spec(
+        root, "inference", image_width=96, image_height=64, batch_size=1, model=root / "exported/model.onnx"
+    )
+    convert = discs.write_spec(root, "convert", root=kitti / "training")
+    train = discs.experiment_spec(root, kitti, records, epochs=1)
+    predictions = root / "predictions"
+    predictions.mkdir()
+    (predictions / "one.txt").write_text("face 0 0 0 16 16 32 32 0 0 0 0 0 0 0 0.9\n")
+    for command in ("score", "report"):
+        assert gridbox(*evaluations(root)[command], root / command) == 0
+    assert gridbox("serve", "publish", "--exported", root / "exported", *("--published", root / "published")) == 0
+    publish_to_store(root / "exported", str(root / "store"))
+    return SimpleNamespace(
+        root=root, wider=root / "wider", squares=root / "squares", exported=root / "exported", images=images,
+        network=root / "net.safetensors", inference=inference, convert=convert, train=train, kitti=kitti,
+        predictions=predictions,
+    )  # fmt: skip
+
+
+def evaluations(root):
+    scored = ["--kitti", root / "squares"]
+    exported = ["--exported", root / "exported", "--quantized", root / "exported"]
+    return {
+        "score": ["evaluate", "score", "--model", root / "exported", *scored, "--evaluation"],
+        "report": ["evaluate", "report", *exported, *scored, "--evaluation"],
+    }
+
+
+def folders(f):
+    """By name, the commands that write a folder of their own; its path comes last."""
+    scratch = f.root / "elsewhere"
+    return {
+        **evaluations(f.root),
+        "widerface convert": ["widerface", "convert", "--dataset", f.wider, "--kitti"],
+        "widerface acquire": ["widerface", "acquire", "--uri", f.wider, "--dataset"],
+        "widerface synthesize": [
+            *("widerface", "synthesize", "--training-images", 1, "--validation-images", 1),
+            *("--image-width", 160, "--image-height", 96, "--output"),
+        ],
+        "serve build": ["serve", "build", "--exported", f.exported, "--repository"],
+        "serve publish": ["serve", "publish", "--exported", f.exported, "--base", scratch / "base", "--published"],
+        "serve publish nowhere": ["serve", "publish", "--exported", f.exported, "--published"],
+        "convert int8": ["convert", "int8", "--exported", f.exported, "--kitti", f.squares, "--quantized"],
+        "pretrained model": ["detectnet_v2", "pretrained", "--model"],
+        "pretrained program": ["detectnet_v2", "pretrained", "--model", scratch / "none", "--program"],
+    }
+
+
+FOLDERS = tuple(folders(SimpleNamespace(**dict.fromkeys(("wider", "exported", "squares"), ""), root=Path())))
+
+
+def files(f):
+    """By name, the commands that write a file; its path comes last."""
+    measured = ["--truth", f.squares, "--protocol", "ap50"]
+    compared = ["compare", f"old={f.predictions}", f"new={f.predictions}", *measured, "--replicates", 100]
+    scored = [*evaluations(f.root)["score"], f.root / "elsewhere" / "evaluation"]
+    return {
+        "compile": ["compile", "facedetect", "-o"],
+        "evaluate --report": ["evaluate", "--predictions", f.predictions, *measured, "--report"],
+        "evaluate --markdown": ["evaluate", "--predictions", f.predictions, *measured, "--markdown"],
+        "evaluate score --metrics": [*scored, "--metrics"],
+        "evaluate score --report": [*scored, "--report"],
+        "compare --report": [*compared, "--report"],
+        "compare --markdown": [*compared, "--markdown"],
+        "prune": ["detectnet_v2", "prune", "-m", f.network, "-r", f.root / "elsewhere", "-o"],
+        "serve conclude": ["serve", "conclude", "--status", '{"state": "COMPLETE"}', "--summary"],
+    }
+
+
+FILES = tuple(files(SimpleNamespace(squares="", predictions="", network="", root=Path())))
+
+
+def sharing(f):
+    """By name, the commands that write into a folder which is not theirs alone; its path comes last."""
+    return {
+        "dataset_convert": ["detectnet_v2", "dataset_convert", "-d", f.convert, "-o", "kitti", "-r"],
+        "train": ["detectnet_v2", "train", "-e", f.train, "-r"],
+        "evaluate": ["detectnet_v2", "evaluate", "-e", f.train, "-m", f.network, "-r"],
+        "prune": ["detectnet_v2", "prune", "-m", f.network, "-pth", "0.1", "-o", "pruned.safetensors", "-r"],
+        "export": ["detectnet_v2", "export", "-m", f.network, "--gen_ds_config", "-o", "model.onnx", "-r"],
+        "inference": ["detectnet_v2", "inference", "-e", f.inference, "-i", f.images, "-r"],
+    }
+
+
+SHARING = tuple(sharing(SimpleNamespace(**dict.fromkeys(("convert", "train", "network", "inference", "images"), ""))))
+
+
+# --- Folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_is_not_ours_is_refused_and_stays_as_it_was(given, tmp_path, capsys, name):
+    target = put_foreign(tmp_path / "holiday")
+    before = state(tmp_path)
+    assert gridbox(*folders(given)[name], target) == 2
+    assert state(tmp_path) == before
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{target}: holds family.jpg, which would be lost; name another place" in error
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_result_replaces_its_like_unless_a_person_has_put_something_beside_it(given, tmp_path, capsys, name):
+    command, target = folders(given)[name], tmp_path / "result"
+    target.mkdir()
+    assert gridbox(*command, target) == 0, "an empty folder"
+    put_foreign(target)
+    before = state(tmp_path)
+    assert gridbox(*command, target) == 2
+    assert state(tmp_path) == before
+    assert "holds family.jpg" in capsys.readouterr().err
+    (target / "family.jpg").unlink()
+    shutil.rmtree(target / "notes")
+    (tmp_path / "link").symlink_to(target)
+    assert gridbox(*command, tmp_path / "link") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "result"]
+
+
+def test_a_result_of_another_kind_is_not_replaced(given, tmp_path, capsys):
+    target = shutil.copytree(given.squares, tmp_path / "squares")
+    before = state(tmp_path)
+    assert gridbox(*folders(given)["serve build"], target) == 2
+    assert state(tmp_path) == before
+    assert "which would be lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"kind": "model"}', '{"kind": "a", "files": 3}', '{"files": {}}'])
+def test_a_manifest_of_somebody_elses_is_no_leave_to_replace(tmp_path, manifest):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"holds manifest\.json"):
+        skip_deployment(tmp_path / "app")
+
+
+def test_a_folder_takes_the_place_of_no_file(given, tmp_path, capsys):
+    (tmp_path / "letter").write_text("dear")
+    assert gridbox(*folders(given)["serve build"], tmp_path / "letter") == 2
+    assert (tmp_path / "letter").read_text() == "dear"
+    assert "not a folder" in capsys.readouterr().err
+
+
+def test_store_fetch_brings_nothing_into_a_folder_that_is_there(given, tmp_path, capsys):
+    before = state(put_foreign(tmp_path / "holiday"))
+    assert gridbox("store", "fetch", given.root / "store", tmp_path / "holiday") == 2
+    assert state(tmp_path / "holiday") == before
+    assert "exists already" in capsys.readouterr().err
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_takes_the_place_of_no_folder(given, tmp_path, capsys, name):
+    target = put_foreign(tmp_path / "model.safetensors")
+    before = state(tmp_path)
+    assert gridbox(*files(given)[name], target) == 2
+    assert state(tmp_path) == before
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{target}: " in error
+    assert gridbox(*files(given)[name], tmp_path / "new.safetensors") == 0, "the command is right but for its target"
+
+
+def test_a_compiled_pipelines_resources_take_the_place_of_no_folder(tmp_path):
+    target = put_foreign(tmp_path / "holiday")
+    before = state(target)
+    with pytest.raises((UserError, OSError)):
+        write_resources(target)
+    assert state(target) == before
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
+
+
+# --- Folders that are shared -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_results_beside_a_persons_files_leave_these_alone(given, tmp_path, monkeypatch, name):
+    target = put_foreign(tmp_path / "holiday")
+    for own in ("labels", "images_annotated", "weights"):
+        put_foreign(target / own)
+    before = state(target)
+    monkeypatch.chdir(target)  # prefixes and model files are named relative to it
+    assert gridbox(*sharing(given)[name], target) == 0
+    assert state(target, before) == before
+    assert (target / "status.json").is_file()
+    assert gridbox(*sharing(given)[name], target) in (0, 2), "export names a file that is there already"
+    assert state(target, before) == before
+
+
+def test_inference_replaces_labels_of_the_same_name_only(given, tmp_path):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "one.txt").write_text("of an earlier inference")
+    (labels / "two.txt").write_text("of an image that is not in this one")
+    assert gridbox(*sharing(given)["inference"], tmp_path) == 0
+    assert (labels / "one.txt").read_text().startswith("face ")
+    assert (labels / "two.txt").read_text() == "of an image that is not in this one"
+
+
+def test_inference_does_not_write_over_the_labels_of_its_images(given, tmp_path, capsys):
+    shutil.copytree(given.images, tmp_path / "set/images")
+    put_foreign(tmp_path / "set/labels")
+    (tmp_path / "set/labels/one.txt").write_text("face 0 0 0 1 2 3 4 0 0 0 0 0 0 0\n")
+    before = state(tmp_path)
+    command = ["detectnet_v2", "inference", "-e", given.inference, "-r", tmp_path / "set", "-i"]
+    assert gridbox(*command, tmp_path / "set/images") == 2
+    assert state(tmp_path) == before
+    assert "would take the place of images or labels" in capsys.readouterr().err
+
+
+def test_a_conversion_removes_only_its_own_former_shards(given, tmp_path):
+    names = ("kitti-fold-000-of-009-shard-00000-of-00001", "kitti-fold-notes", "kitti.txt", "kitti_warning.json")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "kitti-fold-001-of-009").mkdir()
+    words = ["detectnet_v2", "dataset_convert", "-d", given.convert, "-o", tmp_path / "kitti"]
+    assert gridbox(*words) == 0
+    assert not (tmp_path / names[0]).exists()
+    assert [(tmp_path / name).read_text() for name in names[1:3]] == list(names[1:3])
+    assert (tmp_path / "kitti-fold-001-of-009").is_dir()
+
+
+def test_detect_leaves_what_lies_beside_its_results(tmp_path):
+    put_foreign(tmp_path / "labels")
+    before = state(tmp_path)
+    with publish_files(tmp_path / "labels") as scratch:
+        (scratch / "one.txt").write_text("face")
+    assert state(tmp_path, before) == before
+    assert (tmp_path / "labels/one.txt").read_text() == "face"
+    writer = contextlib.ExitStack()
+    scratch = writer.enter_context(publish_files(tmp_path / "labels"))
+    for name in ("another.txt", "notes"):
+        (scratch / name).write_text("face")
+    with pytest.raises(UserError, match="a folder, and a file"):
+        writer.close()
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["family.jpg", "notes", "one.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+
+# --- Places where nothing can stand ----------------------------------------------------------------------------------
+
+PLACES = {
+    "parent is a file": "letter/below/result",
+    "here": ".",
+    "above": "..",
+    "the root": "/",
+    "proc": "/proc/self/result/model",
+    "overlong": "x" * 300,
+    "empty": "",
+}
+OTHERS = (
+    *("run --runs", "store fetch", "dataset_convert -o", "export -o", "serve --log", "train --log_file"),
+    "widerface fetch",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", [*FOLDERS, *FILES, *SHARING, *OTHERS])
+def test_a_place_where_nothing_can_stand_costs_one_line(given, tmp_path, monkeypatch, capsys, name, place):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("letter").write_text("dear")
+    others = {
+        "run --runs": ["run", "facedetect", "--profile", "micro", "--set", "train_epochs=nonsense", "--runs"],
+        "store fetch": ["store", "fetch", given.root / "store"],
+        "dataset_convert -o": ["detectnet_v2", "dataset_convert", "-d", given.convert, "-o"],
+        "export -o": ["detectnet_v2", "export", "-m", given.network, "-o"],
+        "serve --log": ["serve", given.exported, "--log"],
+        "train --log_file": ["detectnet_v2", "train", "-e", given.train, "-r", given.root / "logged", "--log_file"],
+        "widerface fetch": ["widerface", "fetch", "--source", given.root / "nothing", "--output"],
+    }
+    commands = {**folders(given), **files(given), **sharing(given), **others}
+    if name in SHARING and place in ("here", "above", "the root", "empty"):
+        pytest.skip("a folder to write into like any other")
+    if name == "train --log_file" and place == "empty":
+        pytest.skip("no log")
+    if name == "run --runs" and place not in ("parent is a file", "overlong", "proc"):
+        pytest.skip("a folder to write into like any other")
+    capsys.readouterr()
+    assert gridbox(*commands[name], PLACES[place]) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(("gridbox", "detectnet_v2"))
+    assert "nonsense" not in error, "the place comes first"
+    assert {path.name for path in Path().iterdir()} - {"status.json"} == {"letter"}
+    assert Path("letter").read_text() == "dear"
+
+
+# --- Runs on this machine --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(tmp_path):
+    from test_local_runner import Bench
+
+    return Bench(tmp_path)
+
+
+def test_a_run_takes_no_folder_of_a_persons(bench):
+    put_foreign(bench.runs / "r")
+    before = state(bench.runs)
+    with pytest.raises(UserError, match="holds files that no run made; give --name another"):
+        bench.run()
+    assert state(bench.runs) == before
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "make/notes.txt", "make/numbers/notes.txt", "logs/notes.txt"])
+def test_a_run_again_removes_nothing_that_no_run_made(bench, place):
+    bench.run()
+    bench.run()
+    (bench.runs / "r/logs").mkdir(exist_ok=True)
+    (bench.runs / "r" / place).write_text("mine")
+    before = state(bench.runs, set(state(bench.runs)) - {"r/.lock"})
+    with pytest.raises(UserError, match=rf"{place}: no run made this"):
+        bench.run()
+    assert state(bench.runs, before) == before
+    (bench.runs / "r" / place).unlink()
+    bench.run(size=2)
+    assert json.loads((bench.runs / "r/make/numbers/numbers.json").read_text()) == [0, 1]
+
+
+# --- publish ---------------------------------------------------------------------------------------------------------
+
+
+def write_model(folder, text):
+    with publish(folder) as scratch:
+        scratch.mkdir()
+        (scratch / "weights").write_text(text)
+        write_manifest(scratch, "model", {}, {})
+
+
+def test_a_failure_between_the_renames_leaves_the_former_folder(tmp_path, monkeypatch):
+    write_model(tmp_path / "model", "one")
+    really = Path.rename
+
+    def rename(path, target):
+        if path.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return really(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        write_model(tmp_path / "model", "two")
+    assert (tmp_path / "model/weights").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_foreign_files import write_model
+count, really = 0, Path.rename
+def rename(path, target):
+    global count
+    count += 1
+    if count == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return really(path, target)
+Path.rename = rename
+write_model(Path(sys.argv[1]), "two")
+"""
+
+
+@pytest.mark.parametrize(("rename", "left"), [(1, "one"), (2, "one"), (3, "two")])
+def test_a_kill_at_any_rename_costs_neither_the_former_folder_nor_the_new_one(tmp_path, rename, left):
+    write_model(tmp_path / "model", "one")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "model", str(rename)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(ZeroDivisionError), publish(tmp_path / "model"):
+        raise ZeroDivisionError  # the next one has begun: it has put things right
+    assert (tmp_path / "model/weights").read_text() == left
+    assert not (tmp_path / ".model.former").exists()
+    write_model(tmp_path / "model", "three")
+    assert (tmp_path / "model/weights").read_text() == "three"
+
+
+def test_a_persons_folder_of_that_name_is_no_former_result(tmp_path):
+    put_foreign(tmp_path / ".model.former")
+    before = state(tmp_path)
+    write_model(tmp_path / "model", "one")
+    assert state(tmp_path, before) == before
+    with pytest.raises(OSError, match="not empty"):
+        write_model(tmp_path / "model", "two")
+    assert (tmp_path / "model/weights").read_text() == "one"
+    assert state(tmp_path, before) == before
+
+
+def test_compiled_python_beside_a_models_code_hinders_nothing(tmp_path):
+    write_model(tmp_path / "model", "one")
+    (tmp_path / "model/__pycache__").mkdir()
+    (tmp_path / "model/__pycache__/model.cpython-312.pyc").write_bytes(b"")
+    check_target(tmp_path / "model", "model")
+
+
+# --- The walk --------------------------------------------------------------------------------------------------------
+
+# Every module that publishes, and the commands or tests above that show what becomes of foreign files there.
+WALK = {
+    "components/convert/commands.py": "evaluate score --metrics",
+    "components/convert/int8.py": "convert int8",
+    "components/detectnet_v2/commands.py": "pretrained program",
+    "components/detectnet_v2/evaluation.py": "evaluate",
+    "components/detectnet_v2/export.py": "export",
+    "components/detectnet_v2/inference.py": "inference",
+    "components/evaluate/evaluation.py": "score",
+    "components/evaluate/measuring_options.py": "compare --report",
+    "components/evaluate/program.py": "evaluate --report",
+    "components/formats/tfrecord.py": "dataset_convert",
+    "components/ngc/download.py": "pretrained model",
+    "components/publication_commands.py": "to a store, below a name that is new",
+    "components/publication.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
+    "components/serve/conclusion.py": "serve conclude",
+    "components/serve/deploy.py": test_a_manifest_of_somebody_elses_is_no_leave_to_replace,
+    "components/serve/detect.py": test_detect_leaves_what_lies_beside_its_results,
+    "components/serve/gate.py": test_a_manifest_of_somebody_elses_is_no_leave_to_replace,
+    "components/serve/host.py": "a folder of the run's own, in the temporary folder",
+    "components/serve/published.py": "serve publish",
+    "components/serve/repository.py": "serve build",
+    "components/serve/tensorrt.py": "the artifact of a plan is written as that of a repository",
+    "components/step.py": "the artifacts of TAO's stages are written as these",
+    "components/store.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
+    "components/vision/checkpoint.py": "prune",
+    "components/vision/keras_weights.py": "prune",
+    "components/vision/onnx_export.py": "export",
+    "components/widerface/acquire.py": "widerface acquire",
+    "components/widerface/convert.py": "widerface convert",
+    "components/widerface/synthesize.py": "widerface synthesize",
+    "pipeline/cache.py": test_a_run_again_removes_nothing_that_no_run_made,
+    "pipeline/cli.py": test_a_run_takes_no_folder_of_a_persons,
+    "pipeline/compiling.py": "compile",
+    "pipeline/facedetect.py": "the stage of that name, in the graph",
+    "pipeline/kubeflow/package.py": test_a_compiled_pipelines_resources_take_the_place_of_no_folder,
+}
+
+
+def test_every_module_that_publishes_is_walked():
+    found = set()
+    for file in (*(ROOT / "components").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            called = getattr(node, "func", None)
+            name = getattr(called, "id", getattr(called, "attr", ""))
+            if name in ("publish", "publish_files", "write_json", "write_text") and not is_method(called):
+                found.add(file.relative_to(ROOT).as_posix())
+    assert found == set(WALK)
+
+
+def is_method(called):
+    """Whether it is `Path.write_text`."""
+    return isinstance(called, ast.Attribute) and called.attr == "write_text"
