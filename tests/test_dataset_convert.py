@@ -218,9 +218,14 @@ def test_image_without_a_label_file_is_named_and_counted(folder: KittiFolder):
     [
         (f"{FACE} 0.9", r"a\.txt:2: 16 columns, a KITTI label has 15; labels with a score are detections"),
         ("face 0 0 0 1 2 3 4", r"a\.txt:2: 8 columns"),
-        (FACE.replace("10.5", "ten"), r"a\.txt:2: could not convert string to float: 'ten'"),
-        (FACE.replace("10.5", "nan"), r"a\.txt:2: a column is no finite number"),
-        (FACE.replace("10.5", "1e999"), r"a\.txt:2: a column is no finite number"),
+        (FACE.replace("10.5", "ten"), r"a\.txt:2: x1 is 'ten'; a number is needed"),
+        (FACE.replace("10.5", "nan"), r"a\.txt:2: x1 is 'nan'; a finite number"),
+        (FACE.replace("10.5", "1e999"), r"a\.txt:2: x1 is '1e999'; a finite number"),
+        (FACE.replace("10.5", "1_0"), r"a\.txt:2: x1 is '1_0'; a number is needed"),
+        (
+            FACE.replace("face", "Safety Helmet"),
+            r"a\.txt:2: the class name 'Safety Helmet' holds a blank; write 'Safety_H",
+        ),
     ],
 )
 def test_label_that_cannot_be_read_is_named_with_its_line(line: str, expected: str, folder: KittiFolder):
@@ -232,7 +237,9 @@ def test_label_that_cannot_be_read_is_named_with_its_line(line: str, expected: s
 def test_label_file_that_is_no_text_is_named(folder: KittiFolder):
     folder.add("a", FACE)
     (folder.root / "labels" / "a.txt").write_bytes(b"face\xff 0")
-    with pytest.raises(UserError, match=r"a\.txt: the labels cannot be read"):
+    with pytest.raises(
+        UserError, match=r"a\.txt:1: not UTF-8 text \(byte 0xff, Latin-1 perhaps\); save the file as UTF-8"
+    ):
         folder.convert()
 
 
@@ -275,7 +282,7 @@ def test_folder_without_images_of_the_extension_says_what_is_there(folder: Kitti
 
 def test_missing_image_folder_is_named(folder: KittiFolder):
     (folder.root / "images").rename(folder.root / "pictures")
-    with pytest.raises(UserError, match="images: the images cannot be listed"):
+    with pytest.raises(UserError, match="images: cannot be listed"):
         folder.convert()
 
 
@@ -387,14 +394,18 @@ def _without(key: str) -> dict:
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        (_without("images"), "no COCO annotation file: 'images' is missing"),
+        (_without("images"), "part0.json: images is missing"),
         (_without("annotations") | {"annotations": []}, "images, annotations or categories are empty"),
-        ([], "no COCO annotation file"),
-        (COCO | {"annotations": [{"id": 1, "image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "the image id 9"),
-        (COCO | {"annotations": [{"id": 5, "image_id": 7, "category_id": 8, "bbox": [0, 0, 1, 1]}]}, "annotation 5 is"),
-        (COCO | {"annotations": [{"id": 5, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1]}]}, "annotation 5 is"),
-        (COCO | {"annotations": [{"id": 5, "image_id": 7, "category_id": 1}]}, "annotation 5 is wrong: 'bbox'"),
+        ([], "part0.json: not a JSON object"),
+        (COCO | {"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "image_id 9 is not in the"),
+        (COCO | {"annotations": [{"image_id": 7, "category_id": 8, "bbox": [0, 0, 1, 1]}]}, "category_id 8 is not in"),
+        (
+            COCO | {"annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1]}]},
+            "[0]: bbox is [0, 0, 1]; a li",
+        ),
+        (COCO | {"annotations": [{"image_id": 7, "category_id": 1}]}, "annotations[0]: bbox is missing"),
         (COCO | {"images": [{"id": 7, "file_name": "x.jpg", "width": 0, "height": 3}]}, "width or height of 0"),
+        (COCO | {"images": [{"id": 7, "file_name": "x.jpg", "height": 3}]}, "images[0]: width is missing"),
         (COCO | {"images": [{"id": 7, "file_name": "z.jpg", "width": 4, "height": 3}]}, "no such image, as for 1 of 1"),
     ],
 )
