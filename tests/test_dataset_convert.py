@@ -1,4 +1,3 @@
-import io
 import json
 import random
 import re
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.dataset_convert import convert, cut_into_shards
-from components.detectnet_v2.kitti_source import image_size
 from components.detectnet_v2.records import Frame, frame_from_example, frame_to_example, load_frames
 from components.detectnet_v2.sample_modifiers import build_modifier
 from components.formats.tfrecord import decode_example, encode_example, read_records, write_records
@@ -256,22 +254,6 @@ def test_truncated_image_is_named(suffix: str, folder: KittiFolder):
     folder.add("a", FACE, image=whole[: len(whole) * 2 // 3], suffix=suffix)
     with pytest.raises(UserError, match=rf"a\{suffix}: "):
         folder.convert(f'partition_mode: "random" num_partitions: 2 image_extension: "{suffix}"')
-
-
-@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([".png", ".jpg", ".bmp"]))
-def test_size_read_from_a_file_is_that_of_the_decoded_image(width: int, height: int, suffix: str):
-    class Memory(type(Path())):  # a path whose content is in memory
-        def open(self, *_args, **_kwargs):
-            return io.BytesIO(content)
-
-        def read_bytes(self):
-            return content
-
-        def stat(self, **_kwargs):
-            return type("Stat", (), {"st_size": len(content)})
-
-    content = _encoded(width, height, suffix)
-    assert image_size(Memory(f"image{suffix}")) == (width, height)
 
 
 def test_folder_without_images_of_the_extension_says_what_is_there(folder: KittiFolder):

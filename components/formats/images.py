@@ -16,7 +16,7 @@ class ImageError(ValueError):
 
 
 # A JPEG's mark: not the fill, stuffing and restarts that belong to its entropy-coded data.
-_MARK = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_MARK = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 # Frames and tables, scans, notes: what has a length behind its mark.
 _SEGMENTS, _END = {*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE}, 0xD9
 
