@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import tarfile
 import zipfile
 
@@ -7,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from components.detectnet_v2 import spec_pb2
+from components.detectnet_v2.coco_source import CocoSource
 from components.evaluate.inputs import Findings, read_predictions, read_truth
 from components.formats.kitti import Label, Sample, ShardWriter, format_label
 from components.formats.wider_predictions import parse_predictions
@@ -140,17 +143,43 @@ def test_real_wider_folder_is_read(real_data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": None}, "not COCO's annotations"),
-        ({"images": [{"id": 3, "file_name": "a"}] * 2}, "images: number 3 stands twice"),
-        ({"images": [{"id": "x", "file_name": "a"}]}, "images: id is missing or no whole number"),
-        ({"categories": []}, "category 1 is not in the file"),
-        ({"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "image 9 is not in the file"),
-        ({"annotations": [{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1]}]}, "a bbox is missing or not four"),
+        ({"images": None}, "images is missing"),
+        ({"images": {}}, "images is {}; a list of objects is needed"),
+        ({"images": [{"id": 3, "file_name": "a"}] * 2}, "images: id 3 stands twice"),
+        ({"images": [{"id": 0, "file_name": "a"}, {"id": 0.0, "file_name": "b"}]}, "images: id 0 stands twice"),
+        ({"images": [{"id": "x", "file_name": "a"}]}, r"images[0]: id is 'x'; a number is needed"),
+        ({"images": [{"id": 1.5, "file_name": "a"}]}, r"images[0]: id is 1.5; a whole number is needed"),
+        ({"images": [{"id": 3, "file_name": ["a"]}]}, r"images[0]: file_name is ['a']; a text of one line is needed"),
+        ({"categories": []}, "[0]: category_id 1 is not in the file; 2 such"),
+        ({"annotations": [None]}, "annotations[0] is None; an object is needed"),
+        ({"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "image_id 9 is not in the file"),
+        ({"annotations": [{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1]}]}, "[0]: bbox is [0, 0, 1]; a list of"),
+        ({"annotations": [{"image_id": 3, "category_id": 1, "bbox": [None] * 4}]}, "[0]: bbox[0] is None; a number is"),
+        ({"annotations": [COCO["annotations"][0] | {"area": float("nan")}]}, "annotations[0]: area is nan; a finite"),
+        ({"annotations": [COCO["annotations"][0]] * 2}, "annotations: id 1 stands twice"),
     ],
 )
 def test_malformed_coco_is_named(tmp_path, change, message):
-    with pytest.raises(UserError, match=f"broken.json: .*{message}"):
+    with pytest.raises(UserError, match=f"broken.json: .*{re.escape(message)}"):
         truth_of(write_json(tmp_path / "broken.json", COCO | change))
+
+
+def test_numbers_of_every_spelling_and_fields_that_are_null_are_read_by_both_rooms(tmp_path):
+    spelled = {
+        "images": [image | {"id": float(image["id"]), "width": 64.0, "height": "48"} for image in COCO["images"]],
+        "categories": [category | {"id": str(category["id"])} for category in COCO["categories"]],
+        "annotations": [row | {"image_id": f"{row['image_id']}.0", "area": None} for row in COCO["annotations"]],
+    }
+    file = write_json(tmp_path / "spelled.json", spelled)
+    assert truth_of(file).boxes.tolist() == truth_of(write_json(tmp_path / "plain.json", COCO)).boxes.tolist()
+    assert truth_of(file).areas.tolist() == [56, 100, 1600]
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
+    config = spec_pb2.COCOConfig(annotation_files=[file.name], img_dir_names=["."], num_partitions=1, num_shards=[1])
+    (partition,) = CocoSource(config, tmp_path).partitions
+    frames = [partition.read(key)[0] for key in partition.keys]
+    assert [(frame.id, frame.width, frame.height) for frame in frames] == [("./b", 64, 48), ("./a", 64, 48)]
+    assert [frame.boxes.tolist() for frame in frames] == [[[0, 0, 10, 10], [20, 0, 60, 40]], [[5, 6, 12, 14]]]
 
 
 def test_truth_that_is_none_of_the_known_kinds_is_refused(tmp_path):
@@ -260,11 +289,15 @@ def test_json_lines_hold_one_model_or_are_asked_for_one(tmp_path, wider):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "not readable JSON lines"),
+        ("{", ":2: no JSON text"),
         ("[]", ":2: not a JSON object"),
-        ('{"image": "x"}', ":2: no line of detections: 'detections' is missing"),
-        ('{"image": "0--Parade/a.jpg", "detections": []}', ":2: 0--Parade/a.jpg stands here again, after line 1"),
-        ('{"image": "x", "detections": [{"class": "face", "box": [1, 2], "score": 1}]}', "a box is not four numbers"),
+        ('{"image": "x"}', ":2: detections is missing"),
+        ('{"image": "0--Parade/a.jpg", "detections": []}', ":2: 0--Parade/a.jpg stands here again, after .*:1; remove"),
+        (
+            '{"image": "x", "detections": [{"class": "face", "box": [1, 2], "score": 1}]}',
+            r"detections\[0\]: box is \[1, 2\]",
+        ),
+        ('{"image": "x", "detections": [{"class": "face", "box": [1, 2, 3, 4], "score": null}]}', "score is missing"),
     ],
 )
 def test_malformed_json_lines_are_named(tmp_path, wider, line, message):
@@ -310,7 +343,7 @@ def test_kitti_labels_with_scores_are_predictions_and_without_are_not(tmp_path):
     assert (found.boxes.tolist(), found.classes.tolist()) == ([[1, 2, 3, 4]], [1])
     assert not findings.notes
     (labels / "b.txt").write_text(format_label(label("dog", 1, 2, 3, 4)) + "\n")
-    with pytest.raises(UserError, match=r"b.txt: a label without a score"):
+    with pytest.raises(UserError, match=r"b.txt:1: a label without a score"):
         read_predictions(labels, truth, Findings())
 
 
@@ -376,6 +409,67 @@ def test_images_that_differ_only_in_their_suffix_are_refused(tmp_path, wider):
     wider.write_text(ANNOTATIONS.replace("1--Handshaking/b.jpg", "0--Parade/a.png"))
     with pytest.raises(UserError, match=r"0--Parade/a.jpg and 0--Parade/a.png differ only in their suffix"):
         read_predictions(write_wider(tmp_path / "found", **GOOD), truth_of(wider), Findings())
+
+
+def litter(folder):
+    """What file managers and notebooks leave behind, and a README."""
+    for name in (".DS_Store", "._a.txt", "._a.png", "Thumbs.db", "desktop.ini"):
+        (folder / name).write_bytes(b"\0\xff")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "a.txt").write_bytes(b"\0\xff")
+    (folder / "README.txt").write_bytes("Détections.\nOf 2 images, see there.\n".encode("latin-1"))
+
+
+def test_wider_detections_stay_what_they_are_beside_foreign_files(tmp_path, wider):
+    folder = write_wider(tmp_path / "found", **GOOD)
+    litter(folder)
+    (folder / "0--Parade" / "._a.txt").write_bytes(b"\0")
+    findings = Findings()
+    assert read_predictions(folder, truth_of(wider), findings).scores.tolist() == [0.9, 0.5]
+    assert findings.notes == {"files left out, which are no predictions": 1}
+    assert findings.examples["files left out, which are no predictions"] == "README.txt"
+    with zipfile.ZipFile(tmp_path / "found.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(folder))
+    assert read_predictions(tmp_path / "found.zip", truth_of(wider), Findings()).scores.tolist() == [0.9, 0.5]
+
+
+def test_kitti_labels_stay_what_they_are_beside_foreign_files(tmp_path):
+    truth = truth_of(write_json(tmp_path / "instances.json", COCO))
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    litter(labels)
+    (labels / "a.TXT").write_text("\ufeff" + format_label(label("dog", 1, 2, 3, 4, score=0.5)) + "\n", "utf-8")
+    (labels / "b.txt").write_text("")
+    findings = Findings()
+    assert read_predictions(labels, truth, findings).classes.tolist() == [1]
+    assert findings.notes == {"files left out, which are no predictions": 1}
+    (labels / "b.txt").write_text("damaged 1 2 3\n")
+    with pytest.raises(UserError, match=r"b\.txt:1: 4 columns"):
+        read_predictions(labels, truth, Findings())
+
+
+def test_images_of_a_kitti_folder_are_told_from_foreign_files(tmp_path, capsys):
+    folder = tmp_path / "set" / "validation"
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    litter(folder / "images")
+    for name in ("a.png", "b.JPG"):
+        (folder / "images" / name).write_bytes(b"pixels")
+    (folder / "labels" / "a.txt").write_text("\ufeff" + format_label(label("dog", 1, 2, 3, 4)), "utf-8")
+    truth = truth_of(tmp_path / "set")
+    assert (truth.images, truth.class_names) == (("a", "b"), ("dog",))
+    assert "8 files left out" in capsys.readouterr().err
+    (folder / "labels" / "b.txt").write_bytes("visage_entêté 0 0".encode("latin-1"))
+    with pytest.raises(UserError, match=r"b\.txt:1: not UTF-8 text .byte 0xea, Latin-1 perhaps.; save the file"):
+        truth_of(tmp_path / "set")
+
+
+def test_text_in_utf_16_is_read_by_its_mark(wider):
+    expected = truth_of(wider).boxes.tolist()
+    wider.write_text(ANNOTATIONS, encoding="utf-16")
+    assert truth_of(wider).boxes.tolist() == expected
 
 
 def test_damaged_shard_of_a_kitti_set_is_named(tmp_path):

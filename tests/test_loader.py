@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from exif import turned
 from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from components.detectnet_v2 import augment, dataset, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping, covered_cells
+from components.detectnet_v2.kitti_source import image_size
 from components.detectnet_v2.records import Frame, frame_to_example
 from components.formats.tfrecord import write_records
 from components.grid.encode import CoverageShape
@@ -151,12 +153,29 @@ def test_a_missing_or_broken_image_is_named(tmp_path):
         LabelledImages([frame], [tmp_path / "cut.png"], MAPPING, GEOMETRY)
 
 
-def test_an_image_larger_than_its_record_says_is_refused_and_not_cut(tmp_path):
-    file = tmp_path / "large.png"
-    cv2.imwrite(str(file), picture(WIDTH * 2, HEIGHT))
-    frame = Frame("large", WIDTH, HEIGHT, [], np.zeros((0, 4), np.float32))
-    with pytest.raises(UserError, match=r"large\.png: 192x64, larger than its record says"):
+@pytest.mark.parametrize("size", [(WIDTH * 2, HEIGHT), (WIDTH // 2, HEIGHT)])
+def test_an_image_of_another_size_than_its_record_says_is_refused(tmp_path, size):
+    file = tmp_path / "other.png"
+    cv2.imwrite(str(file), picture(*size))
+    frame = Frame("other", WIDTH, HEIGHT, [], np.zeros((0, 4), np.float32))
+    expected = f"other.png: {size[0]}x{size[1]}, its record says {WIDTH}x{HEIGHT}"
+    with pytest.raises(UserError, match=expected):
         LabelledImages([frame], [file], MAPPING, GEOMETRY)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_an_image_is_turned_as_the_size_in_its_record_says(tmp_path, suffix):
+    wide = np.zeros((32, 64, 3), np.uint8)
+    wide[:, :32] = 255  # bright on the left as it is stored, at the top when it is upright
+    file = tmp_path / f"turned{suffix}"
+    file.write_bytes(turned(cv2.imencode(suffix, wide)[1].tobytes()))
+    assert image_size(file) == (32, 64)
+    for width, height in ((32, 64), (64, 32)):
+        frame = Frame("turned", width, height, [], np.zeros((0, 4), np.float32))
+        canvas = LabelledImages([frame], [file], MAPPING, GEOMETRY).canvas[0]
+        assert canvas[8, 8].mean() > 250
+        assert canvas[min(40, height - 2), min(40, width - 2)].mean() < 5
+        assert canvas[height - 8, 8].mean() > 250 if width == 64 else canvas[8, width - 8].mean() > 250
 
 
 def test_what_is_neither_trained_nor_masked_is_counted_by_reason(tmp_path):

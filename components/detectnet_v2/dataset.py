@@ -201,7 +201,7 @@ class LabelledImages:
         counts = [Counter[str]() for _ in frames]
 
         def load(index: int) -> Objects:
-            scale = _decode_into(self.canvas[index], files[index], self.framing, geometry)
+            scale = _decode_into(self.canvas[index], files[index], frames[index], self.framing, geometry)
             boxes = frames[index].boxes * np.array([*scale, *scale], np.float32)
             return mapping.apply(frames[index].class_names, boxes, counts[index])
 
@@ -236,18 +236,27 @@ def _file_backed(shape: tuple[int, int, int, int]) -> Pixels:
         return np.memmap(store, np.uint8, "w+", shape=shape)
 
 
-def _decode_into(target: Pixels, file: Path, framing: Framing, geometry: GridGeometry) -> tuple[float, float]:
-    """Decodes `file` as RGB into `target` [H, W, 3]; returns the horizontal and vertical scale of its labels."""
+def _decode_into(
+    target: Pixels, file: Path, frame: Frame, framing: Framing, geometry: GridGeometry
+) -> tuple[float, float]:
+    """Decodes `file` as RGB into `target` [H, W, 3]; returns the horizontal and vertical scale of its labels.
+
+    A record whose width and height are swapped is about the image as it is stored, without its EXIF orientation.
+    """
     try:
-        image = decode(file.read_bytes())
+        content = file.read_bytes()
+        image = decode(content)
+        if image.shape[:2] == (frame.width, frame.height):
+            image = decode(content, upright=False)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; the records name this image, was the folder moved?") from error
     except ImageError as error:
         raise UserError(f"{file}: {error}") from error
     source_height, source_width = image.shape[:2]
+    if (source_width, source_height) != (frame.width, frame.height):
+        size = f"{source_width}x{source_height}, its record says {frame.width}x{frame.height}"
+        raise UserError(f"{file}: {size}; convert the data again")
     (width, height), scale = framing.resized(source_width, source_height, geometry)
-    if width > target.shape[1] or height > target.shape[0]:
-        raise UserError(f"{file}: {source_width}x{source_height}, larger than its record says; convert the data again")
     if (width, height) != (source_width, source_height):
         image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     target[:height, :width] = image[..., ::-1]

@@ -36,6 +36,7 @@ class Conversion:
         objects: Number of objects of each class.
         skipped: Objects left out because they have no area.
         unlisted: Images left out because no sequence names them (partition_mode sequence).
+        left_out: Other files among the images.
         modified: What the sample modifiers did; None if there are none.
     """
 
@@ -44,6 +45,7 @@ class Conversion:
     objects: Counter[str] = field(default_factory=Counter)
     skipped: Skipped = field(default_factory=dict)
     unlisted: int = 0
+    left_out: Sequence[str] = ()
     modified: Modified | None = None
 
 
@@ -80,7 +82,7 @@ def convert(spec_path: Path, output_prefix: Path, validation_fold: int | None = 
         modifier = build_modifier(spec.message.sample_modifier_config, len(partitions), validation_fold)
         folds = _Folds(partitions, config.num_partitions, modifier, validation_fold)
         conversion = _write(folds, Path(scratch), output_prefix)
-    conversion.unlisted = source.unlisted
+    conversion.unlisted, conversion.left_out = source.unlisted, source.left_out
     _report(conversion, output_prefix)
     return conversion
 
@@ -187,5 +189,7 @@ def _report(conversion: Conversion, prefix: Path) -> None:
         print(f"  sample_modifier_config: {done.filtered} frames left out by filter_samples_containing_only")
         print(f"  sample_modifier_config: {done.duplicates} copies added by num_duplicates")
         print(f"  sample_modifier_config: {done.beyond_limit} frames left out by max_training_samples")
+    if left_out := conversion.left_out:
+        print(f"  {len(left_out)} files among the images left out, for example {left_out[0]}")
     if conversion.unlisted:
         print(f"  {conversion.unlisted} images left out: kitti_sequence_to_frames_file does not name them")

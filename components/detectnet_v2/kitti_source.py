@@ -1,22 +1,22 @@
 """KITTI data for `dataset_convert`: partitions and labels."""
 
-import math
 import os
 import random
-import struct
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.partition import Partition, Skipped, has_area, read_json
+from components.detectnet_v2.partition import Partition, Skipped, has_area
 from components.detectnet_v2.records import Frame
-from components.formats.images import ImageError, decode
+from components.formats.images import ImageError, upright_size
+from components.formats.kitti import parse_labels
+from components.formats.listing import list_files
+from components.formats.reading import read_bytes, read_json, read_text
 from components.step import UserError
 
 _SEED = 42  # TAO's
-_COLUMNS = 15
 
 
 class KittiSource:
@@ -25,6 +25,7 @@ class KittiSource:
     Attributes:
         partitions: The folds.
         unlisted: Images left out because no sequence names them (partition_mode sequence).
+        left_out: Other files among the images.
     """
 
     def __init__(self, config: spec_pb2.KITTIConfig, root: Path) -> None:
@@ -53,11 +54,10 @@ class KittiSource:
 
     def _list_images(self) -> list[str]:
         extension = self._config.image_extension
-        try:
-            names = sorted(file.name for file in self._images.iterdir())
-        except OSError as error:
-            raise UserError(f"{self._images}: the images cannot be listed: {error.strerror}") from error
+        listing = list_files(self._images, [""])
+        names = [file.name for file in listing.files]
         ids = [name.removesuffix(extension) for name in names if name.endswith(extension)]
+        self.left_out = [*listing.left_out, *(name for name in names if not name.endswith(extension))]
         if not ids:
             found = Counter(Path(name).suffix or "no extension" for name in names).most_common(3)
             there = ", ".join(f"{count} with {suffix}" for suffix, count in found) or "the folder is empty"
@@ -99,24 +99,24 @@ class KittiSource:
 
     def _read(self, key: str) -> tuple[Frame, Skipped]:
         width, height = image_size(self._images / (key + self._config.image_extension))
-        names, rows = _read_labels(self._label_file(key))
-        kept = [i for i, row in enumerate(rows) if has_area(row[3:7])]
+        file = self._label_file(key)
+        labels = parse_labels(read_text(file), str(file), scored=False)
+        kept = [label for label in labels if has_area(label.box)]
         skipped = {
-            f"{self._config.label_dir_name}/{key}.txt_{i}": [int(value) for value in rows[i][3:7]]
-            for i in range(len(rows))
-            if i not in kept
+            f"{self._config.label_dir_name}/{key}.txt_{index}": [int(value) for value in label.box]
+            for index, label in enumerate(labels)
+            if not has_area(label.box)
         }
-        table = np.array([rows[i] for i in kept], np.float64).reshape(-1, _COLUMNS - 1)
         frame = Frame(
             id=os.path.join(self._config.image_dir_name, key),  # noqa: PTH118 - TAO's own spelling of the id
             width=width,
             height=height,
-            class_names=[names[i] for i in kept],
-            boxes=table[:, 3:7].astype(np.float32),
-            truncation=table[:, 0].astype(np.float32),
-            occlusion=table[:, 1].astype(np.int64),
-            observation_angle=table[:, 2].astype(np.float32),
-            world_boxes=table[:, 7:14].astype(np.float32),
+            class_names=[label.class_name for label in kept],
+            boxes=np.array([label.box for label in kept], np.float32).reshape(-1, 4),
+            truncation=np.array([label.truncation for label in kept], np.float32),
+            occlusion=np.array([label.occlusion for label in kept], np.int64),
+            observation_angle=np.array([label.angle for label in kept], np.float32),
+            world_boxes=np.array([label.world for label in kept], np.float32).reshape(-1, 7),
         )
         return frame, skipped
 
@@ -125,48 +125,13 @@ def _is_id_list(frames: object) -> bool:
     return isinstance(frames, list) and all(isinstance(frame, str) for frame in frames)
 
 
-def _read_labels(file: Path) -> tuple[list[str], list[list[float]]]:
-    """Reads a label file: the lower-cased classes [K] and the 14 numbers behind each."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: the labels cannot be read: {error}") from error
-    names, rows = [], []
-    for number, line in enumerate(lines, start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        if len(columns) != _COLUMNS:
-            hint = "; labels with a score are detections, not ground truth" if len(columns) == 16 else ""
-            raise UserError(f"{file}:{number}: {len(columns)} columns, a KITTI label has {_COLUMNS}{hint}")
-        try:
-            row = [float(column) for column in columns[1:]]
-        except ValueError as error:
-            raise UserError(f"{file}:{number}: {error}") from error
-        if not all(math.isfinite(value) for value in row):
-            raise UserError(f"{file}:{number}: a column is no finite number")
-        names.append(columns[0].lower())
-        rows.append(row)
-    return names, rows
-
-
 def image_size(file: Path) -> tuple[int, int]:
-    """Returns width and height of an image in pixels; of a PNG from its header alone.
+    """Returns width and height of an image in pixels, turned upright.
 
     Raises:
         UserError: The file cannot be read, or is no whole image.
     """
     try:
-        with file.open("rb") as stream:
-            start = stream.read(24)
-            stream.seek(max(file.stat().st_size - 12, 0))
-            # Where the header or the end is not a PNG's, decoding tells what is wrong, if anything is.
-            if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and stream.read()[4:8] == b"IEND":
-                width, height = struct.unpack(">II", start[16:24])
-                return width, height
-        height, width = decode(file.read_bytes()).shape[:2]
-    except OSError as error:
-        raise UserError(f"{file}: the image cannot be read: {error.strerror}") from error
+        return upright_size(read_bytes(file))
     except ImageError as error:
         raise UserError(f"{file}: {error}") from error
-    return width, height

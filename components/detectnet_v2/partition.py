@@ -1,13 +1,9 @@
 """What `dataset_convert` converts: images with labels, divided into partitions (folds)."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from components.detectnet_v2.records import Frame
-from components.step import UserError
 
 Skipped = dict[str, list[int]]
 """Objects without area: where they are labelled, and the integer part of x1, y1, x2, y2."""
@@ -32,17 +28,3 @@ def has_area(box: Sequence[float]) -> bool:
     """Says whether a box x1, y1, x2, y2 has an area after its coordinates are cut to integers, as TAO asks."""
     x1, y1, x2, y2 = (int(value) for value in box)
     return x1 < x2 and y1 < y2
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401 - what a JSON file holds is checked by the caller
-    """Reads a JSON file.
-
-    Raises:
-        UserError: It cannot be read or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON text: {error}") from error

@@ -11,23 +11,25 @@
 |---|---|
 | `.jsonl` file, or folder with `detections.jsonl` | what `gridbox evaluate score` and `gridbox serve detect` write |
 | `.json` file | COCO results |
-| folder with `.txt` files, or with `labels` | KITTI labels with scores |
+| folder of `.txt` files of 15 or 16 columns, or with `labels` | KITTI labels with scores |
 | folder of folders with `.txt` files, or `.zip` file | WIDER FACE's detections |
+
+A file that is neither a label nor named like an image (a README) is left out.
 
 What cannot be right is left out, and named and counted in `Findings`; where `strict` is asked for, it ends the reading.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from components.formats import coco
 from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, parse_labels, read_split
+from components.formats.listing import IMAGE_SUFFIXES, list_files
+from components.formats.reading import Entry, decode_text, entry, is_number, parse_json, read_bytes, read_text
 from components.formats.wider import ANNOTATIONS, WiderImage, WiderSource, parse_annotations
 from components.formats.wider_ground_truth import ATTRIBUTES, FACES_FILE, read_ground_truth
 from components.formats.wider_predictions import read_predictions as read_wider_predictions
@@ -37,8 +39,8 @@ from components.step import UserError
 
 DETECTIONS_FILE = "detections.jsonl"
 FACE = "face"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 _NO_CLASS = -1
+_LEFT_OUT = "files left out, which are no predictions"
 
 
 @dataclass
@@ -119,7 +121,7 @@ def _open_truth(source: Path, split: str) -> Truth:
     if source.suffix == ".json":
         return _coco_truth(coco.read_annotations(source))
     if source.is_file() and source.name.endswith("_bbx_gt.txt"):
-        return _wider_truth(parse_annotations(source.read_bytes(), str(source)))
+        return _wider_truth(parse_annotations(read_bytes(source), str(source)))
     if (source / FACES_FILE).is_file():
         return _official_truth(source)
     if (source / ANNOTATIONS).is_dir() or (source / f"{ANNOTATIONS}.zip").is_file():
@@ -166,19 +168,20 @@ def _kitti_truth(kitti_set: Path, split: str) -> Truth:
 
 
 def _coco_truth(content: coco.CocoAnnotations) -> Truth:
-    numbers = np.array(list(content.images), np.int64)
+    images, categories = dict(sorted(content.images.items())), dict(sorted(content.categories.items()))
+    numbers = np.array(list(images), np.int64)
     image = np.searchsorted(numbers, content.image_ids)
     order = np.argsort(image, kind="stable")
     return Truth(
-        images=tuple(content.images.values()),
+        images=tuple(image.text("file_name") for image in images.values()),
         offsets=offsets_of(np.bincount(image, minlength=len(numbers))),
         boxes=_corners(content.boxes[order]),
-        class_names=tuple(content.categories.values()),
-        classes=np.searchsorted(list(content.categories), content.category_ids[order]).astype(np.int64),
+        class_names=tuple(categories.values()),
+        classes=np.searchsorted(list(categories), content.category_ids[order]).astype(np.int64),
         regions=content.crowds[order],
         areas=content.areas[order],
-        image_ids=tuple(content.images),
-        class_ids=tuple(content.categories),
+        image_ids=tuple(images),
+        class_ids=tuple(categories),
     )
 
 
@@ -214,7 +217,7 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
     Raises:
         UserError: It is none of these or malformed; or it has faults and none is allowed.
     """
-    found = _open_predictions(source, truth, model)
+    found = _open_predictions(source, truth, findings, model)
     predictions = aligned(found, truth, findings)
     findings.settle(source)
     return predictions
@@ -241,7 +244,7 @@ class Found:
     classes: Integers
 
 
-def _open_predictions(source: Path, truth: Truth, model: str) -> Found:
+def _open_predictions(source: Path, truth: Truth, findings: Findings, model: str) -> Found:
     lines = source / DETECTIONS_FILE if source.is_dir() else source
     if lines.suffix == ".jsonl" and lines.is_file():
         return _json_lines(lines, model)
@@ -250,17 +253,18 @@ def _open_predictions(source: Path, truth: Truth, model: str) -> Found:
     if source.suffix == ".json":
         return _coco_found(source, truth)
     labels = source / "labels" if (source / "labels").is_dir() else source
-    if labels.is_dir() and any(labels.glob("*.txt")):
-        return _kitti_found(labels)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give the predictions")
-    return _wider_found(source, truth)
+    if labels.is_dir() and (found := _kitti_found(labels, truth, findings)):
+        return found
+    return _wider_found(source, truth, findings)
 
 
-def _wider_found(source: Path, truth: Truth) -> Found:
+def _wider_found(source: Path, truth: Truth, findings: Findings) -> Found:
     if len(truth.class_names) != 1:
         raise UserError(f"{source}: WIDER FACE's detections name no class, and the truth has {len(truth.class_names)}")
     content = read_wider_predictions(source)
+    findings.note(_LEFT_OUT, len(content.left_out), "".join(content.left_out[:1]))
     image = np.repeat(np.arange(len(content.names)), content.counts)
     classes = np.zeros(len(image), np.int64)
     return Found(content.names, image, _corners(content.rows), content.rows[:, 4], truth.class_names, classes)
@@ -284,44 +288,50 @@ def _coco_found(file: Path, truth: Truth) -> Found:
     )
 
 
-def _kitti_found(labels: Path) -> Found:
+def _kitti_found(labels: Path, truth: Truth, findings: Findings) -> Found | None:
+    """Returns the detections of a folder of KITTI labels; None where no file of it is one."""
+    known = {image_key(name) for name in truth.images}
+    contents = {file: read_bytes(file) for file in list_files(labels, [".txt"]).files}
+    meant = {file for file, content in contents.items() if file.stem in known or _is_label(content)}
+    if not meant:
+        return None
+    strays = [file for file, content in contents.items() if file not in meant and content.strip()]
+    findings.note(_LEFT_OUT, len(strays), "".join(file.name for file in strays[:1]))
     names: list[str] = []
     rows: list[tuple[int, Label]] = []
-    for file in sorted(labels.glob("*.txt")):
-        for label in parse_labels(file.read_text(encoding="utf-8"), str(file)):
-            if label.score is None:
-                raise UserError(f"{file}: a label without a score (15 columns); detections have 16")
-            rows.append((len(names), label))
+    for file in (file for file in contents if file not in strays):
+        found = parse_labels(decode_text(contents[file], str(file)), str(file), scored=True)
+        rows += [(len(names), label) for label in found]
         names.append(file.stem)
     return _gathered(names, ((i, label.class_name, label.box, label.score) for i, label in rows))
 
 
+def _is_label(content: bytes) -> bool:
+    """Says whether a text begins as a KITTI label does, with a box in its columns."""
+    columns = content.partition(b"\n")[0].decode("latin-1").split()
+    return len(columns) > 7 and all(map(is_number, columns[4:8]))
+
+
 def _json_lines(file: Path, model: str) -> Found:
-    documents = list(_documents(file))
-    models = sorted({str(document.get("model", "")) for _, document in documents})
+    lines = list(_documents(file))
+    models = sorted({line.text("model", "") for line in lines})
     if model and model not in models:
         raise UserError(f"{file}: no model {model!r} is in it, but {', '.join(models)}; name one of them")
     if not model and len(models) > 1:
         raise UserError(f"{file}: holds the detections of {', '.join(models)}; say of which model")
-    first: dict[str, int] = {}
-    rows: list[tuple[int, str, Any, Any]] = []
-    for number, document in documents:
-        if model and document.get("model") != model:
+    first: dict[str, str] = {}
+    rows: list[tuple[int, str, list[float], float]] = []
+    for line in lines:
+        if line.text("model", "") != model and model:
             continue
-        try:
-            name = str(document["image"])
-            if name in first:
-                raise UserError(f"{file}:{number}: {name} stands here again, after line {first[name]}; remove one line")
-            rows += [(len(first), str(d["class"]), d["box"], d["score"]) for d in document["detections"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{file}:{number}: no line of detections: {error} is missing or of the wrong kind"
-            ) from error
-        first[name] = number
-    try:
-        return _gathered(list(first), rows)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: a box is not four numbers, or a score is none: {error}") from error
+        name = line.text("image")
+        if name in first:
+            raise UserError(f"{line.place}: {name} stands here again, after {first[name]}; remove one line")
+        for found in line.entries("detections"):
+            box, score = found.box("box", finite=False), found.number("score", finite=False)
+            rows.append((len(first), found.text("class"), box, score))
+        first[name] = line.place
+    return _gathered(list(first), rows)
 
 
 def models_in(source: Path) -> list[str]:
@@ -329,23 +339,17 @@ def models_in(source: Path) -> list[str]:
     lines = source / DETECTIONS_FILE if source.is_dir() else source
     if lines.suffix != ".jsonl" or not lines.is_file():
         return []
-    return sorted({str(document.get("model", "")) for _, document in _documents(lines)} - {""})
+    return sorted({line.text("model", "") for line in _documents(lines)} - {""})
 
 
-def _documents(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    document = json.loads(line)
-                    if not isinstance(document, dict):
-                        raise UserError(f"{file}:{number}: not a JSON object")
-                    yield number, document
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable JSON lines: {error}") from error
+def _documents(file: Path) -> Iterator[Entry]:
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if line.strip():
+            place = f"{file}:{number}"
+            yield entry(parse_json(line, place), place)
 
 
-def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Any, Any]]) -> Found:
+def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Sequence[float], float | None]]) -> Found:
     """Makes arrays of rows of image, class, box and score."""
     columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
     class_names = sorted(set(columns[1]))
@@ -408,7 +412,7 @@ def _index_of(images: Sequence[str]) -> dict[str, int]:
 def image_key(name: str) -> str:
     """Returns an image's name without the suffix of an image file."""
     stem, dot, suffix = name.rpartition(".")
-    return stem if dot and dot + suffix.lower() in _IMAGE_SUFFIXES else name
+    return stem if dot and dot + suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _some(truth: Truth) -> str:

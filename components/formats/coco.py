@@ -1,24 +1,25 @@
 """COCO's JSON: annotations of a set of images, and the list of results of a detector."""
 
-import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.formats.reading import Entry, entries, entry, read_json
 from components.step import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class CocoAnnotations:
-    """The annotations, in the file's order.
+    """The annotations, all in the file's order.
 
     Attributes:
-        images: By number, the file name; in the order of the numbers.
-        categories: By number, the name; in the order of the numbers.
+        images: By number, the entry; its `file_name` is a text.
+        categories: By number, the name.
+        ids: [T] the annotation's number as text, or its place in the list where it has none.
         image_ids: [T].
         category_ids: [T].
         boxes: [T, 4] x, y, width, height in pixels.
@@ -26,8 +27,9 @@ class CocoAnnotations:
         crowds: [T] whether it is a crowd, in which nothing counts.
     """
 
-    images: dict[int, str]
+    images: dict[int, Entry]
     categories: dict[int, str]
+    ids: list[str]
     image_ids: NDArray[np.int64]
     category_ids: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -37,7 +39,7 @@ class CocoAnnotations:
 
 @dataclass(frozen=True, slots=True)
 class CocoResults:
-    """Detections, in the file's order.
+    """Detections, in the file's order; numbers that are not finite come through.
 
     Attributes:
         image_ids: [D].
@@ -56,25 +58,31 @@ def read_annotations(file: Path) -> CocoAnnotations:
     """Reads an annotation file.
 
     Raises:
-        UserError: It is not readable, not COCO's, or an annotation is about an unknown image or category.
+        UserError: It is not readable, not COCO's, gives a number twice, or an annotation is about an unknown image or
+            category.
     """
-    document = _json(file)
-    if not isinstance(document, dict) or not isinstance(document.get("images"), list):
-        raise UserError(f"{file}: not COCO's annotations (an object with images, categories and annotations)")
-    rows = document.get("annotations", [])
-    images = {number: str(name) for number, name in _entries(file, document["images"], "images", "id", "file_name")}
-    categories = {
-        number: str(name) for number, name in _entries(file, document.get("categories", []), "categories", "id", "name")
-    }
-    image_ids, category_ids = _numbers(file, rows, "annotations", "image_id", "category_id")
-    for what, known, ids in (("image", images, image_ids), ("category", categories, category_ids)):
-        unknown = sorted(set(ids.tolist()) - known.keys())
-        if unknown:
-            raise UserError(f"{file}: annotations: {what} {unknown[0]} is not in the file; {len(unknown)} such")
-    boxes = _boxes(file, rows, "annotations")
-    areas = np.array([float(row.get("area", box[2] * box[3])) for row, box in zip(rows, boxes, strict=True)])
-    crowds = np.array([bool(row.get("iscrowd", 0)) for row in rows], bool)
-    return CocoAnnotations(images, categories, image_ids, category_ids, boxes, areas.astype(np.float64), crowds)
+    document = entry(read_json(file), str(file))
+    images = {row.whole("id"): row for row in _numbered(document, "images")}
+    for row in images.values():
+        row.text("file_name")
+    categories = {row.whole("id"): row.text("name") for row in _numbered(document, "categories")}
+    rows = _numbered(document, "annotations")
+    image_ids, category_ids = _whole(rows, "image_id"), _whole(rows, "category_id")
+    for field, known, ids in (("image_id", images.keys(), image_ids), ("category_id", categories.keys(), category_ids)):
+        if unknown := set(ids.tolist()) - known:
+            place = rows[ids.tolist().index(min(unknown))].place
+            raise UserError(f"{place}: {field} {min(unknown)} is not in the file; {len(unknown)} such")
+    boxes = np.array([row.box("bbox") for row in rows], np.float64).reshape(-1, 4)
+    return CocoAnnotations(
+        images,
+        categories,
+        [str(row.whole("id")) if _has_id(row) else f"annotations[{index}]" for index, row in enumerate(rows)],
+        image_ids,
+        category_ids,
+        boxes,
+        np.array([row.number("area", w * h) for row, (_, _, w, h) in zip(rows, boxes, strict=True)], np.float64),
+        np.array([row.flag("iscrowd") for row in rows], bool),
+    )
 
 
 def read_results(file: Path) -> CocoResults:
@@ -83,45 +91,27 @@ def read_results(file: Path) -> CocoResults:
     Raises:
         UserError: It is not readable or not such a list.
     """
-    rows = _json(file)
-    if not isinstance(rows, list):
-        raise UserError(f"{file}: not COCO's results (a list of image_id, category_id, bbox, score)")
-    image_ids, category_ids = _numbers(file, rows, "results", "image_id", "category_id")
-    boxes = _boxes(file, rows, "results")
-    try:
-        scores = np.array([float(row["score"]) for row in rows], np.float64)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: results: a score is missing or no number: {error}") from error
-    return CocoResults(image_ids, category_ids, boxes, scores)
+    rows = entries(read_json(file), f"{file}: results")
+    return CocoResults(
+        _whole(rows, "image_id"),
+        _whole(rows, "category_id"),
+        np.array([row.box("bbox", finite=False) for row in rows], np.float64).reshape(-1, 4),
+        np.array([row.number("score", finite=False) for row in rows], np.float64),
+    )
 
 
-def _json(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable JSON: {error}") from error
+def _numbered(document: Entry, name: str) -> list[Entry]:
+    """Returns the entries of a list; annotations may do without their `id`."""
+    rows = document.entries(name)
+    counts = Counter(row.whole("id") for row in rows if name != "annotations" or _has_id(row))
+    for twice in (number for number, count in counts.items() if count > 1):
+        raise UserError(f"{document.place}: {name}: id {twice} stands twice; give each its own")
+    return rows
 
 
-def _entries(file: Path, rows: list[dict[str, Any]], where: str, key: str, value: str) -> list[tuple[int, Any]]:
-    (numbers,) = _numbers(file, rows, where, key)
-    twice = [number for number, count in Counter(numbers.tolist()).items() if count > 1]
-    if twice:
-        raise UserError(f"{file}: {where}: number {twice[0]} stands twice; give each its own")
-    try:
-        return sorted(((number, row[value]) for number, row in zip(numbers.tolist(), rows, strict=True)))
-    except KeyError as error:
-        raise UserError(f"{file}: {where}: an entry has no {error}") from error
+def _has_id(row: Entry) -> bool:
+    return row.fields.get("id") is not None
 
 
-def _numbers(file: Path, rows: list[dict[str, Any]], where: str, *keys: str) -> list[NDArray[np.int64]]:
-    try:
-        return [np.array([int(row[key]) for row in rows], np.int64) for key in keys]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {where}: {' or '.join(keys)} is missing or no whole number: {error}") from error
-
-
-def _boxes(file: Path, rows: list[dict[str, Any]], where: str) -> NDArray[np.float64]:
-    try:
-        return np.array([row["bbox"] for row in rows], np.float64).reshape(len(rows), 4)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {where}: a bbox is missing or not four numbers: {error}") from error
+def _whole(rows: Sequence[Entry], field: str) -> NDArray[np.int64]:
+    return np.array([row.whole(field) for row in rows], np.int64)

@@ -8,16 +8,23 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from components.formats.listing import IMAGE_SUFFIXES, is_foreign, list_files
+from components.formats.reading import Entry, decode_text, is_number, read_bytes, read_text
 from components.step import UserError
 
 SPLITS = ("training", "validation")
 # The class of regions in which a detector is neither rewarded nor punished (KITTI's own word, lower-cased as TAO does).
 IGNORED_CLASS = "dontcare"
 SHARD_BYTES = 512 * 1024 * 1024
+_FIELDS = (
+    *("class", "truncation", "occlusion", "alpha", "x1", "y1", "x2", "y2"),
+    *("height", "width", "length", "x", "y", "z", "rotation_y", "score"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,8 @@ class Label:
         occlusion: 0 visible, 1 partly, 2 largely occluded, 3 unknown.
         box: x1, y1, x2, y2 in pixels of the image, x2 and y2 exclusive.
         score: Confidence of a detection; None for ground truth.
+        angle: The observation angle alpha, radians.
+        world: Height, width, length, x, y, z (metres) and rotation_y (radians).
     """
 
     class_name: str
@@ -37,6 +46,8 @@ class Label:
     occlusion: int
     box: tuple[float, float, float, float]
     score: float | None = None
+    angle: float = 0.0
+    world: tuple[float, ...] = (0.0,) * 7
 
 
 def format_label(label: Label) -> str:
@@ -49,31 +60,45 @@ def format_label(label: Label) -> str:
     return line if label.score is None else f"{line} {label.score:.4f}"
 
 
-def parse_labels(text: str, source: str) -> list[Label]:
+def parse_labels(text: str, source: str, scored: bool | None = None) -> list[Label]:
     """Parses a KITTI label file of 15 (ground truth) or 16 (detections) columns a line.
 
     Args:
         text: The file's content.
         source: The file's name, for messages.
+        scored: Whether labels have a score; None where they may.
 
     Raises:
-        UserError: A line has another number of columns or a column that is no number.
+        UserError: A line has another number of columns, a blank in its class, or a column that is no number. Of
+            detections, the box and the score need not be finite.
     """
-    labels = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        columns = line.split()
-        if not columns:
-            continue
-        if len(columns) not in (15, 16):
-            raise UserError(f"{source}:{number}: {len(columns)} columns, a KITTI label has 15 (16 with a score)")
-        try:
-            x1, y1, x2, y2 = (float(column) for column in columns[4:8])
-            score = float(columns[15]) if len(columns) == 16 else None
-            label = Label(columns[0].lower(), float(columns[1]), int(columns[2]), (x1, y1, x2, y2), score)
-        except ValueError as error:
-            raise UserError(f"{source}:{number}: {error}") from error
-        labels.append(label)
-    return labels
+    lines = ((number, line.split()) for number, line in enumerate(text.splitlines(), start=1))
+    return [_label(columns, f"{source}:{number}", scored) for number, columns in lines if columns]
+
+
+def _label(columns: list[str], place: str, scored: bool | None) -> Label:
+    words = 1 + len([*takewhile(lambda column: not is_number(column), columns[1:])])
+    if words > 1 and len(columns) - words in (14, 15):
+        name = " ".join(columns[:words])
+        raise UserError(f"{place}: the class name {name!r} holds a blank; write {name.replace(' ', '_')!r}")
+    if len(columns) not in (15, 16):
+        raise UserError(f"{place}: {len(columns)} columns, a KITTI label has 15 (16 with a score)")
+    if scored is False and len(columns) == 16:
+        hint = "labels with a score are detections, not ground truth"
+        raise UserError(f"{place}: 16 columns, a KITTI label has 15; {hint}")
+    if scored and len(columns) == 15:
+        raise UserError(f"{place}: a label without a score (15 columns); detections have 16")
+    row, finite = Entry(place, dict(zip(_FIELDS, columns, strict=False))), len(columns) == 15
+    x1, y1, x2, y2 = (row.number(field, finite=finite) for field in _FIELDS[4:8])
+    return Label(
+        class_name=row.text("class").lower(),
+        truncation=row.number("truncation"),
+        occlusion=int(row.number("occlusion")),  # cut to an integer, as TAO does
+        box=(x1, y1, x2, y2),
+        score=None if finite else row.number("score", finite=False),
+        angle=row.number("alpha"),
+        world=tuple(row.number(field) for field in _FIELDS[8:15]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +173,12 @@ def read_split(kitti_set: Path, split: str) -> Iterator[Sample]:
         return
     if not (directory / "images").is_dir():
         raise UserError(f"{directory}: no KITTI set here (neither shard-*.tar nor images/ and labels/)")
-    for image in sorted((directory / "images").iterdir()):
+    listing = list_files(directory / "images", IMAGE_SUFFIXES)
+    listing.tell()
+    for image in listing.files:
         label = directory / "labels" / f"{image.stem}.txt"
-        text = label.read_text(encoding="utf-8") if label.is_file() else ""
-        yield Sample(image.stem, image.name, image.read_bytes(), parse_labels(text, str(label)))
+        text = read_text(label) if label.is_file() else ""
+        yield Sample(image.stem, image.name, read_bytes(image), parse_labels(text, str(label), scored=False))
 
 
 def _read_shard(shard: Path) -> Iterator[Sample]:
@@ -159,14 +186,16 @@ def _read_shard(shard: Path) -> Iterator[Sample]:
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
+                if not member.isfile() or is_foreign(member.name):
+                    continue
                 stream = tar.extractfile(member)
                 content = stream.read() if stream else b""
                 folder, _, name = member.name.partition("/")
                 if folder == "images":
                     image = (name, content)
                 elif image is not None:
-                    sample_id = Path(image[0]).stem
-                    labels = parse_labels(content.decode(), f"{shard}:{member.name}")
-                    yield Sample(sample_id, image[0], image[1], labels)
-    except tarfile.TarError as error:
+                    place = f"{shard}:{member.name}"
+                    labels = parse_labels(decode_text(content, place), place, scored=False)
+                    yield Sample(Path(image[0]).stem, image[0], image[1], labels)
+    except (tarfile.TarError, OSError) as error:
         raise UserError(f"{shard}: not a readable tar shard: {error}") from error

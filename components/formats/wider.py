@@ -9,6 +9,7 @@ integers a face. An image without faces has the number 0, followed in the offici
 """
 
 import posixpath
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from components.formats.images import ImageError
+from components.formats.listing import is_foreign, list_files
+from components.formats.reading import CONTROL, decode_text
 from components.step import UserError
 
 # Our name of a split (as in a KITTI set) and the one in the official file names.
@@ -24,6 +27,9 @@ OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 ANNOTATIONS = "wider_face_split"
 ARCHIVES = ("WIDER_train.zip", "WIDER_val.zip", f"{ANNOTATIONS}.zip")
 COLUMNS = 10
+_DIGITS = 9  # at most, sign included: more than any picture needs
+# What reading a damaged archive raises.
+ZIP_ERRORS = (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +113,7 @@ class _LineReader:
     def __init__(self, content: bytes, source: str) -> None:
         self._source = source
         self.number = 0  # of the line read last, from 1
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            self.number = content.count(b"\n", 0, error.start) + 1
-            self.fail(f"not UTF-8 text (byte 0x{content[error.start]:02x}); save the file as UTF-8")
-        self._lines = [line.strip() for line in text.rstrip().split("\n")]
+        self._lines = [line.strip() for line in decode_text(content, source).rstrip().split("\n")]
 
     def fail(self, problem: str) -> NoReturn:
         raise UserError(f"{self._source}:{self.number}: {problem}")
@@ -135,20 +136,22 @@ class _LineReader:
         directory, file = posixpath.split(line)
         if not directory or "." not in file:
             self.fail(f"{line[:60]!r} stands where the path of an image (<event>/<name>.jpg) should stand")
+        if CONTROL.search(line):
+            self.fail(f"{line[:60]!r} holds a character that no path of an image has")
         if line.startswith("/") or "\\" in line or ".." in directory.split("/"):
             self.fail(f"{line[:60]!r} leaves the image folder; write a path below images/")
         return line
 
     def face_count(self, name: str) -> int:
         line = self._next(f"the number of faces of {name}")
-        if not line.isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", line):
             self.fail(f"{line[:60]!r} stands where the number of faces of {name} should stand")
         return int(line)
 
     def face(self, name: str, index: int, count: int) -> Face:
         columns = self._next(f"face {index + 1} of {count} of {name}").split()
         try:
-            x, y, width, height, *flags = (int(column) for column in columns)
+            x, y, width, height, *flags = (int(column) for column in columns if len(column) <= _DIGITS)
         except ValueError:
             flags = []
         if len(flags) != COLUMNS - 4:
@@ -185,7 +188,7 @@ class WiderSource:
         member = f"{ANNOTATIONS}/wider_face_{OFFICIAL_NAMES[split]}_bbx_gt.txt"
         try:
             content = self._content(member)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+        except ZIP_ERRORS as error:
             raise UserError(f"{self.root}: {member} is missing or unreadable; is this WIDER FACE's layout?") from error
         images = parse_annotations(content, str(self.root / member))
         if not images:
@@ -212,10 +215,11 @@ class WiderSource:
         prefix = f"{part}/images/"
         archive = self._archive(part)
         if archive is not None:
-            yield from (n[len(prefix) :] for n in archive.namelist() if n.startswith(prefix) and not n.endswith("/"))
+            names = (n[len(prefix) :] for n in archive.namelist() if n.startswith(prefix) and not n.endswith("/"))
+            yield from (name for name in names if not is_foreign(name))
             return
         folder = self.root / part / "images"
-        yield from (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        yield from (file.relative_to(folder).as_posix() for file in list_files(folder, [""], deep=True).files)
 
     def read(self, split: str, name: str) -> bytes:
         """Returns the undecoded bytes of one image.
@@ -227,7 +231,7 @@ class WiderSource:
             return self._content(f"WIDER_{OFFICIAL_NAMES[split]}/images/{name}")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError) as error:
             raise ImageError("the image file is missing") from error
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except ZIP_ERRORS as error:
             raise ImageError(f"the image file cannot be read: {error}") from error
 
     def _content(self, member: str) -> bytes:
@@ -243,6 +247,6 @@ class WiderSource:
                 return None
             try:
                 self._archives[part] = zipfile.ZipFile(file)
-            except (zipfile.BadZipFile, OSError) as error:
+            except ZIP_ERRORS as error:
                 raise UserError(f"{file}: not a whole zip archive ({error}); fetch it again") from error
         return self._archives[part]

@@ -1,0 +1,172 @@
+"""Text and JSON that somebody else wrote: read whole and by kind, or refused with file, entry and field."""
+
+import codecs
+import json
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from components.step import UserError
+
+# Line breaks, other control characters, and halves of characters, which only JSON can spell.
+CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_WHOLE = re.compile(r"\s*-?\d{1,18}\s*")
+_LIMIT = 2.0**63
+
+
+def decode_text(content: bytes, source: str) -> str:
+    """Returns UTF-8 text, or UTF-16 with its mark, without the byte-order mark; `source` is its name in messages.
+
+    Raises:
+        UserError: It is in another encoding; the message names the line.
+    """
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        found = f"not UTF-8 text (byte 0x{content[error.start]:02x}, Latin-1 perhaps)"
+        raise UserError(f"{source}:{number}: {found}; save the file as UTF-8") from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def read_text(file: Path) -> str:
+    """Reads a text file; see `read_bytes` and `decode_text`."""
+    return decode_text(read_bytes(file), str(file))
+
+
+def parse_json(text: str, source: str) -> Any:  # noqa: ANN401 - what it holds is checked by the caller
+    """Parses JSON.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: no JSON text: {error}") from error
+
+
+def read_json(file: Path) -> Any:  # noqa: ANN401 - as above
+    """Reads a JSON file; see `read_text` and `parse_json`."""
+    return parse_json(read_text(file), str(file))
+
+
+def is_number(text: str) -> bool:
+    """Says whether a word spells a number, `nan` and `inf` among them."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text  # Python's own spelling
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of an external file.
+
+    Attributes:
+        place: The file and the entry, for messages.
+        fields: What it says, of any kind. A field that is null is absent.
+    """
+
+    place: str
+    fields: Mapping[str, object]
+
+    def text(self, field: str, default: str | None = None) -> str:
+        """Returns a text, or a number as text."""
+        value = self._given(field, default)
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or CONTROL.search(str(value)):
+            self._refuse(field, value, "a text of one line")
+        return str(value)
+
+    def number(self, field: str, default: float | None = None, *, finite: bool = True) -> float:
+        """Returns a number, however it is spelled; with `finite`, neither `nan` nor beyond 2 to the power of 63."""
+        return self._number(field, self._given(field, default), finite)
+
+    def whole(self, field: str, default: int | None = None) -> int:
+        """Returns a whole number, which may be spelled 1, 1.0 or "1"."""
+        value = self._given(field, default)
+        if isinstance(value, str) and _WHOLE.fullmatch(value):
+            return int(value)  # a float would round a long one
+        number = self._number(field, value, True)
+        if not number.is_integer():
+            self._refuse(field, value, "a whole number")
+        return value if isinstance(value, int) else int(number)
+
+    def flag(self, field: str) -> bool:
+        """Returns whether a field is true, or a number other than 0; an absent one is false."""
+        value = self.fields.get(field)
+        return value if isinstance(value, bool) else self.whole(field, 0) != 0
+
+    def box(self, field: str, *, finite: bool = True) -> list[float]:
+        """Returns four numbers."""
+        value = self._given(field, None)
+        if not isinstance(value, list) or len(value) != 4:
+            self._refuse(field, value, "a list of four numbers")
+        return [self._number(f"{field}[{index}]", number, finite) for index, number in enumerate(value)]
+
+    def entries(self, field: str) -> list["Entry"]:
+        """Returns the objects of a list."""
+        return entries(self._given(field, None), f"{self.place}: {field}")
+
+    def _given(self, field: str, default: object) -> object:
+        value = self.fields.get(field)
+        if value is None and default is None:
+            raise UserError(f"{self.place}: {field} is missing")
+        return default if value is None else value
+
+    def _number(self, field: str, value: object, finite: bool) -> float:
+        if isinstance(value, bool) or not (
+            isinstance(value, int | float) or (isinstance(value, str) and is_number(value))
+        ):
+            self._refuse(field, value, "a number")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = float("inf")
+        if finite and not -_LIMIT < number < _LIMIT:
+            self._refuse(field, value, "a finite number below 2^63")
+        return number
+
+    def _refuse(self, field: str, value: object, wanted: str) -> NoReturn:
+        raise UserError(f"{self.place}: {field} is {reprlib.repr(value)}; {wanted} is needed")
+
+
+def entries(rows: object, place: str) -> list[Entry]:
+    """Returns the objects of a JSON list.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(rows, list):
+        raise UserError(f"{place} is {reprlib.repr(rows)}; a list of objects is needed")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{place}[{index}] is {reprlib.repr(row)}; an object is needed")
+    return [Entry(f"{place}[{index}]", row) for index, row in enumerate(rows)]
+
+
+def entry(document: object, place: str) -> Entry:
+    """Returns a JSON object.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(document, dict):
+        raise UserError(f"{place}: not a JSON object, but {reprlib.repr(document)}")
+    return Entry(place, document)
