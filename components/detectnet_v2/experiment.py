@@ -77,7 +77,7 @@ def to_clustering(config: spec_pb2.ClusteringConfig, tao5: bool = False) -> Clus
 
 def inference_clustering(handler: spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig) -> Clustering:
     """Translates one class's `classwise_bbox_handler_config` of a loaded spec; TAO 5 reads these as they are meant."""
-    model = _CONFIDENCE_MODELS[handler.confidence_model]
+    model = _CONFIDENCE_MODELS.get(handler.confidence_model, "aggregate_cov")  # unset, which NMS may leave it
     return replace(to_clustering(handler.clustering_config), confidence_model=model)
 
 

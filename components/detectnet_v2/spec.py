@@ -1,6 +1,7 @@
 """Loads the specs of DetectNet_v2: parses, fills in TAO's defaults, and refuses what is wrong, with file and line."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,14 +158,15 @@ def _review(path: Path, kind: Kind[Any] | None) -> Review:
     if unfilled or misread:
         return Review(path, kind, message, text, _in_order(unfilled + misread))
     try:
-        text_format.Parse(text, message)
+        text_format.Merge(text, message)  # unlike Parse it takes the last of several scalars, as TAO does
     except text_format.ParseError as error:
         raise UserError(f"{path}:{error.GetLine()}: {error}") from error
 
     def placed(faults: Iterable[Fault]) -> tuple[Problem, ...]:
         return _in_order(_place(tree, fault) for fault in faults)
 
-    warnings = placed(kind.warn(message))
+    twice = prototext.overridden(tree, descriptor)
+    warnings = _in_order([*twice, *(_place(tree, fault) for fault in kind.warn(message))])
     refused = placed(spec_warnings.refused_by_tao5(message, lambda field: prototext.locate(tree, field)[1]))
     without_effect = placed(spec_fields.effectless(message, kind.without_effect))
     kind.fill(message)
@@ -201,6 +203,8 @@ def _in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 def _place(tree: Node, fault: Fault) -> Problem:
     line, value = prototext.locate(tree, fault.path)
+    if value and re.fullmatch(r"-?\d+\.\d{8,}(?:[eE]-?\d+)?", value):
+        value = f"{float(value):.7g}"  # NVIDIA's specs have 0.05 as 0.0500000007451
     state = "is not set" if value is None else f"is {value}"
     return Problem(line, f"{prototext.display(fault.path)} {fault.text.replace('{is}', state)}".strip())
 

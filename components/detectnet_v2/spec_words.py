@@ -358,8 +358,9 @@ def _inference(spec: spec_pb2.Inference) -> Iterator[Section]:
 
 def _handled_class(name: str, handlers: Any) -> Iterator[Row]:  # noqa: ANN401 - a protobuf map has no type of its own
     handler = handlers[name] if name in handlers else handlers["default"]
-    colour = handler.bbox_color
-    yield name, f'written as "{handler.output_map}", drawn in RGB {colour.R}, {colour.G}, {colour.B}'
+    output = handler.output_map if name in handlers and handler.output_map else name
+    colour = handler.bbox_color if handler.HasField("bbox_color") else spec_pb2.BboxHandlerConfig.BboxColor(G=255)
+    yield name, f'written as "{output}", drawn in RGB {colour.R}, {colour.G}, {colour.B}'
     yield "", _clustering(handler.clustering_config, "more than", handler.confidence_model == "mean_cov")
 
 
