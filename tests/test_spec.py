@@ -80,7 +80,6 @@ def test_unset_fields_get_the_defaults_of_tao(tmp_path: Path):
     spatial = spec.augmentation_config.spatial_augmentation
     assert (spatial.zoom_min, spatial.zoom_max, spatial.rotate_probability) == (1, 1, 1)
     clustering = spec.postprocessing_config.target_class_config["face"].clustering_config
-    assert clustering.nms_iou_threshold == pytest.approx(0.3)
     assert clustering.nms_confidence_threshold == 0  # the default of 0.1 is that of inference
 
 

@@ -111,6 +111,19 @@ def test_swapped_thresholds_are_no_difference_where_they_are_equal(tmp_path):
     assert "in its place" not in words(tmp_path, text)
 
 
+def test_what_taos_nms_does_otherwise_is_told(tmp_path):
+    otherwise = "Otherwise in TAO 5, and here with --compat tao5"
+    told = section(words(tmp_path, edited("clustering_algorithm: DBSCAN", "clustering_algorithm: NMS")), otherwise)
+    assert "clustering_algorithm is NMS, which in TAO 5 measures boxes a pixel larger" in told
+    assert "nms_iou_threshold is not set, here 0.3; TAO 5 evaluates with 0" in told
+    low = edited("dbscan_min_samples: 1", "dbscan_min_samples: 1.5 minimum_bounding_box_height: 9", INFERENCE)
+    told = section(
+        words(tmp_path, edited("clustering_algorithm: DBSCAN", "clustering_algorithm: HYBRID", low)), otherwise
+    )
+    assert "dbscan_min_samples is 1.5; TAO 5 takes its whole part" in told
+    assert "minimum_bounding_box_height is 9; TAO 5's NMS takes no notice of it" in told
+
+
 def test_zoom_is_told_as_it_looks_in_either_loader(tmp_path):
     text = edited('image_extension: "png"', 'image_extension: "png" dataloader_mode: DEFAULT')
     assert "0.7 to 1.8 times as large" in section(words(tmp_path, text), "Augmentation")

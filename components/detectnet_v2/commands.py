@@ -291,10 +291,7 @@ def inference(
     model: Annotated[
         Path | None, typer.Option("-m", "--model_path", "--model", help="Replaces the spec's model; may be ONNX.")
     ] = None,
-    compat: Annotated[
-        Compatibility,
-        typer.Option("--compat", help="Not in TAO: accepted as evaluate does; inference has no defect to reproduce."),
-    ] = Compatibility.none,
+    compat: Compat = Compatibility.none,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbosity", "--verbose", help="Accepted as TAO does; the output is the same.")
     ] = False,
@@ -309,7 +306,7 @@ def inference(
 
     spec = load_inference(spec_file)
     _warn(spec.warnings)
-    done = infer(spec.message, source, results, model, batch_size)
+    done = infer(spec.message, source, results, model, batch_size, tao5=compat is Compatibility.tao5)
     rate = done.images / done.seconds
     print(f"{done.detections} detections in {done.images} images, {rate:.1f} images a second: {results}")
 

@@ -171,7 +171,7 @@ def _review(path: Path, kind: Kind[Any] | None) -> Review:
     without_effect = placed(spec_fields.effectless(message, kind.without_effect))
     kind.fill(message)
     problems = placed([*spec_rules.not_finite(message), *kind.check(message)])
-    differs = placed(spec_warnings.differs_in_tao5(message)) if kind is EXPERIMENT else ()
+    differs = placed(spec_warnings.differs_in_tao5(message))
     return Review(path, kind, message, text, problems, True, warnings, without_effect, refused, differs)
 
 
@@ -215,8 +215,9 @@ def _place(tree: Node, fault: Fault) -> Problem:
 def _fill_experiment(spec: spec_pb2.Experiment) -> None:
     """Fills in what TAO's builders use for an unset field, so that no consumer repeats it.
 
-    `visualizer.scalar_logging_frequency` is left alone: what its default means depends on the number of steps, see
-    `spec_rules.scalar_logs_per_epoch`.
+    Left alone are `visualizer.scalar_logging_frequency`, for what its default means depends on the number of steps, see
+    `visualizer.scalar_logs_per_epoch`; and `nms_iou_threshold`, which TAO 5 evaluates as 0, see
+    `experiment.to_clustering`.
     """
     model, training, augmentation = spec.model_config, spec.training_config, spec.augmentation_config
     if spec.HasField("model_config"):
@@ -239,9 +240,6 @@ def _fill_experiment(spec: spec_pb2.Experiment) -> None:
     if augmentation.HasField("preprocessing"):
         preprocessing = augmentation.preprocessing
         preprocessing.output_image_channel = preprocessing.output_image_channel or 3
-    for target in spec.postprocessing_config.target_class_config.values():
-        if target.HasField("clustering_config"):
-            target.clustering_config.nms_iou_threshold = target.clustering_config.nms_iou_threshold or 0.3
 
 
 def _has_validation_source(data: spec_pb2.DatasetConfig) -> bool:
@@ -258,7 +256,7 @@ def _fill_inference(spec: spec_pb2.Inference) -> None:
     for handler in spec.bbox_handler_config.classwise_bbox_handler_config.values():
         if handler.HasField("clustering_config"):
             clustering = handler.clustering_config
-            clustering.nms_iou_threshold = clustering.nms_iou_threshold or 0.3
+            clustering.nms_iou_threshold = clustering.nms_iou_threshold or spec_fields.NMS_IOU
             clustering.nms_confidence_threshold = clustering.nms_confidence_threshold or 0.1
 
 

@@ -13,6 +13,8 @@ from components.detectnet_v2.prototext import FieldPath, MapKey
 
 STRIDE = 16
 """Pixels of network input per cell of the output grid, in both directions."""
+NMS_IOU = 0.3
+"""`nms_iou_threshold` where it is not set."""
 SOFT_START = "training_config.learning_rate.soft_start_annealing_schedule"
 EARLY_STOPPING = "training_config.learning_rate.early_stopping_annealing_schedule"
 CLUSTERING = "postprocessing_config.target_class_config.clustering_config"

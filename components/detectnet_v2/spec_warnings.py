@@ -135,9 +135,27 @@ def _experiment_refused_by_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
         yield Fault(("training_config", "visualizer", "wandb_config", "name"), "{is}; TAO 5 requires it")
 
 
-def differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Finds what TAO 5 does otherwise with an experiment, beyond what a warning says; `--compat tao5` follows it."""
+def differs_in_tao5(
+    spec: spec_pb2.Experiment | spec_pb2.Inference | spec_pb2.DatasetExportConfig,
+) -> Iterator[Fault]:
+    """Finds what TAO 5 does otherwise, beyond what a warning says; `--compat tao5` follows it."""
+    if isinstance(spec, spec_pb2.Experiment):
+        yield from _experiment_differs_in_tao5(spec)
+    elif isinstance(spec, spec_pb2.Inference):
+        for path, config in spec_fields.values(spec, f"{HANDLERS}.clustering_config"):
+            if config.dbscan_min_samples % 1 and config.clustering_algorithm != _NMS:
+                yield Fault((*path, "dbscan_min_samples"), "{is}; TAO 5 takes its whole part, and at least 1")
+            if config.minimum_bounding_box_height and config.clustering_algorithm != _DBSCAN:
+                yield Fault((*path, "minimum_bounding_box_height"), "{is}; TAO 5's NMS takes no notice of it")
+
+
+def _experiment_differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     for path, config in spec_fields.values(spec, CLUSTERING):
+        if config.clustering_algorithm != _DBSCAN:
+            text = "in TAO 5 measures boxes a pixel larger, wants scores above the threshold and ignores heights"
+            yield Fault((*path, "clustering_algorithm"), f"{{is}}, which {text}")
+            if not config.nms_iou_threshold:
+                yield Fault((*path, "nms_iou_threshold"), "{is}, here 0.3; TAO 5 evaluates with 0")
         used, swapped = "dbscan_confidence_threshold", "nms_confidence_threshold"
         if config.clustering_algorithm == _NMS:
             used, swapped = swapped, used
@@ -149,7 +167,7 @@ def differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
             if getattr(size, name) not in (0, 1) and spec.dataset_config.dataloader_mode == _MULTISOURCE:
                 yield Fault((*path, name), "{is}; TAO 5 drops boxes below 1 pixel, whatever it says")
     if spec.dataset_config.WhichOneof("dataset_split_type"):
-        text = "is used whole; TAO 5 leaves out the images of its last incomplete batch"
+        text = "is used whole; TAO 5 takes whole batches, from a repetition of it"
         yield Fault(("dataset_config", str(spec.dataset_config.WhichOneof("dataset_split_type"))), text)
     text = "is computed from exact boxes; TAO 5 rounds them to whole pixels"
     if spec.evaluation_config.average_precision_mode == spec_pb2.EvaluationConfig.INTEGRATE:

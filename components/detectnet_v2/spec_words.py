@@ -9,7 +9,7 @@ from typing import Any
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.prototext import Problem
 from components.detectnet_v2.spec import EXPERIMENT, INFERENCE, Review
-from components.detectnet_v2.spec_fields import STRIDE
+from components.detectnet_v2.spec_fields import NMS_IOU, STRIDE
 
 _WIDTH, _LABEL = 110, 20
 
@@ -338,7 +338,8 @@ def _clustering(config: spec_pb2.ClusteringConfig, bound: str, mean: bool = Fals
     if config.clustering_algorithm == kinds.HYBRID:
         steps.append("then taken apart again into their cells")
     if config.clustering_algorithm != kinds.DBSCAN:
-        steps.append(f"those that overlap a better one by an IoU of more than {config.nms_iou_threshold:g} go (NMS)")
+        iou = config.nms_iou_threshold or NMS_IOU
+        steps.append(f"those that overlap a better one by an IoU of more than {iou:g} go (NMS)")
         steps.append(kept("coverage", config.nms_confidence_threshold))
     return "; ".join(steps)
 
