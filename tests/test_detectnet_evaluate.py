@@ -12,10 +12,11 @@ from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detect
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.dataset import Objects
 from components.detectnet_v2.evaluation import box_sizes, evaluate, evaluation_status, print_evaluation
+from components.detectnet_v2.validation import scored_by_tao5
 from components.grid.clustering import Clustering
 from components.measure.matching import BoxSizes
 from components.step import UserError
-from components.vision.predictor import load_predictor
+from components.vision.predictor import detect_images, load_predictor
 
 NOTHING = np.zeros((0, 4), np.float32)
 CELLS = [(column, row) for row in range(0, HEIGHT // CELL, 2) for column in range(0, WIDTH // CELL, 2)]
@@ -70,13 +71,37 @@ def test_the_mode_of_the_spec_counts(predictor):
     assert figures == {0: pytest.approx(7 / 11), 1: pytest.approx(3 / 5)}
 
 
-def test_tao5_leaves_out_a_last_batch_that_is_not_full(predictor):
+@pytest.mark.parametrize(
+    ("images", "batch_size", "scored"), [(4, 2, [0, 1, 2, 3]), (5, 2, [0, 1, 2, 3, 4, 0]), (2, 5, [0, 1, 0, 1, 0])]
+)
+def test_tao5_evaluates_whole_batches_and_fills_the_last_with_the_first_images(images, batch_size, scored):
+    assert scored_by_tao5(images, batch_size).tolist() == scored
+
+
+def test_tao5_validates_whole_batches_in_training_and_goes_on_where_it_stopped():
+    windows = [scored_by_tao5(5, 2, validations).tolist() for validations in range(4)]
+    assert windows == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4, 0, 1], [2, 3, 4, 0]]
+    assert [scored_by_tao5(4, 2, validations).tolist() for validations in range(2)] == [[0, 1, 2, 3]] * 2
+    with pytest.raises(UserError, match="2 validation images are fewer than one batch of 5, and TAO 5 would validate"):
+        scored_by_tao5(2, 5, 0)
+
+
+def test_an_image_that_is_scored_twice_counts_twice(predictor):
     data = data_of((CELLS[:2], CELLS[:2]), (CELLS[:2], CELLS[:2]), ([], CELLS[:4]))
     assert evaluate(predictor, data, config_of(), batch_size=2)["images"] == 3
-    figures = evaluate(predictor, data, config_of(), batch_size=2, tao5=True)
-    assert (figures["images"], figures["average_precision"]["face"]) == (2, pytest.approx(3 / 4))
-    with pytest.raises(UserError, match="fewer than one batch of 4"):
-        evaluate(predictor, data, config_of(), batch_size=4, tao5=True)
+    figures = evaluate(predictor, data, config_of(), batch_size=2, tao5=True, order=scored_by_tao5(3, 2))
+    # 6 of 10 objects are found; one of the 6 is lost with TAO's end of the curve.
+    assert (figures["images"], figures["average_precision"]["face"]) == (4, pytest.approx(5 / 10))
+
+
+@pytest.mark.parametrize(("setting", "ours", "taos"), [("minimum_height", 0, 3), ("nms_confidence_threshold", 3, 0)])
+def test_under_tao5_nms_ignores_heights_and_wants_scores_above_the_threshold(setting, ours, taos, predictor):
+    data = data_of((CELLS[:3], CELLS[:3]))
+    score = float(detect_images(predictor, data.pixels)[0]["face"][0, 4])
+    at_limit = {setting: {"minimum_height": CELL, "nms_confidence_threshold": score}[setting]}
+    predictor.clustering = {"face": Clustering(algorithm="nms", coverage_threshold=0.5, **at_limit)}
+    for tao5, expected in ((False, ours), (True, taos)):
+        assert evaluate(predictor, data, config_of(), tao5=tao5, batch_size=1)["detections"] == expected
 
 
 @pytest.mark.parametrize("limits", [{"minimum_width": 17}, {"maximum_width": 15}, {"minimum_height": 17}])
@@ -166,7 +191,7 @@ def test_status_fields_are_taos():
 def test_the_command_prints_and_records_an_evaluation(kitti, records, tmp_path, capsys):
     model = write_detector(tmp_path / "model")
     spec = experiment_spec(tmp_path, kitti, records, batch_size=3)
-    for compat, images in (("none", 4), ("tao5", 3)):
+    for compat, images in (("none", 4), ("tao5", 6)):
         results = tmp_path / compat
         options = ("-r", results, "--compat", compat, "-f", "tlt", "-k", "key", "-v")
         assert detectnet_v2("evaluate", "-e", spec, "-m", model / "model.onnx", *options) == 0

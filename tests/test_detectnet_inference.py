@@ -85,6 +85,14 @@ def test_a_single_image_of_another_size_has_its_boxes_in_its_own_pixels(model, t
     assert cv2.imread(str(tmp_path / "out/images_annotated/wide.png")).shape == image.shape
 
 
+def test_tao5_draws_low_boxes_that_nms_found(model, tmp_path):
+    low = ("minimum_bounding_box_height: 4", f"clustering_algorithm: NMS minimum_bounding_box_height: {CELL}")
+    spec, source = spec_of(tmp_path, model, low), folder_of(tmp_path / "in", a__png=[(1, 1)])
+    for compat, count in (("none", 0), ("tao5", 1)):
+        assert infer(spec, source, tmp_path / compat, "--compat", compat) == 0
+        assert len(labels_of(tmp_path / compat, "a")) == count
+
+
 def test_boxes_lie_within_the_image(model, tmp_path, monkeypatch):
     """Candidates are clamped to the network's input before they are scaled."""
 

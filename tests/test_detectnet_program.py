@@ -1,9 +1,11 @@
 """The program `detectnet_v2` on a small set of drawn discs, from labels to an exported model."""
 
 import json
+import os
 import re
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,42 @@ def test_a_results_directory_of_another_training_is_refused(trained, kitti, reco
     spec = experiment_spec(tmp_path, kitti, records, epochs=5)
     assert detectnet_v2("train", "-e", spec, "-r", results, "-n", "discs", "--width", 0.125) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_training_needs_no_names_of_spec_and_results_where_it_can_know_them(
+    kitti, records, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")
+    spec = experiment_spec(tmp_path, kitti, records, epochs=1)
+    assert detectnet_v2("train", "-e", spec, "--width", 0.125, "--launch_cuda_blocking", "--mpirun-arg", "-x A") == 0
+    said = capsys.readouterr()
+    assert "without effect, processes are started by torchrun: --mpirun-arg" in said.err
+    assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
+    (results,) = (tmp_path / "experiments").iterdir()
+    assert re.fullmatch(r"detectnet_v2_\d{8}_\d{6}", results.name)
+    assert f"Results: {results}\n" in said.out
+    before = (results / "weights/model.safetensors").read_bytes()
+    assert detectnet_v2("train", "-r", results, "--width", 0.125) == 0
+    assert (results / "weights/model.safetensors").read_bytes() == before
+
+
+def test_calibration_batches_stand_where_tao_reads_them(kitti, records, tmp_path, capsys):
+    spec = experiment_spec(tmp_path, kitti, records, batch_size=3)
+    file = tmp_path / "calibration.tensor"
+    assert detectnet_v2("calibration_tensorfile", "-e", spec, "-o", file, "--use_validation_set") == 0
+    assert "1 batches of 3 images" in capsys.readouterr().out  # of four, whole ones only
+    with h5py.File(file) as stored:
+        assert (stored.attrs["count"], tuple(stored.attrs["shape"])) == (1, (3, 3, HEIGHT, WIDTH))
+        assert list(stored) == ["_tensorfile_array_key__0"]
+        batch = stored["_tensorfile_array_key__0/_tensorfile_array_key_"][()]
+    first = cv2.imread(str(kitti / "validation/images/000.png"))[..., ::-1].transpose(2, 0, 1) / 255
+    assert batch.dtype == np.float32
+    np.testing.assert_allclose(batch[0], first, atol=1e-6)
+    assert detectnet_v2("calibration_tensorfile", "-e", spec, "-o", file) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert detectnet_v2("calibration_tensorfile", "-e", spec, "-o", tmp_path / "more", "-m", 99) == 2
+    assert "ask for 1 to" in capsys.readouterr().err
 
 
 def test_the_workflow_prunes_retrains_exports_and_scores_alike(trained, kitti, records, tmp_path, capsys):
@@ -127,7 +165,9 @@ def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("train",), "Missing option"),
+        (("train",), "-e: name the experiment spec"),
+        (("evaluate",), "Missing option"),
+        (("calibration_tensorfile", "-e", "nowhere.txt", "-o", "x"), "nowhere.txt"),
         (("train", "-e", "nowhere.txt", "-r", "r"), "nowhere.txt"),
         (("prune", "-m", "model.tlt", "-o", "p"), "encrypted by TAO"),
         (("prune", "-m", "m", "-o", "p", "-n", "L7"), "L7"),
@@ -144,6 +184,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(arguments, words, capsys, tmp_
 
 
 def test_every_task_explains_itself(capsys):
-    for task in ("dataset_convert", "train", "evaluate", "prune", "inference", "export", "pretrained"):
+    tasks = "dataset_convert train evaluate prune inference export calibration_tensorfile pretrained"
+    for task in tasks.split():
         assert detectnet_v2(task, "--help") == 0
         assert "Usage: detectnet_v2" in capsys.readouterr().out

@@ -9,7 +9,14 @@ import pytest
 import sklearn
 from sklearn.cluster import DBSCAN
 
-from components.grid.clustering import Clustering, detect, detect_for_inference, merge_clusters
+from components.grid.clustering import (
+    Clustering,
+    detect,
+    detect_for_inference,
+    detect_for_inference_like_tao5,
+    detect_like_tao5,
+    merge_clusters,
+)
 from components.grid.dbscan import NOISE, dbscan, density_labels
 from components.grid.decode import decode
 from components.grid.encode import CoverageShape, encode
@@ -19,6 +26,7 @@ from components.grid.overlap import Overlap, overlapping
 
 GEOMETRY = GridGeometry(160, 96)
 PATHS = {"evaluation": detect, "inference": detect_for_inference}
+PATHS_OF_TAO5 = {"evaluation of TAO 5": detect_like_tao5, "inference of TAO 5": detect_for_inference_like_tao5}
 
 
 def distance_matrix(boxes, smoothing):
@@ -168,23 +176,27 @@ def slow_nms(boxes, weights, threshold, smoothing, border):
     return kept
 
 
-def slow_detect(coverage, bbox, geometry, settings, inference):
-    """Follows the definition of a path; returns [x1, y1, x2, y2, score], best first."""
-    boxes, weights = [], []
-    for row in range(geometry.rows):
-        for column in range(geometry.columns):
-            if coverage[row, column] > settings.coverage_threshold:
-                gx, gy = np.float32(column * 16 + 0.5), np.float32(row * 16 + 0.5)
-                left, top, right, bottom = (np.float32(35) * v for v in bbox[:, row, column])
-                x1 = min(max(gx - left, 0), geometry.width)
-                y1 = min(max(gy - top, 0), geometry.height)
-                x2 = min(max(gx + right, x1), geometry.width)
-                y2 = min(max(gy + bottom, y1), geometry.height)
-                boxes.append([float(v) for v in (x1, y1, x2, y2)])
-                weights.append(float(coverage[row, column]))
+def slow_clip(box, geometry):
+    x1, y1 = min(max(box[0], 0), geometry.width), min(max(box[1], 0), geometry.height)
+    return [x1, y1, min(max(box[2], x1), geometry.width), min(max(box[3], y1), geometry.height), *box[4:]]
 
-    def passes(score, threshold):
-        return score > threshold if inference else score >= threshold
+
+def slow_detect(coverage, bbox, geometry, settings, path):
+    """Follows the definition of a path; returns [x1, y1, x2, y2, score], best first."""
+    inference, tao5 = path.startswith("inference"), path.endswith("TAO 5")
+    boxes, weights = [], []
+    cells = [(row, column) for row in range(geometry.rows) for column in range(geometry.columns)]
+    for row, column in sorted(cells, key=lambda cell: cell[::-1]) if inference else cells:
+        if coverage[row, column] > settings.coverage_threshold:
+            gx, gy = np.float32(column * 16 + 0.5), np.float32(row * 16 + 0.5)
+            left, top, right, bottom = (np.float32(35) * v for v in bbox[:, row, column])
+            x1, y1 = gx - left, gy - top
+            box = [float(v) for v in (x1, y1, max(gx + right, x1), max(gy + bottom, y1))]
+            boxes.append(box if inference else slow_clip(box, geometry))
+            weights.append(float(coverage[row, column]))
+
+    def passes(score, threshold, strict):
+        return score > threshold if strict else score >= threshold
 
     def tall(box):
         return box[3] - box[1] > settings.minimum_height
@@ -206,15 +218,17 @@ def slow_detect(coverage, bbox, geometry, settings, inference):
                     max(weights[i] for i in inside),
                 )
                 score = (mean - least) / (most - least) if most > least else mean
-            if tall(box) and passes(score, settings.dbscan_confidence_threshold):
+            if tall(box) and passes(score, settings.dbscan_confidence_threshold, inference):
                 clusters.append([*box, score])
                 members += inside
         found = clusters if settings.algorithm == "dbscan" else [found[i] for i in sorted(members)]
     if settings.algorithm in ("nms", "hybrid"):
-        definition = {"smoothing": 0.0, "border": 1.0} if inference else {"smoothing": 1e-5, "border": 0.0}
+        strict = inference or tao5
+        definition = {"smoothing": 0.0, "border": 1.0} if strict else {"smoothing": 1e-5, "border": 0.0}
         kept = slow_nms(found, [one[4] for one in found], settings.nms_iou_threshold, **definition)
-        found = [found[i] for i in kept if tall(found[i]) and passes(found[i][4], settings.nms_confidence_threshold)]
-    return sorted(found, key=lambda one: -one[4])
+        found = [found[i] for i in kept if tao5 or tall(found[i])]
+        found = [one for one in found if passes(one[4], settings.nms_confidence_threshold, strict)]
+    return [slow_clip(one, geometry) for one in sorted(found, key=lambda one: -one[4])]
 
 
 def random_grids(random, geometry):
@@ -229,7 +243,7 @@ def random_grids(random, geometry):
 
 
 @pytest.mark.parametrize("algorithm", ["dbscan", "nms", "hybrid"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS | PATHS_OF_TAO5)
 def test_detections_equal_the_slow_reference(path, algorithm):
     random = np.random.default_rng(3)
     detections = 0
@@ -246,8 +260,8 @@ def test_detections_equal_the_slow_reference(path, algorithm):
             nms_confidence_threshold=random.choice([0.0, 0.2, 0.5]),
             confidence_model=random.choice(["aggregate_cov", "mean_cov"]),
         )
-        found = PATHS[path](coverage, bbox, GEOMETRY, settings)
-        expected = slow_detect(coverage, bbox, GEOMETRY, settings, path == "inference")
+        found = (PATHS | PATHS_OF_TAO5)[path](coverage, bbox, GEOMETRY, settings)
+        expected = slow_detect(coverage, bbox, GEOMETRY, settings, path)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, np.array(expected).reshape(-1, 5), rtol=1e-5, atol=1e-4)
         detections += len(found)
@@ -284,6 +298,49 @@ def test_a_score_at_its_threshold_counts_in_evaluation_but_not_at_inference(algo
     assert len(detect(*one_face(0.5), GEOMETRY, settings)) == 1
     assert len(detect_for_inference(*one_face(0.5), GEOMETRY, settings)) == 0
     assert len(detect_for_inference(*one_face(0.75), GEOMETRY, settings)) == 1
+
+
+@pytest.mark.parametrize(("algorithm", "found"), [("dbscan", 1), ("nms", 0), ("hybrid", 0)])
+def test_a_score_at_its_threshold_counts_in_taos_evaluation_except_after_nms(algorithm, found):
+    settings = Clustering(
+        algorithm, dbscan_min_samples=0.5, dbscan_confidence_threshold=0.5, nms_confidence_threshold=0.5
+    )
+    assert len(detect_like_tao5(*one_face(0.5), GEOMETRY, settings)) == found
+
+
+@pytest.mark.parametrize("path", PATHS_OF_TAO5)
+def test_taos_nms_takes_no_notice_of_heights(path):
+    found = {
+        algorithm: len(
+            PATHS_OF_TAO5[path](*one_face(1.0, 20.0), GEOMETRY, Clustering(algorithm, minimum_height=height))
+        )
+        for algorithm, height in (("nms", 20), ("dbscan", 20), ("hybrid", 20))
+    }
+    assert found == {"nms": 1, "dbscan": 0, "hybrid": 0}  # a hybrid's clusters are measured before
+
+
+def test_taos_nms_measures_overlap_with_a_pixel_more():
+    cov, bbox = np.zeros((6, 10), np.float32), np.zeros((4, 6, 10), np.float32)
+    for column, left in ((3, 0), (4, 10)):  # 9 x 9 pixels, the second 6 to the right: IoU 0.2, a pixel larger 0.25
+        cov[2, column], bbox[:, 2, column] = 1, np.array([left, 0, 9 - left, 9]) / 35
+    settings = Clustering("nms", nms_iou_threshold=0.225)
+    assert (len(detect(cov, bbox, GEOMETRY, settings)), len(detect_like_tao5(cov, bbox, GEOMETRY, settings))) == (2, 1)
+
+
+def test_inference_measures_a_face_at_the_border_whole_and_clips_it_afterwards():
+    cov, bbox = one_face(1.0, 20.0)
+    cov, bbox = np.roll(cov, -2, axis=0), np.roll(bbox, -2, axis=1)  # now it reaches 9.5 pixels beyond the upper edge
+    settings = Clustering(minimum_height=15)
+    assert len(detect(cov, bbox, GEOMETRY, settings)) == 0
+    np.testing.assert_allclose(detect_for_inference(cov, bbox, GEOMETRY, settings), [[38.5, 0, 58.5, 10.5, 1]])
+
+
+def test_inference_goes_through_the_grid_by_columns():
+    cov, bbox = np.zeros((6, 10), np.float32), np.zeros((4, 6, 10), np.float32)
+    for row, column in ((1, 8), (4, 2)):
+        cov[row, column], bbox[:, row, column] = 1, 10 / 35
+    assert detect(cov, bbox, GEOMETRY, Clustering())[:, 0].tolist() == [118.5, 22.5]
+    assert detect_for_inference(cov, bbox, GEOMETRY, Clustering())[:, 0].tolist() == [22.5, 118.5]
 
 
 @pytest.mark.parametrize("path", PATHS)

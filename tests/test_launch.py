@@ -18,6 +18,8 @@ from components.step import UserError
         ("prune -m model -np 1 -o out -el a b", "prune -m model -o out -el a b"),
         ("export -m model --output_file=x=y.onnx", "export -m model --output_file=x=y.onnx"),
         ("train --gpus 2 --use_amp -e spec", "train --gpus 2 --use_amp -e spec"),
+        ("evaluate --mpirun-arg -x=A -e spec --multi-node -m model", "evaluate -e spec -m model"),
+        ("export --mpirun-arg=-x -m model", "export -m model"),
         ("", ""),
     ],
 )
@@ -32,6 +34,12 @@ def test_gpu_index_makes_only_these_gpus_visible(monkeypatch, capsys):
     assert "running on the CPU" in capsys.readouterr().err
     with pytest.raises(UserError, match="names 1 GPUs"):
         choose_gpus(2, [0])
+
+
+def test_cuda_launches_block_where_they_are_asked_to(monkeypatch):
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")
+    assert run_common_options(["evaluate", "--launch_cuda_blocking", "-e", "spec"]) == ["evaluate", "-e", "spec"]
+    assert os.environ["CUDA_LAUNCH_BLOCKING"] == "1"
 
 
 def test_log_file_takes_what_is_printed_even_by_a_mistake(tmp_path):

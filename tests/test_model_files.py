@@ -170,6 +170,33 @@ def run_keras(path, images):
     return [values[output[0]] for output in graph["output_layers"]]
 
 
+def keras_order(graph):
+    """Returns the layers' names in the order in which Keras 2.2.4 holds a model that it builds from this graph.
+
+    Written from `keras/engine/network.py`, `_map_graph_network`: nodes are visited from the outputs, counted when met
+    and listed when all their inputs are done; depths are then set from the outputs on, and sort before the counts.
+    """
+    inbound = {layer["name"]: [s[0] for node in layer["inbound_nodes"] for s in node] for layer in graph["layers"]}
+    count, done = {}, []
+
+    def visit(name):
+        if name in done:
+            return
+        count.setdefault(name, len(count))
+        for source in inbound[name]:
+            visit(source)
+        done.append(name)
+
+    for output in graph["output_layers"]:
+        visit(output[0])
+    depth = {}
+    for name in reversed(done):
+        depth.setdefault(name, 0)
+        for source in inbound[name]:
+            depth[source] = max(depth[name] + 1, depth.get(source, 0))
+    return sorted(count, key=lambda name: (-depth[name], count[name]))
+
+
 VARIANTS = [
     {"depth": 10},
     {"depth": 10, "use_batch_norm": False, "use_pooling": True},
@@ -198,6 +225,33 @@ def test_a_written_keras_file_is_a_graph_that_computes_the_same(variant, tmp_pat
     stored_bbox, stored_coverage = run_keras(tmp_path / "model.hdf5", images)
     torch.testing.assert_close(stored_coverage, coverage, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stored_bbox, bbox, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_written_keras_file_lists_its_layers_where_keras_looks_for_them(variant, tmp_path):
+    save_keras(tmp_path / "model.hdf5", pruned_network(**variant))
+    with h5py.File(tmp_path / "model.hdf5") as file:
+        stored = [name.decode() for name in file["model_weights"].attrs["layer_names"]]
+        graph = json.loads(file.attrs["model_config"])["config"]
+    assert stored == keras_order(graph) == [layer["name"] for layer in graph["layers"]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_keras_itself_loads_a_written_file_with_every_weight_in_its_place(variant, tmp_path):
+    keras = pytest.importorskip("tf_keras", reason="2 GB with TensorFlow, no part of `make setup`")
+    network = pruned_network(**variant)
+    save_keras(tmp_path / "model.hdf5", network)
+    state = network.state_dict()
+    names = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias",
+             "moving_mean": "running_mean", "moving_variance": "running_var"}  # fmt: skip
+    loaded = keras.models.load_model(tmp_path / "model.hdf5", compile=False).weights
+    assert len(loaded) == sum("num_batches" not in name for name in state)
+    for weight in loaded:
+        layer, name = weight.name.removesuffix(":0").split("/")
+        expected = state[f"{'' if layer.startswith('output') else 'backbone.'}{layer}.{names[name]}"].numpy()
+        np.testing.assert_array_equal(
+            weight.numpy(), expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

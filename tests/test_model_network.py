@@ -146,7 +146,7 @@ def test_torchvisions_weights_start_a_training(tmp_path, capsys):
 
 def test_a_file_that_fits_nowhere_is_refused(tmp_path):
     file = saved(small_network(10, 0.5), tmp_path / "wide.safetensors")
-    with pytest.raises(UserError, match=r"no layer fits the spec's ResNet-10"):
+    with pytest.raises(UserError, match=r"no layer fits the spec's ResNet-10; set model_config.load_graph: true for"):
         build_network(experiment(pretrained_model_file=file), NARROW)
     with pytest.raises(UserError, match="no such model file"):
         build_network(experiment(pretrained_model_file=str(tmp_path / "nowhere.hdf5")), NARROW)

@@ -52,13 +52,15 @@ def test_a_whole_data_set_is_scored_in_batches(tmp_path):
     assert scored.matchers["face"].match().curve().average_precision() == 1.0
 
 
-def test_a_last_batch_that_is_not_full_can_be_left_out(tmp_path):
-    predictor = load_predictor(write_detector(tmp_path / "model"))
-    assert score(predictor, labelled(7), batch_size=3, whole_batches=True).ids == [str(index) for index in range(6)]
-    with pytest.raises(UserError, match="fewer than one batch of 8"):
-        score(predictor, labelled(7), batch_size=8, whole_batches=True)
+def test_nothing_to_score_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no images"):
-        score(predictor, [])
+        score(load_predictor(write_detector(tmp_path / "model")), [])
+
+
+def test_the_given_detector_finds_what_is_scored(tmp_path):
+    predictor = load_predictor(write_detector(tmp_path / "model"))
+    scored = score(predictor, labelled(2), detector=lambda *_: np.zeros((0, 5), np.float32))
+    assert scored.matchers["face"].match().curve().average_precision() == 0.0
 
 
 def test_each_class_has_its_own_overlap(tmp_path):

@@ -112,6 +112,13 @@ def test_a_repository_has_four_models_of_one_version(built, backend, network, en
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_network_says_that_its_input_is_nchw_which_taos_client_demands(built, backend):
+    formats = {name: [tensor.format for tensor in config.input] for name, config in configs(built[backend]).items()}
+    assert formats["facenet"] == [model_config_pb2.ModelInput.FORMAT_NCHW]
+    assert {value for name in NAMES[1:] for value in formats[name]} == {model_config_pb2.ModelInput.FORMAT_NONE}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_models_are_the_sources_that_are_tested_here(built, backend):
     sources = Path(models.__path__[0])
     found = {copy.parent.parent.name: copy.read_text() for copy in built[backend].glob("repository/*/1/model.py")}

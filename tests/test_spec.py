@@ -80,7 +80,6 @@ def test_unset_fields_get_the_defaults_of_tao(tmp_path: Path):
     spatial = spec.augmentation_config.spatial_augmentation
     assert (spatial.zoom_min, spatial.zoom_max, spatial.rotate_probability) == (1, 1, 1)
     clustering = spec.postprocessing_config.target_class_config["face"].clustering_config
-    assert clustering.nms_iou_threshold == pytest.approx(0.3)
     assert clustering.nms_confidence_threshold == 0  # the default of 0.1 is that of inference
 
 
@@ -132,6 +131,8 @@ def test_setting_of_tao_is_accepted(old: str, new: str, tmp_path: Path):
     [
         ("load_graph: true", "use_pooling: true", "strides 1, 2, 2, 1"),
         ("load_graph: true", "freeze_pretrained_layers: true", "pretrained_model_file is not set"),
+        ("load_graph: true", "freeze_blocks: 0", "pretrained_model_file is not set: these blocks keep their random"),
+        ("random_seed: 42", "random_seed: 7 random_seed: 42", "random_seed is given twice, first on line 1; the last"),
         ("hflip_probability: 0.5", "vflip_probability: 0.5", "TAO 5 ignores it"),
         ("hflip_probability: 0.5", "rotate_rad_max: 0.1", "TAO 5 reads it as degrees"),
         ("  checkpoint_interval: 10", '  visualizer { wandb_config { key: "abc123" } }', "holds a secret"),
@@ -244,7 +245,7 @@ def test_spec_without_validation_data_is_warned_of(tmp_path: Path):
         ("num_layers: 18", "num_layers: 18.5", "model_config.num_layers must be a whole number, not 18.5"),
         ("dbscan_eps: 0.15", "dbscan_eps: 0,15", "a field's name is expected"),
         ("dbscan_eps: 0.15", "dbscan_eps: small", "must be a number, not small"),
-        ("random_seed: 42", "random_seed: 42 random_seed: 43", "random_seed is given twice, first on line 1"),
+        ("cov { }", "cov { } cov { }", "model_config.objective_set.cov is given twice, first on line 47; keep one"),
         ("validation_data_source {", "validation_fold: 0 validation_data_source {", "exclude each other; keep one"),
         ("load_graph: true", "load_graph { }", "model_config.load_graph takes a value, not a block"),
         (
@@ -326,12 +327,13 @@ def test_mistake_in_the_text_is_refused_with_its_line(old: str, new: str, expect
             "  visualizer { enabled: true infrequent_logging_frequency: 101 }",
             "infrequent_logging_frequency is 101, in epochs, more than num_epochs (100)",
         ),
-        (
-            "  checkpoint_interval: 10",
-            '  visualizer { enabled: true clearml_config { project: "faces" } }',
-            "clearml_config is not honoured by this engine",
-        ),
-        ("cov_radius_x: 1.0", "cov_radius_x: 1.1", '["face"].cov_radius_x is 1.1; it must be from 0 to 1'),
+        ("cov_radius_x: 1.0", "cov_radius_x: 1.1", '["face"].cov_radius_x is 1.1; it must be more than 0 and at most'),
+        ("cov_radius_x: 1.0", "cov_radius_x: 0", '["face"].cov_radius_x is 0; it must be more than 0'),
+        ("cov_radius_y: 1.0", "cov_radius_y: 0", '["face"].cov_radius_y is 0; it must be more than 0'),
+        ("bbox_min_radius: 1.0", "bbox_min_radius: 0.0", '["face"].bbox_min_radius is 0.0; it must be more than 0'),
+        ("cov_radius_x: 1.0 ", "", '["face"].cov_radius_x is not set; it must be more than 0'),
+        ("cov_radius_y: 1.0 ", "", '["face"].cov_radius_y is not set; it must be more than 0'),
+        ("bbox_min_radius: 1.0", "", '["face"].bbox_min_radius is not set; it must be more than 0'),
         ("deadzone_radius: 0.67", "deadzone_radius: 67", "deadzone_radius is 67; it must be from 0 to 1"),
         ('image_extension: "png"', 'image_extension: ".png"', 'image_extension is ".png"; write "png"'),
         ('key: "face" value: "face"', 'key: "face" value: "head"', "maps no label to the target class 'face'"),
@@ -413,7 +415,8 @@ def test_unclosed_block_is_refused_with_the_line_on_which_it_opens(tmp_path: Pat
         ("image_channels: 3", "image_channels: 1", "the networks read three channels"),
         ("image_channels: 3", "stride: 8 image_channels: 3", "the networks have a stride of 16"),
         ('"aggregate_cov"', '"mlp"', 'confidence_model is "mlp", which this engine does not honour'),
-        ('output_map: "face"', "", "output_map is missing"),
+        ('confidence_model: "aggregate_cov"', "", "confidence_model is missing; it is required, except for NMS"),
+        ("dbscan_min_samples: 1", "dbscan_min_samples: -1", "dbscan_min_samples is -1; it must be at least 0"),
         ("G: 255", "G: 256", "bbox_color.G is 256; it must be from 0 to 255"),
         ("kitti_dump: true", 'postproc_classes: "dog"', 'postproc_classes[0] is "dog"; the target_classes are face'),
         ('key: "face"', 'key: "dog"', "neither an entry for the target class 'face' nor one for 'default'"),

@@ -31,6 +31,12 @@ def test_min_samples_count_as_written_and_as_a_whole_number_under_tao5(written: 
     assert to_clustering(message, tao5=True).dbscan_min_samples == tao5
 
 
+def test_an_unset_nms_threshold_is_taos_default_and_zero_under_tao5():
+    for written, ours, tao5 in (("", 0.3, 0), ("nms_iou_threshold: 0.25", 0.25, 0.25)):
+        assert to_clustering(config(written)).nms_iou_threshold == pytest.approx(ours)
+        assert to_clustering(config(written), tao5=True).nms_iou_threshold == tao5
+
+
 def test_facenet_spec_loses_its_threshold_under_tao5(tmp_path: Path):
     file = tmp_path / "train.txt"
     file.write_text(FACENET_TAO_4_0)
@@ -47,6 +53,17 @@ def test_inference_has_its_confidence_model_and_its_thresholds_in_their_places(t
     file = tmp_path / "inference.txt"
     file.write_text(INFERENCE.replace("aggregate_cov", "mean_cov").replace("DBSCAN", "HYBRID"))
     handler = load_inference(file).message.bbox_handler_config.classwise_bbox_handler_config["face"]
-    made = inference_clustering(handler)
-    assert (made.algorithm, made.confidence_model) == ("hybrid", "mean_cov")
-    assert (made.dbscan_confidence_threshold, made.nms_confidence_threshold) == (0, pytest.approx(0.1))
+    for tao5 in (False, True):
+        made = inference_clustering(handler, tao5)
+        assert (made.algorithm, made.confidence_model) == ("hybrid", "mean_cov")
+        assert (made.dbscan_confidence_threshold, made.nms_confidence_threshold) == (0, pytest.approx(0.1))
+        assert made.nms_iou_threshold == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("written", "ours", "tao5"), [("0.05", 0.05, 1), ("1.75", 1.75, 1), ("2", 2, 2)])
+def test_inference_takes_whole_min_samples_under_tao5(written: str, ours: float, tao5: float, tmp_path: Path):
+    file = tmp_path / "inference.txt"
+    file.write_text(INFERENCE.replace("dbscan_min_samples: 1", f"dbscan_min_samples: {written}"))
+    handler = load_inference(file).message.bbox_handler_config.classwise_bbox_handler_config["face"]
+    assert inference_clustering(handler).dbscan_min_samples == pytest.approx(ours)
+    assert inference_clustering(handler, tao5=True).dbscan_min_samples == tao5

@@ -73,6 +73,33 @@ def test_tao_5_is_told_apart_with_lines(tmp_path):
     assert told.endswith("TAO 3.x, 4.0 and 5.x can read this spec as well.\n")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (r"  spatial_augmentation \{[^}]*\}\n", "", "zoom_min is not set; TAO 5 wants more than 0"),
+        ("load_graph: true", "freeze_blocks: 1", "freeze_blocks needs a pretrained_model_file"),
+        (
+            "  checkpoint_interval: 10",
+            '  visualizer { wandb_config { project: "a" } }',
+            "name is not set; TAO 5 requires",
+        ),
+        ("dbscan_eps: 0.15", "dbscan_eps: 0", "dbscan_eps is 0; TAO 5's DBSCAN must have more than 0"),
+        ("dbscan_eps: 0.15", "", "dbscan_eps is not set; TAO 5's DBSCAN must have more than 0"),
+    ],
+)
+def test_what_works_here_and_not_in_tao_5_is_told(old, new, expected, tmp_path):
+    text = re.sub(old, new, edited("min_samples: 0.03", "min_samples: 1"))
+    told = words(tmp_path, text)
+    assert expected in section(told, "Why TAO 5 refuses this spec")
+    assert told.endswith("TAO 5 refuses this spec.\n")
+
+
+def test_a_float_of_nvidias_is_told_as_it_was_meant(tmp_path):
+    told = words(tmp_path, edited("min_samples: 0.03", "min_samples: 0.0500000007451"))
+    assert "dbscan_min_samples is 0.05, taken as written" in told
+    assert "0.0500000007451" not in told
+
+
 @pytest.mark.parametrize("written", ["1.0", "0.05"])
 def test_float_min_samples_are_refused_by_tao_5_even_where_whole(written, tmp_path):
     told = words(tmp_path, edited("min_samples: 1", f"min_samples: {written}", INFERENCE))
@@ -82,6 +109,19 @@ def test_float_min_samples_are_refused_by_tao_5_even_where_whole(written, tmp_pa
 def test_swapped_thresholds_are_no_difference_where_they_are_equal(tmp_path):
     text = edited("dbscan_confidence_threshold: 0.9", "dbscan_confidence_threshold: 0.9 nms_confidence_threshold: 0.9")
     assert "in its place" not in words(tmp_path, text)
+
+
+def test_what_taos_nms_does_otherwise_is_told(tmp_path):
+    otherwise = "Otherwise in TAO 5, and here with --compat tao5"
+    told = section(words(tmp_path, edited("clustering_algorithm: DBSCAN", "clustering_algorithm: NMS")), otherwise)
+    assert "clustering_algorithm is NMS, which in TAO 5 measures boxes a pixel larger" in told
+    assert "nms_iou_threshold is not set, here 0.3; TAO 5 evaluates with 0" in told
+    low = edited("dbscan_min_samples: 1", "dbscan_min_samples: 1.5 minimum_bounding_box_height: 9", INFERENCE)
+    told = section(
+        words(tmp_path, edited("clustering_algorithm: DBSCAN", "clustering_algorithm: HYBRID", low)), otherwise
+    )
+    assert "dbscan_min_samples is 1.5; TAO 5 takes its whole part" in told
+    assert "minimum_bounding_box_height is 9; TAO 5's NMS takes no notice of it" in told
 
 
 def test_zoom_is_told_as_it_looks_in_either_loader(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from discs import detectnet_v2, edit, experiment_spec
 
+from components.detectnet_v2.evaluation import evaluate
 from components.detectnet_v2.spec import load_experiment
 from components.detectnet_v2.train import TrainOptions, train
 from components.detectnet_v2.trainer import Trainer
@@ -85,6 +86,31 @@ def test_a_training_killed_at_any_step_ends_with_the_very_same_weights(spec, tmp
     finished = run(spec, results, save_seconds=-1)
     assert_same_weights(reference, finished)
     assert losses(results)[-1] == losses(tmp_path / "whole")[-1]
+
+
+@pytest.mark.parametrize(
+    ("first", "period", "windows"),
+    [(1, 1, [[0, 1, 2], [3, 0, 1], [2, 3, 0]]), (2, 2, [[0, 1, 2], [3, 0, 1]])],  # the second one ends off the period
+)
+def test_under_tao5_each_validation_goes_on_where_the_one_before_stopped(
+    first, period, windows, spec, tmp_path, monkeypatch
+):
+    edit(
+        spec,
+        ("batch_size_per_gpu: 2", "batch_size_per_gpu: 3"),
+        ("first_validation_epoch: 1", f"first_validation_epoch: {first}"),
+        ("during_training: 1", f"during_training: {period}"),
+    )
+    for tao5, expected in ((False, [None] * len(windows)), (True, windows)):
+        seen = []
+
+        def recorded(*arguments, order, seen=seen, **options):
+            seen.append(None if order is None else order.tolist())
+            return evaluate(*arguments, order=order, **options)
+
+        monkeypatch.setattr("components.detectnet_v2.train.evaluate", recorded)
+        run(spec, tmp_path / str(tao5), tao5=tao5)
+        assert seen == expected
 
 
 def test_sigterm_saves_the_step_at_work(spec, tmp_path, monkeypatch, capsys):

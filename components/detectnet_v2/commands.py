@@ -5,6 +5,7 @@ Options have TAO's names. Those that TAO lacks say so in their help.
 
 import shutil
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +19,14 @@ from components.step import UserError, publish, weights_file
 app = typer.Typer(
     name="detectnet_v2",
     help="Train, prune, evaluate and export grid-box detectors, with the command line of NVIDIA TAO. Every task takes "
-    "TAO's --gpus, --gpu_index, --num_processes, --use_amp and --log_file, too.",
+    "TAO's --gpus, --gpu_index, --num_processes, --use_amp, --log_file, --launch_cuda_blocking and --mpirun-arg, too.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-SpecFile = Annotated[Path, typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text.")]
+SPEC_COPY = "experiment_spec.txt"
 ModelFile = Annotated[Path, typer.Option("-m", "--model", help="Model file, or a results directory's weights folder.")]
 Key = Annotated[
     str, typer.Option("-k", "--key", help="Ignored: this engine's files are not encrypted. Accepted as TAO does.")
@@ -116,10 +117,16 @@ Compat = Annotated[
 
 @app.command("train", cls=_several("--gpu_index"))
 def train(
-    spec_file: SpecFile,
+    spec_file: Annotated[
+        Path | None,
+        typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text; a training resumed has its own."),
+    ] = None,
     results: Annotated[
-        Path, typer.Option("-r", "--results_dir", help="Results directory; a training found there is resumed.")
-    ],
+        Path | None,
+        typer.Option(
+            "-r", "--results_dir", help="A training found there is resumed; a new folder of ~/experiments if unset."
+        ),
+    ] = None,
     key: Key = "",
     name: Annotated[str, typer.Option("-n", "--model_name", help="Base name of the trained model.")] = "model",
     enable_determinism: Annotated[
@@ -136,6 +143,10 @@ def train(
     multi_node: Annotated[
         bool, typer.Option("--multi-node", help="Refused: start the command by torchrun on every machine instead.")
     ] = False,
+    launch_cuda_blocking: Annotated[
+        bool, typer.Option("--launch_cuda_blocking", help="Wait for every kernel; to find the one that fails.")
+    ] = False,
+    mpirun_arg: Annotated[str | None, typer.Option("--mpirun-arg", hidden=True)] = None,
     compat: Compat = Compatibility.none,
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Not in TAO: torch.compile; pays on GPUs, after a minute or two.")
@@ -158,19 +169,28 @@ def train(
     from components.detectnet_v2 import launch
     from components.detectnet_v2.spec import load_experiment
 
+    if launch_cuda_blocking:
+        launch.block_launches()
+    if mpirun_arg is not None:
+        _warn(("without effect, processes are started by torchrun: --mpirun-arg",))
     if multi_node:
         raise UserError("--multi-node: use torchrun --nnodes N … --no-python detectnet_v2 train … on each machine")
     if log_file:
         launch.log_to(log_file)
-    spec = load_experiment(spec_file)
+    spec = load_experiment(spec_file or _spec_of(results))
+    if results is None:
+        if launch.is_launched():
+            raise UserError("-r: several processes need one results directory; name it")
+        results = Path.home() / "experiments" / time.strftime("detectnet_v2_%Y%m%d_%H%M%S")
+        print(f"Results: {results}", flush=True)
     if not launch.is_launched():
         _warn(spec.warnings)
         launch.choose_gpus(gpus, gpu_index or ())
         if gpus > 1:
-            launch.relaunch(gpus, sys.argv[1:])
+            launch.relaunch(gpus, [*sys.argv[1:], "-r", str(results)])
     if launch.is_first():
         results.mkdir(parents=True, exist_ok=True)
-        with publish(results / "experiment_spec.txt") as scratch:
+        with publish(results / SPEC_COPY) as scratch:
             scratch.write_text(spec.text, encoding="utf-8")
     from components.detectnet_v2.train import TrainOptions
     from components.detectnet_v2.train import train as run
@@ -186,6 +206,13 @@ def train(
         tao5=compat is Compatibility.tao5,
     )
     run(spec.message, options)
+
+
+def _spec_of(results: Path | None) -> Path:
+    """Returns the spec of a training that is there; a new one has none."""
+    if results is None or not (results / SPEC_COPY).is_file():
+        raise UserError("-e: name the experiment spec; there is no training here to go on with (TAO trains an example)")
+    return results / SPEC_COPY
 
 
 class Framework(StrEnum):
@@ -302,10 +329,7 @@ def inference(
     model: Annotated[
         Path | None, typer.Option("-m", "--model_path", "--model", help="Replaces the spec's model; may be ONNX.")
     ] = None,
-    compat: Annotated[
-        Compatibility,
-        typer.Option("--compat", help="Not in TAO: accepted as evaluate does; inference has no defect to reproduce."),
-    ] = Compatibility.none,
+    compat: Compat = Compatibility.none,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbosity", "--verbose", help="Accepted as TAO does; the output is the same.")
     ] = False,
@@ -320,7 +344,7 @@ def inference(
 
     spec = load_inference(spec_file)
     _warn(spec.warnings)
-    done = infer(spec.message, source, results, model, batch_size)
+    done = infer(spec.message, source, results, model, batch_size, tao5=compat is Compatibility.tao5)
     rate = done.images / done.seconds
     print(f"{done.detections} detections in {done.images} images, {rate:.1f} images a second: {results}")
 
@@ -426,6 +450,26 @@ def export(
         results=results,
     )
     export_model(weights_file(model), target, message, options)
+
+
+@app.command("calibration_tensorfile")
+def calibration_tensorfile(
+    spec_file: Annotated[Path, typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text.")],
+    output: Annotated[Path, typer.Option("-o", "--output_path", help="The file; it must not exist.")],
+    max_batches: Annotated[int, typer.Option("-m", "--max_batches", help="-1 for all whole batches.")] = -1,
+    use_validation_set: Annotated[
+        bool, typer.Option("--use_validation_set", help="Take the validation images, not the training ones.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write images for NVIDIA's INT8 calibration, TAO's --cal_data_file; gridbox convert int8 needs none."""
+    from components.detectnet_v2.calibration_tensorfile import write_tensorfile
+    from components.detectnet_v2.spec import load_experiment
+
+    spec = load_experiment(spec_file)
+    _warn(spec.warnings)
+    count = write_tensorfile(spec.message, output, max_batches, validation=use_validation_set)
+    print(f"{count} batches of {spec.message.training_config.batch_size_per_gpu} images: {output}")
 
 
 @app.command("pretrained")

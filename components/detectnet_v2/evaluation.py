@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
-from components.detectnet_v2.validation import CostMeter
+from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
+from components.grid.clustering import detect, detect_like_tao5
 from components.measure import tao
 from components.measure.curve import AveragePrecisionMode
 from components.measure.matching import BoxSizes
@@ -52,9 +53,10 @@ def evaluate_model(
     load = sources.training_images if use_training_set else sources.validation_images
     data = load(spec, tao5=tao5)
     weights = experiment.objective_weights(spec)  # as a training starts with; TAO's evaluate has no others either
-    meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights)
     batch_size = spec.training_config.batch_size_per_gpu
-    figures = evaluate(meter, data, spec.evaluation_config, batch_size=batch_size, tao5=tao5)
+    order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None
+    meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights, order)
+    figures = evaluate(meter, data, spec.evaluation_config, batch_size=batch_size, tao5=tao5, order=order)
     figures["validation_cost"] = meter.cost
     print_evaluation(figures, meter.cost)
     if results and status:
@@ -88,6 +90,7 @@ def evaluate(
     *,
     batch_size: int = 16,
     tao5: bool = False,
+    order: Order | None = None,
 ) -> dict[str, Any]:
     """Detects in all images and matches detections to labels.
 
@@ -99,8 +102,9 @@ def evaluate(
         data: Labelled images of the predictor's input size.
         config: The spec's `evaluation_config`.
         batch_size: Images that the network sees at once.
-        tao5: Compute the average precisions as TAO 5 does (see `components.measure.tao`), without the images of a
-            last batch that is not full. The other figures stay the right ones.
+        tao5: Let NMS and the average precisions be TAO 5's (see `detect_like_tao5` and `components.measure.tao`). The
+            other figures stay the right ones for what is detected so.
+        order: The numbers of the images that are scored; None for all.
 
     Returns:
         The figures of `components.measure.summary.summarise`, and: `images`, `average_precision_mode`, `compat`,
@@ -108,11 +112,11 @@ def evaluate(
         a batch's time in the network (median of the batches).
 
     Raises:
-        UserError: There are no images, or not enough for one batch.
+        UserError: There are no images.
     """
     overlaps = config.minimum_detection_ground_truth_overlap
-    images = _labelled(data, predictor.class_names)
-    scored = score(predictor, images, overlaps, batch_size, whole_batches=tao5)
+    images = _labelled(data, range(len(data.pixels)) if order is None else order, predictor.class_names)
+    scored = score(predictor, images, overlaps, batch_size, detect_like_tao5 if tao5 else detect)
     sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in predictor.class_names}
     mode = _MODES[config.average_precision_mode]
     figures = summarise(scored.matchers, sizes, mode=mode)
@@ -146,8 +150,9 @@ def _tao5_figures(
     return {"average_precision": precisions, "mean_average_precision": statistics.fmean(precisions.values())}
 
 
-def _labelled(data: LabelledImages, class_names: tuple[str, ...]) -> Iterator[LabelledImage]:
-    for index, (pixels, objects) in enumerate(zip(data.pixels, data.objects, strict=True)):
+def _labelled(data: LabelledImages, order: Iterable[int], class_names: tuple[str, ...]) -> Iterator[LabelledImage]:
+    for index in order:
+        pixels, objects = data.pixels[index], data.objects[index]
         boxes = {name: objects.boxes[objects.class_ids == class_id] for class_id, name in enumerate(class_names)}
         yield LabelledImage(str(index), pixels, boxes, objects.masked.astype(np.float64))
 

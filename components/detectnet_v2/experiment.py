@@ -8,13 +8,16 @@ from typing import Literal
 
 import torch
 
-from components.detectnet_v2 import spec_pb2
+from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
 from components.grid.clustering import Clustering
 from components.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNetConfig
 from components.vision.resnet import ResNetConfig
 from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
+
+# As a spec would hold it.
+_NMS_IOU = spec_pb2.ClusteringConfig(nms_iou_threshold=spec_fields.NMS_IOU).nms_iou_threshold
 
 # How a spec's clustering algorithm is called in `Clustering`.
 _ALGORITHMS: dict[int, Literal["dbscan", "nms", "hybrid"]] = {
@@ -57,28 +60,38 @@ def to_clustering(config: spec_pb2.ClusteringConfig, tao5: bool = False) -> Clus
 
     Args:
         config: The message.
-        tao5: Whether to read it as TAO 5 evaluates it: the two confidence thresholds change places, and
-            `dbscan_min_samples` is a whole number of at least 1. Otherwise it counts as written, and 1 if unset.
+        tao5: Whether to read it as TAO 5 evaluates it: the two confidence thresholds change places,
+            `dbscan_min_samples` is a whole number of at least 1, and `nms_iou_threshold` 0 if unset. Otherwise the
+            former counts as written, and 1 if unset, and the latter is 0.3.
     """
     thresholds = config.dbscan_confidence_threshold, config.nms_confidence_threshold
     dbscan_confidence, nms_confidence = reversed(thresholds) if tao5 else thresholds
-    min_samples = config.dbscan_min_samples
     return Clustering(
         algorithm=_ALGORITHMS[config.clustering_algorithm],
         coverage_threshold=config.coverage_threshold,
         minimum_height=config.minimum_bounding_box_height,
         dbscan_eps=config.dbscan_eps,
-        dbscan_min_samples=max(int(min_samples), 1) if tao5 else min_samples or 1.0,
+        dbscan_min_samples=_min_samples(config, tao5),
         dbscan_confidence_threshold=dbscan_confidence,
-        nms_iou_threshold=config.nms_iou_threshold,
+        nms_iou_threshold=config.nms_iou_threshold or (0.0 if tao5 else _NMS_IOU),
         nms_confidence_threshold=nms_confidence,
     )
 
 
-def inference_clustering(handler: spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig) -> Clustering:
-    """Translates one class's `classwise_bbox_handler_config` of a loaded spec; TAO 5 reads these as they are meant."""
-    model = _CONFIDENCE_MODELS[handler.confidence_model]
-    return replace(to_clustering(handler.clustering_config), confidence_model=model)
+def _min_samples(config: spec_pb2.ClusteringConfig, tao5: bool) -> float:
+    return max(int(config.dbscan_min_samples), 1) if tao5 else config.dbscan_min_samples or 1.0
+
+
+def inference_clustering(
+    handler: spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig, tao5: bool = False
+) -> Clustering:
+    """Translates one class's `classwise_bbox_handler_config` of a loaded spec.
+
+    TAO 5 reads these as they are meant, except for `dbscan_min_samples`, of which `tao5` takes the whole number.
+    """
+    model = _CONFIDENCE_MODELS.get(handler.confidence_model, "aggregate_cov")  # unset, which NMS may leave it
+    config = handler.clustering_config
+    return replace(to_clustering(config), confidence_model=model, dbscan_min_samples=_min_samples(config, tao5))
 
 
 def network_config(spec: spec_pb2.Experiment, width: float = 1.0) -> GridNetConfig:

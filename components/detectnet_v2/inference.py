@@ -17,7 +17,7 @@ from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import Label
 from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
-from components.grid.clustering import detect_for_inference
+from components.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.progress import track
 from components.step import StageError, UserError, publish_files
 from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw, spare_source
@@ -50,7 +50,13 @@ class Inferred:
 
 
 def infer(
-    spec: spec_pb2.Inference, source: Path, results: Path, model: Path | None = None, batch_size: int = 0
+    spec: spec_pb2.Inference,
+    source: Path,
+    results: Path,
+    model: Path | None = None,
+    batch_size: int = 0,
+    *,
+    tao5: bool = False,
 ) -> Inferred:
     """Detects in an image, in all images of a folder, or in a video.
 
@@ -64,6 +70,7 @@ def infer(
         results: The results directory.
         model: Replaces the spec's model.
         batch_size: Replaces the spec's batch size where above 0.
+        tao5: Reproduce TAO 5's defects.
 
     Raises:
         UserError: There is nothing to read, the model does not belong to the spec, or results would take the place of
@@ -74,7 +81,7 @@ def infer(
     status = StatusLog(results)
     status.write("STARTED", "Starting DetectNet_v2 Inference")
     config = spec.bbox_handler_config
-    detector = ImageDetector(spec, model or Path(spec.inferencer_config.tlt_config.model))
+    detector = ImageDetector(spec, model or Path(spec.inferencer_config.tlt_config.model), tao5=tao5)
     size = batch_size or spec.inferencer_config.batch_size or 1
     begin = time.monotonic()
     with publish_files(results / OVERLAYS) as overlays, publish_files(results / LABELS) as labels:
@@ -102,7 +109,7 @@ def infer(
 class ImageDetector:
     """A model and an inference spec: images in, boxes in the images' own pixels out."""
 
-    def __init__(self, spec: spec_pb2.Inference, model: Path) -> None:
+    def __init__(self, spec: spec_pb2.Inference, model: Path, *, tao5: bool = False) -> None:
         """Loads the model.
 
         Raises:
@@ -114,13 +121,17 @@ class ImageDetector:
         names = tuple(spec.bbox_handler_config.postproc_classes) or tuple(config.target_classes)
         self._drawings = {name: _drawing(spec, name) for name in names}
         # Classes without an entry are not looked for.
-        self._predictor.clustering = {name: experiment.inference_clustering(_handler(spec, name)[1]) for name in names}
+        handlers = {name: _handler(spec, name)[1] for name in names}
+        self._predictor.clustering = {
+            name: experiment.inference_clustering(handler, tao5) for name, handler in handlers.items()
+        }
+        self._find = detect_for_inference_like_tao5 if tao5 else detect_for_inference
 
     def __call__(self, images: Sequence[Image]) -> list[list[Found]]:
         """Detects in images [H, W, 3] BGR of any sizes: TAO stretches them to the network's input."""
         width, height = self._predictor.geometry.width, self._predictor.geometry.height
         stretched = [cv2.resize(image[..., ::-1], (width, height), interpolation=cv2.INTER_AREA) for image in images]
-        found = detect_images(self._predictor, np.stack(stretched).astype(np.uint8), detect_for_inference)
+        found = detect_images(self._predictor, np.stack(stretched).astype(np.uint8), self._find)
         return [
             [
                 Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)

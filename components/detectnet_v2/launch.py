@@ -12,8 +12,8 @@ _PROGRAM = "from components.detectnet_v2.commands import main; main()"
 def run_common_options(argv: Sequence[str]) -> list[str]:
     """Carries out the options that TAO's entry point takes for every task; returns the others.
 
-    `train` declares them itself. The other tasks run as one process on one device: `--gpus`, `--num_processes` and
-    `--use_amp` change nothing there.
+    `train` declares them itself. The other tasks run as one process on one device: `--gpus`, `--num_processes`,
+    `--mpirun-arg`, `--multi-node` and `--use_amp` change nothing there.
     """
     words = list(argv)
     if not words or words[0] == "train":
@@ -22,7 +22,7 @@ def run_common_options(argv: Sequence[str]) -> list[str]:
     indices: list[int] = []
     while words:
         name, _, value = words.pop(0).partition("=")
-        takes_one = name in ("--gpus", "-np", "--num_processes", "--log_file")
+        takes_one = name in ("--gpus", "-np", "--num_processes", "--log_file", "--mpirun-arg")
         if takes_one and not value and words:
             value = words.pop(0)
         if name == "--log_file" and value:
@@ -32,11 +32,18 @@ def run_common_options(argv: Sequence[str]) -> list[str]:
             while words and words[0].isdigit():
                 numbers.append(words.pop(0))
             indices = [int(number) for number in numbers]
-        elif not takes_one and name != "--use_amp":
+        elif name == "--launch_cuda_blocking":
+            block_launches()
+        elif not takes_one and name not in ("--use_amp", "--multi-node"):
             kept.append(f"{name}={value}" if value else name)
     if indices:
         choose_gpus(1, indices)
     return kept
+
+
+def block_launches() -> None:
+    """Lets CUDA wait for every kernel, so that an error is raised where it arises."""
+    os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
 
 
 def is_launched() -> bool:

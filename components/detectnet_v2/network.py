@@ -41,7 +41,10 @@ def build_network(spec: spec_pb2.Experiment, width: float) -> GridNet:
     backbone = {name: value for name, value in stored.tensors.items() if layer_of(name) not in HEADS}
     copied, left = copy_matching(backbone, network)
     if not copied:
-        raise UserError(f"{file}: no layer fits the spec's ResNet-{config.backbone.depth}; name a file of that network")
+        raise UserError(
+            f"{file}: no layer fits the spec's ResNet-{config.backbone.depth}; set model_config.load_graph: true for a "
+            "pruned network, or name a file of that network"
+        )
     network.pretrained_layers = frozenset(copied)
     _report(file, stored, network, left)
     return network

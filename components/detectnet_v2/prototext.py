@@ -62,6 +62,10 @@ _TOKEN = re.compile(
       | (?P<other>.)""",
     re.VERBOSE,
 )
+# What fields of earlier releases, by message and name, have become.
+_NEW_NAMES = {
+    ("ClasswiseBboxHandlerConfig", "confidence_threshold"): "it is clustering_config.dbscan_confidence_threshold now",
+}
 _VARIABLE = re.compile(r"\$\{([^}\n]*)\}")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _CLOSING = {"{": "}", "<": ">"}
@@ -211,7 +215,7 @@ def _fault_of_variable(name: str, variables: Mapping[str, str], quoted: bool) ->
 
 
 def check(root: Node, descriptor: Descriptor) -> Iterator[Problem]:
-    """Finds unknown fields, values of a wrong kind, and fields given twice.
+    """Finds unknown fields, values of a wrong kind, and blocks and entries given twice.
 
     Args:
         root: The tree of a text.
@@ -239,6 +243,7 @@ def _check_block(node: Node, descriptor: Descriptor, path: str, homes: Mapping[s
             hint = nearest(child.name, [f.name for f in descriptor.fields])
             if child.name in homes:
                 hint = f"it belongs in {homes[child.name]}"
+            hint = _NEW_NAMES.get((descriptor.name, child.name), hint)
             yield Problem(child.line, f"{path or descriptor.name} has no field '{child.name}'; {hint}")
             continue
         child_path = f"{path}.{child.name}" if path else child.name
@@ -253,6 +258,7 @@ def _check_block(node: Node, descriptor: Descriptor, path: str, homes: Mapping[s
 
 
 def _repetitions(node: Node, descriptor: Descriptor, path: str) -> Iterator[Problem]:
+    """Finds what is given twice; a scalar may be, see `overridden`."""
     prefix = f"{path}." if path else ""
     first: dict[str, Node] = {}
     for child in node.children:
@@ -265,11 +271,23 @@ def _repetitions(node: Node, descriptor: Descriptor, path: str) -> Iterator[Prob
         else:
             identity = child.name
         before = first.setdefault(identity, child)
-        if before is not child:
+        if before is not child and (known.is_repeated or known.message_type is not None):
             yield Problem(child.line, f"{prefix}{identity} is given twice, first on line {before.line}; keep one")
         if known.containing_oneof and (other := _rival(known, first)):
             rival = f"'{other.name}' (line {other.line})"
             yield Problem(child.line, f"{prefix}{child.name} and {rival} exclude each other; keep one")
+
+
+def overridden(node: Node, descriptor: Descriptor, path: FieldPath = ()) -> Iterator[Problem]:
+    """Finds scalars given twice in a text that passes `check`: the last one counts, as for TAO."""
+    for name in dict.fromkeys(child.name for child in node.children):
+        known, given = descriptor.fields_by_name[name], node.named(name)
+        if known.message_type is not None:
+            for child in given:
+                yield from overridden(child, known.message_type, (*path, name))
+        elif not known.is_repeated and len(given) > 1:
+            text = f"is given twice, first on line {given[0].line}; the last one counts, {given[-1].value}"
+            yield Problem(given[-1].line, f"{display((*path, name))} {text}")
 
 
 def _rival(known: FieldDescriptor, first: Mapping[str, Node]) -> Node | None:
@@ -352,7 +370,9 @@ def locate(root: Node, path: FieldPath) -> tuple[int, str | None]:
         if not found:
             return line, None
         line, candidates = found[0].line, found
-    return line, candidates[0].value
+    is_name = path and isinstance(path[-1], str) and not isinstance(path[-1], MapKey)
+    last = candidates[-1] if is_name and candidates[0].value is not None else candidates[0]
+    return (last.line if is_name else line), last.value
 
 
 def display(path: FieldPath) -> str:

@@ -1,6 +1,7 @@
 """Loads the specs of DetectNet_v2: parses, fills in TAO's defaults, and refuses what is wrong, with file and line."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,19 +158,20 @@ def _review(path: Path, kind: Kind[Any] | None) -> Review:
     if unfilled or misread:
         return Review(path, kind, message, text, _in_order(unfilled + misread))
     try:
-        text_format.Parse(text, message)
+        text_format.Merge(text, message)  # unlike Parse it takes the last of several scalars, as TAO does
     except text_format.ParseError as error:
         raise UserError(f"{path}:{error.GetLine()}: {error}") from error
 
     def placed(faults: Iterable[Fault]) -> tuple[Problem, ...]:
         return _in_order(_place(tree, fault) for fault in faults)
 
-    warnings = placed(kind.warn(message))
+    twice = prototext.overridden(tree, descriptor)
+    warnings = _in_order([*twice, *(_place(tree, fault) for fault in kind.warn(message))])
     refused = placed(spec_warnings.refused_by_tao5(message, lambda field: prototext.locate(tree, field)[1]))
     without_effect = placed(spec_fields.effectless(message, kind.without_effect))
     kind.fill(message)
     problems = placed([*spec_rules.not_finite(message), *kind.check(message)])
-    differs = placed(spec_warnings.differs_in_tao5(message)) if kind is EXPERIMENT else ()
+    differs = placed(spec_warnings.differs_in_tao5(message))
     return Review(path, kind, message, text, problems, True, warnings, without_effect, refused, differs)
 
 
@@ -201,6 +203,8 @@ def _in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
 
 def _place(tree: Node, fault: Fault) -> Problem:
     line, value = prototext.locate(tree, fault.path)
+    if value and re.fullmatch(r"-?\d+\.\d{8,}(?:[eE]-?\d+)?", value):
+        value = f"{float(value):.7g}"  # NVIDIA's specs have 0.05 as 0.0500000007451
     state = "is not set" if value is None else f"is {value}"
     return Problem(line, f"{prototext.display(fault.path)} {fault.text.replace('{is}', state)}".strip())
 
@@ -211,8 +215,9 @@ def _place(tree: Node, fault: Fault) -> Problem:
 def _fill_experiment(spec: spec_pb2.Experiment) -> None:
     """Fills in what TAO's builders use for an unset field, so that no consumer repeats it.
 
-    `visualizer.scalar_logging_frequency` is left alone: what its default means depends on the number of steps, see
-    `spec_rules.scalar_logs_per_epoch`.
+    Left alone are `visualizer.scalar_logging_frequency`, for what its default means depends on the number of steps, see
+    `visualizer.scalar_logs_per_epoch`; and `nms_iou_threshold`, which TAO 5 evaluates as 0, see
+    `experiment.to_clustering`.
     """
     model, training, augmentation = spec.model_config, spec.training_config, spec.augmentation_config
     if spec.HasField("model_config"):
@@ -235,9 +240,6 @@ def _fill_experiment(spec: spec_pb2.Experiment) -> None:
     if augmentation.HasField("preprocessing"):
         preprocessing = augmentation.preprocessing
         preprocessing.output_image_channel = preprocessing.output_image_channel or 3
-    for target in spec.postprocessing_config.target_class_config.values():
-        if target.HasField("clustering_config"):
-            target.clustering_config.nms_iou_threshold = target.clustering_config.nms_iou_threshold or 0.3
 
 
 def _has_validation_source(data: spec_pb2.DatasetConfig) -> bool:
@@ -254,7 +256,7 @@ def _fill_inference(spec: spec_pb2.Inference) -> None:
     for handler in spec.bbox_handler_config.classwise_bbox_handler_config.values():
         if handler.HasField("clustering_config"):
             clustering = handler.clustering_config
-            clustering.nms_iou_threshold = clustering.nms_iou_threshold or 0.3
+            clustering.nms_iou_threshold = clustering.nms_iou_threshold or spec_fields.NMS_IOU
             clustering.nms_confidence_threshold = clustering.nms_confidence_threshold or 0.1
 
 

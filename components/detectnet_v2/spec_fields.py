@@ -13,6 +13,8 @@ from components.detectnet_v2.prototext import FieldPath, MapKey
 
 STRIDE = 16
 """Pixels of network input per cell of the output grid, in both directions."""
+NMS_IOU = 0.3
+"""`nms_iou_threshold` where it is not set."""
 SOFT_START = "training_config.learning_rate.soft_start_annealing_schedule"
 EARLY_STOPPING = "training_config.learning_rate.early_stopping_annealing_schedule"
 CLUSTERING = "postprocessing_config.target_class_config.clustering_config"
@@ -52,7 +54,6 @@ class WithoutEffect:
 
 # ---- Refused ---------------------------------------------------------------------------------------------------------
 
-_WANDB = "metrics go to status.json and TensorBoard files, not to Weights & Biases; set it false"
 _LAST_LAYER = "the heads read the backbone's last layer; leave it empty"
 _COLOUR = "the networks read three channels, and grey images are read as three equal ones; set 3"
 _MASK = "a mask covers all classes and both objectives, and finds its regions by source_class_label_filter; remove it"
@@ -73,11 +74,6 @@ REFUSED_IN_EXPERIMENT = (
     Refused(
         "evaluation_config.early_stopping_patience_steps",
         "TAO 5 reads it nowhere either; use training_config.learning_rate's early_stopping_annealing_schedule",
-    ),
-    Refused("training_config.visualizer.wandb_config.enabled", _WANDB),
-    Refused(
-        "training_config.visualizer.clearml_config",
-        "metrics go to status.json and TensorBoard files, not to ClearML; remove it",
     ),
     Refused("augmentation_config.preprocessing.output_image_channel", _COLOUR, (3,)),
     Refused(
@@ -102,7 +98,6 @@ REFUSED_IN_INFERENCE = (
         "use aggregate_cov or mean_cov",
         ("", "aggregate_cov", "mean_cov"),  # an empty one is missing, which has its own message
     ),
-    Refused("bbox_handler_config.wandb_config.enabled", _WANDB),
 )
 REFUSED_IN_EXPORT = (
     Refused("kitti_config.point_clouds_dir", "the detector reads images only; remove it"),
@@ -112,7 +107,9 @@ REFUSED_IN_EXPORT = (
 # ---- Without effect --------------------------------------------------------------------------------------------------
 
 _NO_WANDB = "Weights & Biases is not connected"
-_WANDB_FIELDS = ("key", "project", "entity", "reinit", "name", "tags", "wandb_dir", "notes", "mode")
+_NO_CLEARML = "ClearML is not connected"
+_CLEARML_FIELDS = ("project", "task", "tags", "reuse_last_task_id", "continue_last_task", "deferred_init")
+_WANDB_FIELDS = ("enabled", "key", "project", "entity", "reinit", "name", "tags", "wandb_dir", "notes", "mode")
 _NEIGHBORHOOD = "DBSCAN takes its neighbourhood from dbscan_eps"
 _CONFIDENCE = "the confidence is the coverage's, and its thresholds stand in clustering_config"
 _NODES = "the model file knows its inputs and outputs"
@@ -121,6 +118,7 @@ WITHOUT_EFFECT_IN_EXPERIMENT = (
     WithoutEffect("postprocessing_config.target_class_config.confidence_config.confidence_threshold", _CONFIDENCE),
     WithoutEffect("postprocessing_config.target_class_config.confidence_config.normalization_mode", _CONFIDENCE),
     *(WithoutEffect(f"training_config.visualizer.wandb_config.{name}", _NO_WANDB) for name in _WANDB_FIELDS),
+    *(WithoutEffect(f"training_config.visualizer.clearml_config.{name}", _NO_CLEARML) for name in _CLEARML_FIELDS),
 )
 WITHOUT_EFFECT_IN_INFERENCE = (
     WithoutEffect("inferencer_config.input_nodes", _NODES),

@@ -60,10 +60,11 @@ _AT_LEAST_ONE = _Range(1)
 _Ranges = tuple[tuple[str, str, _Range], ...]
 
 
-def _clustering_ranges(block: str) -> _Ranges:
-    shares = "coverage_threshold dbscan_eps dbscan_min_samples dbscan_confidence_threshold"
+def _clustering_ranges(block: str, sums: _Range) -> _Ranges:
+    """Returns the ranges of a clustering; `sums` is that of what sums of coverage are compared with."""
     return (
-        (block, f"{shares} nms_iou_threshold nms_confidence_threshold", _SHARE),
+        (block, "coverage_threshold dbscan_eps nms_iou_threshold nms_confidence_threshold", _SHARE),
+        (block, "dbscan_min_samples dbscan_confidence_threshold", sums),
         (block, "minimum_bounding_box_height", _NOT_NEGATIVE),
     )
 
@@ -90,7 +91,7 @@ _EXPERIMENT_RANGES: _Ranges = (
         _SHARE,
     ),
     ("augmentation_config.color_augmentation", "hue_rotation_max", _Range(0, 360)),
-    *_clustering_ranges(CLUSTERING),
+    *_clustering_ranges(CLUSTERING, _SHARE),  # TAO's limit in training specs alone
     ("postprocessing_config.target_class_config.confidence_config", "confidence_threshold", _SHARE),
     ("model_config", "dropout_rate", _BELOW_ONE),
     ("model_config", "freeze_blocks", _Range(0, 4)),
@@ -114,18 +115,15 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("training_config.optimizer.adam", "beta1 beta2", _Range(0, 1, above=True, below=True)),
     ("training_config.cost_scaling", "initial_exponent increment decrement", _POSITIVE),
     ("training_config.visualizer.target_class_config", "coverage_threshold", _SHARE),
-    (
-        "bbox_rasterizer_config.target_class_config",
-        "cov_center_x cov_center_y cov_radius_x cov_radius_y bbox_min_radius",
-        _SHARE,
-    ),
+    ("bbox_rasterizer_config.target_class_config", "cov_center_x cov_center_y", _SHARE),
+    ("bbox_rasterizer_config.target_class_config", "cov_radius_x cov_radius_y bbox_min_radius", _Range(0, 1, True)),
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
 )
 _INFERENCE_RANGES: _Ranges = (
     ("inferencer_config", "batch_size", _AT_LEAST_ONE),
     ("inferencer_config", "image_width image_height gpu_index", _NOT_NEGATIVE),
     ("bbox_handler_config", "overlay_linewidth", _NOT_NEGATIVE),
-    *_clustering_ranges(f"{HANDLERS}.clustering_config"),
+    *_clustering_ranges(f"{HANDLERS}.clustering_config", _NOT_NEGATIVE),
     (f"{HANDLERS}.bbox_color", "R G B", _Range(0, 255)),
 )
 _EXPORT_RANGES: _Ranges = (
@@ -158,9 +156,6 @@ _INFERENCE_REQUIRED = (
     "inferencer_config.tlt_config?.model",
     "inferencer_config.target_classes",
     f"{HANDLERS}.clustering_config",
-    f"{HANDLERS}.confidence_model",
-    f"{HANDLERS}.output_map",
-    f"{HANDLERS}.bbox_color",
 )
 _EXPORT_REQUIRED = (
     "convert_config_type",
@@ -372,6 +367,12 @@ def check_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
     yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_INFERENCE)
     handlers = spec.bbox_handler_config.classwise_bbox_handler_config
     path: FieldPath
+    for path, handler in spec_fields.values(spec, HANDLERS):
+        if (
+            not handler.confidence_model
+            and handler.clustering_config.clustering_algorithm != spec_pb2.ClusteringConfig.NMS
+        ):
+            yield Fault((*path, "confidence_model"), "is missing; it is required, except for NMS")
     targets, shown = spec.inferencer_config.target_classes, spec.bbox_handler_config.postproc_classes
     for index, name in enumerate(shown):
         if targets and name not in targets:

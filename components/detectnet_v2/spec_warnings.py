@@ -49,7 +49,13 @@ def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
         yield Fault(
             ("model_config", "freeze_pretrained_layers"), "{is}, but pretrained_model_file is not set: no layer"
         )
-    yield from _secrets(spec.training_config.visualizer.wandb_config, ("training_config", "visualizer"))
+    if model.freeze_blocks and not model.pretrained_model_file:
+        text = "but pretrained_model_file is not set: these blocks keep their random weights"
+        yield Fault(("model_config", "freeze_blocks"), text)
+    visualizer, path = spec.training_config.visualizer, ("training_config", "visualizer")
+    yield from _elsewhere(visualizer.wandb_config, path)
+    if visualizer.HasField("clearml_config"):
+        yield Fault((*path, "clearml_config"), f"is left aside: {_METRICS}, not to ClearML")
 
 
 def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
@@ -58,7 +64,7 @@ def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
         for name, default in INFERENCE_DEFAULTS.items():
             if not getattr(config, name):
                 yield Fault((*path, name), f"is not set: {default or 'the model has its own'}; TAO 5 requires it")
-    yield from _secrets(spec.bbox_handler_config.wandb_config, ("bbox_handler_config",))
+    yield from _elsewhere(spec.bbox_handler_config.wandb_config, ("bbox_handler_config",))
 
 
 def warn_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
@@ -73,7 +79,12 @@ INFERENCE_DEFAULTS = {"image_width": 0, "image_height": 0, "image_channels": 3, 
 960x544 for every model."""
 
 
-def _secrets(config: spec_pb2.WandBConfig, path: FieldPath) -> Iterator[Fault]:
+_METRICS = "metrics go to status.json and TensorBoard files"
+
+
+def _elsewhere(config: spec_pb2.WandBConfig, path: FieldPath) -> Iterator[Fault]:
+    if config.enabled:
+        yield Fault((*path, "wandb_config", "enabled"), f"{{is}}, but {_METRICS}, not to Weights & Biases")
     if config.key:
         text = "holds a secret, which the results directory's copy of the spec would hold too; remove it"
         yield Fault((*path, "wandb_config", "key"), text)
@@ -102,15 +113,49 @@ def refused_by_tao5(
             )
         if is_experiment and config.clustering_algorithm not in (_DBSCAN, _NMS):
             yield Fault((*path, "clustering_algorithm"), "{is}, which TAO has in inference only")
-    if isinstance(spec, spec_pb2.Inference):
+        if is_experiment and config.clustering_algorithm == _DBSCAN and not config.dbscan_eps:
+            yield Fault((*path, "dbscan_eps"), "{is}; TAO 5's DBSCAN must have more than 0")
+    if isinstance(spec, spec_pb2.Experiment):
+        yield from _experiment_refused_by_tao5(spec)
+    else:
         for name in INFERENCE_DEFAULTS:
             if not getattr(spec.inferencer_config, name):
                 yield Fault(("inferencer_config", name), "{is}: TAO 3.x and 4.0 have a default, TAO 5 requires it")
 
 
-def differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Finds what TAO 5 does otherwise with an experiment, beyond what a warning says; `--compat tao5` follows it."""
+def _experiment_refused_by_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
+    spatial = spec.augmentation_config.spatial_augmentation
+    if not spatial.zoom_min:
+        path = ("augmentation_config", "spatial_augmentation", "zoom_min")
+        yield Fault(path, "{is}; TAO 5 wants more than 0: write zoom_min: 1 zoom_max: 1 for no zoom")
+    if spec.model_config.freeze_blocks and not spec.model_config.pretrained_model_file:
+        yield Fault(("model_config", "freeze_blocks"), "needs a pretrained_model_file in TAO 5")
+    visualizer = spec.training_config.visualizer
+    if visualizer.HasField("wandb_config") and not visualizer.wandb_config.name:
+        yield Fault(("training_config", "visualizer", "wandb_config", "name"), "{is}; TAO 5 requires it")
+
+
+def differs_in_tao5(
+    spec: spec_pb2.Experiment | spec_pb2.Inference | spec_pb2.DatasetExportConfig,
+) -> Iterator[Fault]:
+    """Finds what TAO 5 does otherwise, beyond what a warning says; `--compat tao5` follows it."""
+    if isinstance(spec, spec_pb2.Experiment):
+        yield from _experiment_differs_in_tao5(spec)
+    elif isinstance(spec, spec_pb2.Inference):
+        for path, config in spec_fields.values(spec, f"{HANDLERS}.clustering_config"):
+            if config.dbscan_min_samples % 1 and config.clustering_algorithm != _NMS:
+                yield Fault((*path, "dbscan_min_samples"), "{is}; TAO 5 takes its whole part, and at least 1")
+            if config.minimum_bounding_box_height and config.clustering_algorithm != _DBSCAN:
+                yield Fault((*path, "minimum_bounding_box_height"), "{is}; TAO 5's NMS takes no notice of it")
+
+
+def _experiment_differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     for path, config in spec_fields.values(spec, CLUSTERING):
+        if config.clustering_algorithm != _DBSCAN:
+            text = "in TAO 5 measures boxes a pixel larger, wants scores above the threshold and ignores heights"
+            yield Fault((*path, "clustering_algorithm"), f"{{is}}, which {text}")
+            if not config.nms_iou_threshold:
+                yield Fault((*path, "nms_iou_threshold"), "{is}, here 0.3; TAO 5 evaluates with 0")
         used, swapped = "dbscan_confidence_threshold", "nms_confidence_threshold"
         if config.clustering_algorithm == _NMS:
             used, swapped = swapped, used
@@ -122,7 +167,7 @@ def differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
             if getattr(size, name) not in (0, 1) and spec.dataset_config.dataloader_mode == _MULTISOURCE:
                 yield Fault((*path, name), "{is}; TAO 5 drops boxes below 1 pixel, whatever it says")
     if spec.dataset_config.WhichOneof("dataset_split_type"):
-        text = "is used whole; TAO 5 leaves out the images of its last incomplete batch"
+        text = "is used whole; TAO 5 takes whole batches, from a repetition of it"
         yield Fault(("dataset_config", str(spec.dataset_config.WhichOneof("dataset_split_type"))), text)
     text = "is computed from exact boxes; TAO 5 rounds them to whole pixels"
     if spec.evaluation_config.average_precision_mode == spec_pb2.EvaluationConfig.INTEGRATE:

@@ -9,7 +9,7 @@ from typing import Any
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.prototext import Problem
 from components.detectnet_v2.spec import EXPERIMENT, INFERENCE, Review
-from components.detectnet_v2.spec_fields import STRIDE
+from components.detectnet_v2.spec_fields import NMS_IOU, STRIDE
 
 _WIDTH, _LABEL = 110, 20
 
@@ -338,7 +338,8 @@ def _clustering(config: spec_pb2.ClusteringConfig, bound: str, mean: bool = Fals
     if config.clustering_algorithm == kinds.HYBRID:
         steps.append("then taken apart again into their cells")
     if config.clustering_algorithm != kinds.DBSCAN:
-        steps.append(f"those that overlap a better one by an IoU of more than {config.nms_iou_threshold:g} go (NMS)")
+        iou = config.nms_iou_threshold or NMS_IOU
+        steps.append(f"those that overlap a better one by an IoU of more than {iou:g} go (NMS)")
         steps.append(kept("coverage", config.nms_confidence_threshold))
     return "; ".join(steps)
 
@@ -358,8 +359,9 @@ def _inference(spec: spec_pb2.Inference) -> Iterator[Section]:
 
 def _handled_class(name: str, handlers: Any) -> Iterator[Row]:  # noqa: ANN401 - a protobuf map has no type of its own
     handler = handlers[name] if name in handlers else handlers["default"]
-    colour = handler.bbox_color
-    yield name, f'written as "{handler.output_map}", drawn in RGB {colour.R}, {colour.G}, {colour.B}'
+    output = handler.output_map if name in handlers and handler.output_map else name
+    colour = handler.bbox_color if handler.HasField("bbox_color") else spec_pb2.BboxHandlerConfig.BboxColor(G=255)
+    yield name, f'written as "{output}", drawn in RGB {colour.R}, {colour.G}, {colour.B}'
     yield "", _clustering(handler.clustering_config, "more than", handler.confidence_model == "mean_cov")
 
 

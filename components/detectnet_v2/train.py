@@ -18,7 +18,7 @@ from components.detectnet_v2.evaluation import evaluate, evaluation_status, prin
 from components.detectnet_v2.losses import WeightPenalty
 from components.detectnet_v2.network import build_network, freeze
 from components.detectnet_v2.trainer import Precision, Trainer, require_finite
-from components.detectnet_v2.validation import CostMeter
+from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.detectnet_v2.visualizer import Visualizer
 from components.step import StageError, UserError, sha256
 from components.vision.checkpoint import SUFFIX, save_network
@@ -292,11 +292,14 @@ class _Training:
         predictor = TorchPredictor.of(self.network)
         predictor.clustering = experiment.clustering(self.spec, tao5=self.options.tao5)
         targets = sources.batch_maker(self.spec, self.validation, tao5=self.options.tao5)
-        meter = CostMeter(predictor, targets, self.trainer.weights)
-        batch_size = self.spec.training_config.batch_size_per_gpu
-        figures = evaluate(
-            meter, self.validation, self.spec.evaluation_config, batch_size=batch_size, tao5=self.options.tao5
-        )
+        batch_size, images = self.spec.training_config.batch_size_per_gpu, len(self.validation.pixels)
+        order: Order | None = None
+        config = self.spec.evaluation_config
+        if self.options.tao5:
+            since_first = max(finished - config.first_validation_epoch, 0)
+            order = scored_by_tao5(images, batch_size, -(-since_first // config.validation_period_during_training))
+        meter = CostMeter(predictor, targets, self.trainer.weights, order)
+        figures = evaluate(meter, self.validation, config, batch_size=batch_size, tao5=self.options.tao5, order=order)
         self._say(f"Epoch {finished}/{self.epochs}\n{'=' * 25}")
         print_evaluation(figures, meter.cost)
         if self.visualizer:

@@ -4,34 +4,68 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from components.detectnet_v2.dataset import BatchMaker
 from components.detectnet_v2.losses import ObjectiveWeights, bbox_cost, coverage_cost
+from components.step import UserError
 from components.vision.predictor import Grids, Images, Predictor
+
+Order = NDArray[np.int64]
+
+
+def scored_by_tao5(images: int, batch_size: int, validations: int | None = None) -> Order:
+    """Returns the numbers of the images that TAO 5 scores: whole batches of a data set that repeats without end.
+
+    Args:
+        images: How many there are.
+        batch_size: Images in a batch.
+        validations: In training, how many validations came before: TAO then rounds the number of batches down, and each
+            validation goes on where the one before stopped. None for an evaluation, which rounds up: the first images
+            fill the last batch.
+
+    Raises:
+        UserError: In training, when there is no whole batch.
+    """
+    if validations is None:
+        batches, start = -(-images // batch_size), 0
+    else:
+        batches = images // batch_size
+        start = validations * batches * batch_size
+    if images and not batches:
+        raise UserError(
+            f"{images} validation images are fewer than one batch of {batch_size}, and TAO 5 would validate on none; "
+            "lower batch_size_per_gpu, or leave --compat tao5 out"
+        )
+    return (start + np.arange(batches * batch_size)) % max(images, 1)
 
 
 class CostMeter:
-    """A predictor that adds up what its outputs cost while it is shown the validation images, in their order."""
+    """A predictor that adds up what its outputs cost while it is shown the validation images."""
 
-    def __init__(self, predictor: Predictor, batches: BatchMaker, weights: ObjectiveWeights) -> None:
+    def __init__(
+        self, predictor: Predictor, batches: BatchMaker, weights: ObjectiveWeights, order: Order | None = None
+    ) -> None:
         """Wraps a predictor.
 
         Args:
             predictor: The network.
             batches: Makes the targets of the images that the predictor will be shown.
             weights: The objectives' weights at this point of the training.
+            order: The numbers of the images as they will be shown; None for all.
         """
         self.geometry, self.class_names = predictor.geometry, predictor.class_names
         self.clustering = predictor.clustering
         self.parameters, self.file_bytes = predictor.parameters, predictor.file_bytes
-        self._predictor, self._weights = predictor, weights
+        self._predictor, self._weights, self._order = predictor, weights, order
         self._batches = replace(batches, augmentation=None, on_device=False)
         self._sum, self._seen = 0.0, 0
 
     def __call__(self, images: Images) -> Grids:
         """See `Predictor`."""
         coverage, bbox = self._predictor(images)
-        batch = self._batches.batch(0, 0, np.arange(self._seen, self._seen + len(images)))
+        shown = np.arange(self._seen, self._seen + len(images))
+        batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
         costs = torch.stack(
             [

@@ -1,14 +1,14 @@
 """Candidate cells to detections: as DetectNet_v2 evaluates, and with its slightly different numerics at inference."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.grid.dbscan import NOISE, density_labels
-from components.grid.decode import decode
+from components.grid.decode import clip, decode, decode_unclipped
 from components.grid.geometry import GridGeometry
 from components.grid.nms import nms
 from components.grid.overlap import Flags, Overlap, overlapping
@@ -54,17 +54,29 @@ class _Numerics:
         cluster_overlap: IoU between candidates that may form a cluster.
         nms_overlap: IoU between candidates that may suppress each other.
         eps_margin: Added to `dbscan_eps`.
-        confident: Whether scores [K] satisfy a threshold.
+        confident: Whether scores [K] of clusters satisfy a threshold.
+        nms_confident: Whether scores [K] of what NMS keeps satisfy one.
+        nms_minds_height: Whether NMS drops what is not higher than `minimum_height`.
+        clips_last: Whether detections are clipped to the network's input, and not the candidates they are made of; the
+            candidates then go column by column, and not row by row.
     """
 
     cluster_overlap: Overlap
     nms_overlap: Overlap
     eps_margin: float
     confident: Callable[[NDArray[np.float32], float], Any]
+    nms_confident: Callable[[NDArray[np.float32], float], Any]
+    nms_minds_height: bool = True
+    clips_last: bool = False
 
 
-_EVALUATION = _Numerics(Overlap(smoothing=1e-5), Overlap(smoothing=1e-5), 0.0, np.greater_equal)
-_INFERENCE = _Numerics(Overlap(smoothing=0.01), Overlap(border=1.0), 1e-12, np.greater)
+_EVALUATION = _Numerics(Overlap(smoothing=1e-5), Overlap(smoothing=1e-5), 0.0, np.greater_equal, np.greater_equal)
+_INFERENCE = _Numerics(Overlap(smoothing=0.01), Overlap(border=1.0), 1e-12, np.greater, np.greater, clips_last=True)
+# TAO 5 has one NMS for both paths (`postprocessor/utilities.py`), which takes no notice of heights.
+_EVALUATION_OF_TAO5 = replace(
+    _EVALUATION, nms_overlap=_INFERENCE.nms_overlap, nms_confident=np.greater, nms_minds_height=False
+)
+_INFERENCE_OF_TAO5 = replace(_INFERENCE, nms_minds_height=False)
 
 
 def detect(
@@ -72,7 +84,8 @@ def detect(
 ) -> NDArray[np.float32]:
     """Returns one class's detections in one image as TAO's evaluation finds them, best first.
 
-    A score must reach its threshold. TAO refuses `hybrid` here; it gets what inference does, in these numerics.
+    A score must reach its threshold. NMS, too, measures overlap as DBSCAN does here and drops low boxes, which TAO's
+    does not, see `detect_like_tao5`. TAO refuses `hybrid`; it gets what inference does, in these numerics.
 
     Args:
         coverage: [rows, columns], the network's coverage output.
@@ -91,9 +104,24 @@ def detect_for_inference(
 ) -> NDArray[np.float32]:
     """Returns one class's detections in one image as TAO's inference finds them, best first.
 
-    A score must exceed its threshold, and `confidence_model` counts. Arguments and result as for `detect`.
+    A score must exceed its threshold, and `confidence_model` counts. Boxes are clipped to the network's input once they
+    are found, so that a minimum height is that of the whole box. Arguments and result as for `detect`.
     """
     return _detect(coverage, bbox, geometry, clustering, clustering.confidence_model, _INFERENCE)
+
+
+def detect_like_tao5(
+    coverage: NDArray[np.float32], bbox: NDArray[np.float32], geometry: GridGeometry, clustering: Clustering
+) -> NDArray[np.float32]:
+    """As `detect`, but NMS is TAO 5's own: boxes a pixel larger, scores above their threshold, heights ignored."""
+    return _detect(coverage, bbox, geometry, clustering, "aggregate_cov", _EVALUATION_OF_TAO5)
+
+
+def detect_for_inference_like_tao5(
+    coverage: NDArray[np.float32], bbox: NDArray[np.float32], geometry: GridGeometry, clustering: Clustering
+) -> NDArray[np.float32]:
+    """As `detect_for_inference`, but NMS ignores heights."""
+    return _detect(coverage, bbox, geometry, clustering, clustering.confidence_model, _INFERENCE_OF_TAO5)
 
 
 def _detect(
@@ -104,17 +132,20 @@ def _detect(
     confidence_model: ConfidenceModel,
     numerics: _Numerics,
 ) -> NDArray[np.float32]:
+    if numerics.clips_last:
+        grid, coverage = decode_unclipped(bbox, geometry).swapaxes(0, 1), coverage.T
+    else:
+        grid = decode(bbox, geometry)
     candidate = coverage > clustering.coverage_threshold
-    boxes, scores = decode(bbox, geometry)[candidate], coverage[candidate]
+    boxes, scores = grid[candidate], coverage[candidate]
 
-    def kept(boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float) -> Flags:
-        tall = boxes[:, 3] - boxes[:, 1] > clustering.minimum_height
-        return np.asarray(tall & numerics.confident(scores, threshold), bool)
+    def tall(boxes: NDArray[np.float32]) -> Flags:
+        return np.asarray(boxes[:, 3] - boxes[:, 1] > clustering.minimum_height, bool)
 
     if clustering.algorithm != "nms":
         labels = _cluster(boxes, scores, clustering, numerics)
         merged = merge_clusters(boxes, scores, labels, confidence_model)
-        surviving = kept(*merged, clustering.dbscan_confidence_threshold)
+        surviving = tall(merged[0]) & numerics.confident(merged[1], clustering.dbscan_confidence_threshold)
         if clustering.algorithm == "dbscan":
             boxes, scores = (values[surviving] for values in merged)
         else:
@@ -123,8 +154,11 @@ def _detect(
             boxes, scores = boxes[member], scores[member]
     if clustering.algorithm != "dbscan":
         best = nms(boxes, scores, clustering.nms_iou_threshold, numerics.nms_overlap)
-        best = best[kept(boxes[best], scores[best], clustering.nms_confidence_threshold)]
+        best = best[numerics.nms_confident(scores[best], clustering.nms_confidence_threshold)]
+        best = best[tall(boxes[best])] if numerics.nms_minds_height else best
         boxes, scores = boxes[best], scores[best]
+    if numerics.clips_last:
+        boxes = clip(boxes, geometry)
     order = np.argsort(-scores, kind="stable")
     return np.column_stack([boxes, scores])[order]
 

@@ -16,10 +16,20 @@ def decode(bbox: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.floa
     Returns:
         [rows, columns, 4] x1, y1, x2, y2 in pixels, with 0 <= x1 <= x2 <= width and 0 <= y1 <= y2 <= height.
     """
+    return clip(decode_unclipped(bbox, geometry), geometry)
+
+
+def decode_unclipped(bbox: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.float32]:
+    """As `decode`, with boxes that may reach beyond the input. Edges that cross meet instead, which TAO's do not."""
     x, y = geometry.reference_points()
     boxes = np.empty((*bbox.shape[1:], 4), np.float32)
-    boxes[..., 0] = np.clip(x - geometry.scale * bbox[0], 0, geometry.width)
-    boxes[..., 1] = np.clip(y[:, None] - geometry.scale * bbox[1], 0, geometry.height)
-    boxes[..., 2] = np.clip(x + geometry.scale * bbox[2], boxes[..., 0], geometry.width)
-    boxes[..., 3] = np.clip(y[:, None] + geometry.scale * bbox[3], boxes[..., 1], geometry.height)
+    boxes[..., 0] = x - geometry.scale * bbox[0]
+    boxes[..., 1] = y[:, None] - geometry.scale * bbox[1]
+    boxes[..., 2] = np.maximum(x + geometry.scale * bbox[2], boxes[..., 0])
+    boxes[..., 3] = np.maximum(y[:, None] + geometry.scale * bbox[3], boxes[..., 1])
     return boxes
+
+
+def clip(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.float32]:
+    """Clips boxes [..., 4] to the network's input."""
+    return np.clip(boxes, 0, np.array([geometry.width, geometry.height] * 2, np.float32))

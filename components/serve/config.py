@@ -165,7 +165,8 @@ def _network(detector: Detector, settings: RepositorySettings) -> Message:
     return {
         **runtime,
         "default_model_filename": "model.py" if settings.backend == "python" else MODEL_FILES[settings.backend],
-        "input": [_tensor(detector.input, "FP32", pixels)],
+        # TAO's client of Triton asks for the order of the dimensions, and refuses a model that leaves it open.
+        "input": [{**_tensor(detector.input, "FP32", pixels), "format": Word("FORMAT_NCHW")}],
         "output": [_tensor(detector.bbox, "FP32", bbox), _tensor(detector.coverage, "FP32", coverage)],
         "instance_group": [{"count": count, "kind": Word("KIND_GPU" if settings.is_gpu else "KIND_CPU")}],
         **_batching(settings),

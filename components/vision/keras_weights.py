@@ -4,15 +4,16 @@ The architecture stands as JSON in the attribute `model_config`, the weights und
 `kernel:0` (height, width, in, out), `bias:0`, `gamma:0`, `beta:0`, `moving_mean:0` and `moving_variance:0`. Files of
 weights alone (`.h5`) have the layers at their root. A model wrapped in another one has its layers one folder deeper.
 
-What is not verified: no file of TAO's own was at hand. The layout is that of Keras' source, the graph that of TAO's
-(`core/templates/resnet.py`, `cv/detectnet_v2/objectives/base_objective.py`). TAO writes no padding layers: it patches
-Keras so that `padding: same` pads with k//2 zeros on both sides (`third_party/keras/tensorflow_backend.py`). Unpatched
-Keras pads convolutions of stride 2 on one side only, and so computes something else from the same file.
+Files written here load in `tf_keras` 2.21, every weight in its place. What is not verified: no file of TAO's own was
+at hand. The layout is that of Keras' source, the graph that of TAO's (`core/templates/resnet.py`,
+`cv/detectnet_v2/objectives/base_objective.py`). TAO writes no padding layers: it patches Keras so that `padding: same`
+pads with k//2 zeros on both sides (`third_party/keras/tensorflow_backend.py`). Unpatched Keras pads convolutions of
+stride 2 on one side only, and so computes something else from the same file.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -344,14 +345,40 @@ def _graph(config: GridNetConfig) -> dict[str, Any]:
     classes = len(config.class_names)
     builder.head(BBOX_HEAD, x, 4 * classes, "linear")
     builder.head(COVERAGE_HEAD, x, classes, "sigmoid")
+    layers = _in_keras_order(builder.layers, HEADS)
     stem = f"resnet{config.backbone.depth}{'' if config.backbone.use_pooling else '_nopool'}"
     graph = {
         "name": f"{stem}{'_bn' if config.backbone.use_batch_norm else ''}_detectnet_v2",
-        "layers": builder.layers,
+        "layers": layers,
         "input_layers": [["input_1", 0, 0]],
         "output_layers": [[head, 0, 0] for head in HEADS],
     }
     return {"class_name": "Model", "config": graph}
+
+
+def _in_keras_order(layers: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[dict[str, Any]]:
+    """Sorts a graph's layers as Keras 2.2.4 does when it builds a model, for it assigns stored weights by position.
+
+    The layer farthest from the outputs comes first. Among equally far ones it is the one that a walk from the outputs
+    back to the inputs, each layer before its inputs, meets first.
+
+    Args:
+        layers: Each after the layers that it reads.
+        outputs: The names of the layers whose outputs are the model's, in their order.
+    """
+    inputs = {layer["name"]: [source[0] for node in layer["inbound_nodes"] for source in node] for layer in layers}
+    distance = dict.fromkeys(inputs, 0)
+    for name in reversed(inputs):
+        for source in inputs[name]:
+            distance[source] = max(distance[source], distance[name] + 1)
+    met: dict[str, int] = {}
+    waiting = list(reversed(outputs))
+    while waiting:
+        name = waiting.pop()
+        if name not in met:
+            met[name] = len(met)
+            waiting += reversed(inputs[name])
+    return sorted(layers, key=lambda layer: (-distance[layer["name"]], met[layer["name"]]))
 
 
 _ZEROS = {"class_name": "Zeros", "config": {}}

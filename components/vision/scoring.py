@@ -12,11 +12,12 @@ import numpy as np
 
 from components.formats.images import ImageError, Letterbox, decode
 from components.formats.kitti import IGNORED_CLASS, read_split
+from components.grid.clustering import detect
 from components.grid.geometry import GridGeometry
 from components.measure.boxes import Floats
 from components.measure.matching import ImageBoxes, Matcher
 from components.step import MANIFEST, UserError, read_manifest
-from components.vision.predictor import Images, Predictor, cluster
+from components.vision.predictor import Detector, Images, Predictor, cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +163,7 @@ def score(
     images: Iterable[LabelledImage],
     iou_threshold: float | Mapping[str, float] = 0.5,
     batch_size: int = 16,
-    *,
-    whole_batches: bool = False,
+    detector: Detector = detect,
 ) -> Scored:
     """Detects in all images and pairs detections with ground truth.
 
@@ -172,7 +172,7 @@ def score(
         images: Labelled images of the predictor's input size.
         iou_threshold: Smallest IoU of a match, above 0 and at most 1, for all classes or by class name.
         batch_size: Images that the network sees at once.
-        whole_batches: Leave out the images of a last batch that is not full.
+        detector: How candidates become detections.
 
     Raises:
         UserError: There are no images.
@@ -182,21 +182,18 @@ def score(
     seconds, network_seconds = 0.0, []
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
-        if whole_batches and len(batch) < batch_size:
-            break
         pixels = np.stack([image.pixels for image in batch])
         begin = time.perf_counter()
         grids = predictor(pixels)
         network_seconds.append((time.perf_counter() - begin) / len(batch))
-        found = cluster(predictor, grids)
+        found = cluster(predictor, grids, detector)
         seconds += time.perf_counter() - begin
         for image, detections in zip(batch, found, strict=True):
             ids.append(image.id)
             for name, rows in boxes.items():
                 rows.append(ImageBoxes(detections[name], image.objects[name], image.regions))
     if not ids:
-        reason = f"fewer than one batch of {batch_size}" if whole_batches else "the chosen split is empty"
-        raise UserError(f"no images to score: {reason}; check the data set and the split's name")
+        raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
     thresholds = iou_threshold if isinstance(iou_threshold, Mapping) else dict.fromkeys(boxes, iou_threshold)
     matchers = {name: Matcher(rows, thresholds[name]) for name, rows in boxes.items()}
     return Scored(ids, boxes, matchers, seconds, network_seconds)
