@@ -56,16 +56,18 @@ def publish(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial")
     former = path.with_name(f".{path.name}.former")
-    _heal(path, former)
+    _restore(path, former)
     try:
         yield scratch
         check_target(path, _named(scratch)[0] if scratch.is_dir() else None)
         if scratch.is_dir() and path.is_dir():
+            if former.is_dir() and foreign_entry(former) is None:
+                shutil.rmtree(str(former))
             try:
                 path.rename(former)
                 scratch.rename(path)
             except BaseException:
-                _heal(path, former)
+                _restore(path, former)
                 raise
             former.rename(scratch)
         else:
@@ -77,13 +79,10 @@ def publish(path: Path) -> Iterator[Path]:
             scratch.unlink()
 
 
-def _heal(path: Path, former: Path) -> None:
-    """Puts a former result back, or away, where a publish ended between its renames."""
-    if former.is_dir() and foreign_entry(former) is None:
-        if path.exists():
-            shutil.rmtree(str(former), ignore_errors=True)
-        else:
-            former.rename(path)
+def _restore(path: Path, former: Path) -> None:
+    """Puts a former result back where a publish has ended between its renames."""
+    if not path.exists() and former.is_dir() and foreign_entry(former) is None:
+        former.rename(path)
 
 
 def check_target(path: Path, kind: Optional[str]) -> None:
@@ -160,6 +159,9 @@ def publish_files(folder: Path) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         for file in files:
             file.replace(folder / file.name)
+        others = len(list(folder.iterdir())) - len(files)
+        if files and others:
+            print(f"{folder}: {others} files of other names are left as they were", flush=True)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

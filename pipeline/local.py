@@ -141,7 +141,8 @@ def _clear(settings: RunSettings) -> None:
     if found := _foreign(settings.folder):
         raise UserError(f"{found}: no run made this, and a new run would remove it; move it, or give --name another")
     keep = {LOCK_FILE, PIPELINE_FILE, ARGUMENTS_FILE, *([STAGES_FOLDER] if settings.resume else [])}
-    for entry in settings.folder.iterdir():
+    # Their names last: a kill in between must not leave the rest without.
+    for entry in sorted(settings.folder.iterdir(), key=lambda entry: entry.name == MADE_FILE):
         if entry.name in keep:
             continue
         if entry.is_dir() and not entry.is_symlink():

@@ -91,7 +91,7 @@ def test_every_artifact_is_named_and_summed(finished):
     manifests = {file.parent: json.loads(file.read_text()) for file in (runs / "first").glob("*/*/manifest.json")}
     kinds = {manifest["kind"] for manifest in manifests.values()}
     learnt = {"raw_faces", "kitti_set", "records", "model", "exported_model", "evaluation", "evaluations", "annotated"}
-    assert kinds == learnt | {"published_repository", "deployment"}
+    assert kinds == learnt | {"program", "published_repository", "deployment"}
     for folder, manifest in manifests.items():
         present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
         assert set(manifest["files"]) == present - {"manifest.json"}

@@ -10,18 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import discs
 import pytest
 import square_detector
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from networks import small_network
 from square_detector import random_samples, sample, write_detector
 
 from components import program, step
 from components.detectnet_v2.commands import app as detectnet
 from components.publication import publish as publish_to_store
+from components.serve import tensorrt
 from components.serve.deploy import skip_deployment
 from components.step import UserError, check_target, publish, publish_files, write_json, write_manifest
 from components.vision.checkpoint import save_network
@@ -63,7 +67,7 @@ def state(folder, names=None):
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory, kitti, records):
+def start(tmp_path_factory, kitti, records):
     """What the commands start from."""
     root = tmp_path_factory.mktemp("given")
     synthesize(root / "wider", 1, 1, 1, 160, 96, 1)
@@ -84,7 +88,11 @@ def given(tmp_path_factory, kitti, records):
     (predictions / "one.txt").write_text("face 0 0 0 16 16 32 32 0 0 0 0 0 0 0 0.9\n")
     for command in ("score", "report"):
         assert gridbox(*evaluations(root)[command], root / command) == 0
-    assert gridbox("serve", "publish", "--exported", root / "exported", *("--published", root / "published")) == 0
+    publishing = ["serve", "publish", "--exported", root / "exported", "--published"]
+    assert gridbox(*publishing, root / "unpublished") == 0
+    assert gridbox(*publishing, root / "served", "--base", root / "models") == 0
+    deploying = ["serve", "deploy", "--published", root / "served", "--evaluation", root / "score", "--deployment"]
+    assert gridbox(*deploying, root / "deployment") == 0
     publish_to_store(root / "exported", str(root / "store"))
     return SimpleNamespace(
         root=root, wider=root / "wider", squares=root / "squares", exported=root / "exported", images=images,
@@ -115,6 +123,17 @@ def folders(f):
         ],
         "serve build": ["serve", "build", "--exported", f.exported, "--repository"],
         "serve publish": ["serve", "publish", "--exported", f.exported, "--base", scratch / "base", "--published"],
+        "serve deploy": [
+            *("serve", "deploy", "--published", f.root / "served", "--evaluation", f.root / "score", "--deployment"),
+        ],
+        "serve deploy nothing": [
+            *("serve", "deploy", "--published", f.root / "unpublished", "--evaluation", f.root / "score"),
+            "--deployment",
+        ],
+        "evaluate endpoint": [
+            *("evaluate", "endpoint", "--kitti", f.squares, "--model", f.exported),
+            *("--deployment", f.root / "deployment", "--evaluation"),
+        ],
         "serve publish nowhere": ["serve", "publish", "--exported", f.exported, "--published"],
         "convert int8": ["convert", "int8", "--exported", f.exported, "--kitti", f.squares, "--quantized"],
         "pretrained model": ["detectnet_v2", "pretrained", "--model"],
@@ -165,18 +184,18 @@ SHARING = tuple(sharing(SimpleNamespace(**dict.fromkeys(("convert", "train", "ne
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_that_is_not_ours_is_refused_and_stays_as_it_was(given, tmp_path, capsys, name):
+def test_a_folder_that_is_not_ours_is_refused_and_stays_as_it_was(start, tmp_path, capsys, name):
     target = put_foreign(tmp_path / "holiday")
     before = state(tmp_path)
-    assert gridbox(*folders(given)[name], target) == 2
+    assert gridbox(*folders(start)[name], target) == 2
     assert state(tmp_path) == before
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{target}: holds family.jpg, which would be lost; name another place" in error
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_result_replaces_its_like_unless_a_person_has_put_something_beside_it(given, tmp_path, capsys, name):
-    command, target = folders(given)[name], tmp_path / "result"
+def test_a_result_replaces_its_like_unless_a_person_has_put_something_beside_it(start, tmp_path, capsys, name):
+    command, target = folders(start)[name], tmp_path / "result"
     target.mkdir()
     assert gridbox(*command, target) == 0, "an empty folder"
     put_foreign(target)
@@ -191,10 +210,10 @@ def test_a_result_replaces_its_like_unless_a_person_has_put_something_beside_it(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "result"]
 
 
-def test_a_result_of_another_kind_is_not_replaced(given, tmp_path, capsys):
-    target = shutil.copytree(given.squares, tmp_path / "squares")
+def test_a_result_of_another_kind_is_not_replaced(start, tmp_path, capsys):
+    target = shutil.copytree(start.squares, tmp_path / "squares")
     before = state(tmp_path)
-    assert gridbox(*folders(given)["serve build"], target) == 2
+    assert gridbox(*folders(start)["serve build"], target) == 2
     assert state(tmp_path) == before
     assert "which would be lost" in capsys.readouterr().err
 
@@ -207,32 +226,66 @@ def test_a_manifest_of_somebody_elses_is_no_leave_to_replace(tmp_path, manifest)
         skip_deployment(tmp_path / "app")
 
 
-def test_a_folder_takes_the_place_of_no_file(given, tmp_path, capsys):
+def test_a_folder_takes_the_place_of_no_file(start, tmp_path, capsys):
     (tmp_path / "letter").write_text("dear")
-    assert gridbox(*folders(given)["serve build"], tmp_path / "letter") == 2
+    assert gridbox(*folders(start)["serve build"], tmp_path / "letter") == 2
     assert (tmp_path / "letter").read_text() == "dear"
     assert "not a folder" in capsys.readouterr().err
 
 
-def test_store_fetch_brings_nothing_into_a_folder_that_is_there(given, tmp_path, capsys):
+def test_store_fetch_brings_nothing_into_a_folder_that_is_there(start, tmp_path, capsys):
     before = state(put_foreign(tmp_path / "holiday"))
-    assert gridbox("store", "fetch", given.root / "store", tmp_path / "holiday") == 2
+    assert gridbox("store", "fetch", start.root / "store", tmp_path / "holiday") == 2
     assert state(tmp_path / "holiday") == before
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_plan_takes_the_place_of_no_folder(start, tmp_path, capsys):
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text("#!/bin/sh\nexit 1\n")
+    trtexec.chmod(0o755)
+    target = put_foreign(tmp_path / "holiday")
+    before = state(target)
+    words = ["build", "--exported", start.exported, "--plan", target, "--trtexec", trtexec]
+    assert step.run([str(word) for word in words], tensorrt.main) == 2
+    assert state(target) == before
+    assert "holds family.jpg" in capsys.readouterr().err
+
+
+def test_a_download_of_ngc_is_refused_before_ngc_is_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NGC_ENDPOINT", "http://127.0.0.1:9")
+    before = state(put_foreign(tmp_path / "holiday"))
+    assert gridbox("ngc", "download", "--source", "nvidia/tao/a:b", "--model", tmp_path / "holiday") == 2
+    assert state(tmp_path / "holiday") == before
+    assert "holds family.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["pruned", "metrics"])
+def test_a_stage_of_taos_looks_at_its_outputs_before_its_work(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.setattr(step, "_tao", pytest.fail)
+    (tmp_path / "model").mkdir()
+    put_foreign(tmp_path / output)
+    before = state(tmp_path)
+    paths = {"model": tmp_path / "model", "pruned": tmp_path / "pruned", "metrics": tmp_path / "metrics"}
+    numbers = dict.fromkeys(step.PRUNE_VALUES, 1)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**paths, **numbers}.items()]
+    assert step.run(["detectnet_v2", "prune", *flags], step.tao_stage) == 2
+    assert state(tmp_path) == before
+    assert f"{tmp_path / output}: holds family.jpg" in capsys.readouterr().err
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_takes_the_place_of_no_folder(given, tmp_path, capsys, name):
+def test_a_file_takes_the_place_of_no_folder(start, tmp_path, capsys, name):
     target = put_foreign(tmp_path / "model.safetensors")
     before = state(tmp_path)
-    assert gridbox(*files(given)[name], target) == 2
+    assert gridbox(*files(start)[name], target) == 2
     assert state(tmp_path) == before
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{target}: " in error
-    assert gridbox(*files(given)[name], tmp_path / "new.safetensors") == 0, "the command is right but for its target"
+    assert gridbox(*files(start)[name], tmp_path / "new.safetensors") == 0, "the command is right but for its target"
 
 
 def test_a_compiled_pipelines_resources_take_the_place_of_no_folder(tmp_path):
@@ -254,46 +307,47 @@ def test_a_device_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_results_beside_a_persons_files_leave_these_alone(given, tmp_path, monkeypatch, name):
+def test_results_beside_a_persons_files_leave_these_alone(start, tmp_path, monkeypatch, name):
     target = put_foreign(tmp_path / "holiday")
     for own in ("labels", "images_annotated", "weights"):
         put_foreign(target / own)
     before = state(target)
     monkeypatch.chdir(target)  # prefixes and model files are named relative to it
-    assert gridbox(*sharing(given)[name], target) == 0
+    assert gridbox(*sharing(start)[name], target) == 0
     assert state(target, before) == before
     assert (target / "status.json").is_file()
-    assert gridbox(*sharing(given)[name], target) in (0, 2), "export names a file that is there already"
+    assert gridbox(*sharing(start)[name], target) in (0, 2), "export names a file that is there already"
     assert state(target, before) == before
 
 
-def test_inference_replaces_labels_of_the_same_name_only(given, tmp_path):
+def test_inference_replaces_labels_of_the_same_name_only(start, tmp_path, capsys):
     labels = tmp_path / "labels"
     labels.mkdir()
     (labels / "one.txt").write_text("of an earlier inference")
     (labels / "two.txt").write_text("of an image that is not in this one")
-    assert gridbox(*sharing(given)["inference"], tmp_path) == 0
+    assert gridbox(*sharing(start)["inference"], tmp_path) == 0
     assert (labels / "one.txt").read_text().startswith("face ")
     assert (labels / "two.txt").read_text() == "of an image that is not in this one"
+    assert f"{labels}: 1 files of other names are left as they were" in capsys.readouterr().out
 
 
-def test_inference_does_not_write_over_the_labels_of_its_images(given, tmp_path, capsys):
-    shutil.copytree(given.images, tmp_path / "set/images")
+def test_inference_does_not_write_over_the_labels_of_its_images(start, tmp_path, capsys):
+    shutil.copytree(start.images, tmp_path / "set/images")
     put_foreign(tmp_path / "set/labels")
     (tmp_path / "set/labels/one.txt").write_text("face 0 0 0 1 2 3 4 0 0 0 0 0 0 0\n")
     before = state(tmp_path)
-    command = ["detectnet_v2", "inference", "-e", given.inference, "-r", tmp_path / "set", "-i"]
+    command = ["detectnet_v2", "inference", "-e", start.inference, "-r", tmp_path / "set", "-i"]
     assert gridbox(*command, tmp_path / "set/images") == 2
     assert state(tmp_path) == before
     assert "would take the place of images or labels" in capsys.readouterr().err
 
 
-def test_a_conversion_removes_only_its_own_former_shards(given, tmp_path):
+def test_a_conversion_removes_only_its_own_former_shards(start, tmp_path):
     names = ("kitti-fold-000-of-009-shard-00000-of-00001", "kitti-fold-notes", "kitti.txt", "kitti_warning.json")
     for name in names:
         (tmp_path / name).write_text(name)
     (tmp_path / "kitti-fold-001-of-009").mkdir()
-    words = ["detectnet_v2", "dataset_convert", "-d", given.convert, "-o", tmp_path / "kitti"]
+    words = ["detectnet_v2", "dataset_convert", "-d", start.convert, "-o", tmp_path / "kitti"]
     assert gridbox(*words) == 0
     assert not (tmp_path / names[0]).exists()
     assert [(tmp_path / name).read_text() for name in names[1:3]] == list(names[1:3])
@@ -334,28 +388,31 @@ OTHERS = (
 )
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", [*FOLDERS, *FILES, *SHARING, *OTHERS])
-def test_a_place_where_nothing_can_stand_costs_one_line(given, tmp_path, monkeypatch, capsys, name, place):
+# Some may write into any folder that there is, and an empty name of a log is none.
+ANYWHERE, NOWHERE = (*SHARING, "run --runs"), ("parent is a file", "proc", "overlong")
+PLACED = [
+    (name, place)
+    for name in (*FOLDERS, *FILES, *SHARING, *OTHERS)
+    for place in (NOWHERE if name in ANYWHERE else PLACES)
+    if (name, place) != ("train --log_file", "empty")
+]
+
+
+@pytest.mark.parametrize(("name", "place"), PLACED)
+def test_a_place_where_nothing_can_stand_costs_one_line(start, tmp_path, monkeypatch, capsys, name, place):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("letter").write_text("dear")
     others = {
         "run --runs": ["run", "facedetect", "--profile", "micro", "--set", "train_epochs=nonsense", "--runs"],
-        "store fetch": ["store", "fetch", given.root / "store"],
-        "dataset_convert -o": ["detectnet_v2", "dataset_convert", "-d", given.convert, "-o"],
-        "export -o": ["detectnet_v2", "export", "-m", given.network, "-o"],
-        "serve --log": ["serve", given.exported, "--log"],
-        "train --log_file": ["detectnet_v2", "train", "-e", given.train, "-r", given.root / "logged", "--log_file"],
-        "widerface fetch": ["widerface", "fetch", "--source", given.root / "nothing", "--output"],
+        "store fetch": ["store", "fetch", start.root / "store"],
+        "dataset_convert -o": ["detectnet_v2", "dataset_convert", "-d", start.convert, "-o"],
+        "export -o": ["detectnet_v2", "export", "-m", start.network, "-o"],
+        "serve --log": ["serve", start.exported, "--log"],
+        "train --log_file": ["detectnet_v2", "train", "-e", start.train, "-r", start.root / "logged", "--log_file"],
+        "widerface fetch": ["widerface", "fetch", "--source", start.root / "nothing", "--output"],
     }
-    commands = {**folders(given), **files(given), **sharing(given), **others}
-    if name in SHARING and place in ("here", "above", "the root", "empty"):
-        pytest.skip("a folder to write into like any other")
-    if name == "train --log_file" and place == "empty":
-        pytest.skip("no log")
-    if name == "run --runs" and place not in ("parent is a file", "overlong", "proc"):
-        pytest.skip("a folder to write into like any other")
+    commands = {**folders(start), **files(start), **sharing(start), **others}
     capsys.readouterr()
     assert gridbox(*commands[name], PLACES[place]) in (1, 2)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -450,9 +507,9 @@ def test_a_kill_at_any_rename_costs_neither_the_former_folder_nor_the_new_one(tm
     with pytest.raises(ZeroDivisionError), publish(tmp_path / "model"):
         raise ZeroDivisionError  # the next one has begun: it has put things right
     assert (tmp_path / "model/weights").read_text() == left
-    assert not (tmp_path / ".model.former").exists()
     write_model(tmp_path / "model", "three")
     assert (tmp_path / "model/weights").read_text() == "three"
+    assert not (tmp_path / ".model.former").exists()
 
 
 def test_a_persons_folder_of_that_name_is_no_former_result(tmp_path):
@@ -464,6 +521,44 @@ def test_a_persons_folder_of_that_name_is_no_former_result(tmp_path):
         write_model(tmp_path / "model", "two")
     assert (tmp_path / "model/weights").read_text() == "one"
     assert state(tmp_path, before) == before
+
+
+NAMES = st.sampled_from(["weights", "notes.txt", "a/weights", "a/b/notes.txt", ".hidden", "a/manifest.json"])
+MANIFESTS = st.one_of(
+    st.none(),
+    st.binary(max_size=8),
+    st.builds(
+        lambda kind, named: json.dumps({"kind": kind, "layout": 1, "files": named}).encode(),
+        st.sampled_from(["model", "records", "", None]),
+        st.one_of(st.dictionaries(NAMES, st.none()), st.lists(NAMES), st.none(), st.integers()),
+    ),
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.sets(NAMES), manifest=MANIFESTS, writes_file=st.booleans())
+def test_whatever_lies_at_a_target_is_ours_or_stays(tmp_path, names, manifest, writes_file):
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        target = Path(folder, "model")
+        contents = {name: name.encode() for name in names}
+        contents |= {} if manifest is None else {"manifest.json": manifest}
+        for name, content in contents.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+        before = state(Path(folder))
+        try:
+            if writes_file:
+                write_json(target, {})
+            else:
+                write_model(target, "new")
+        except UserError:
+            assert state(Path(folder)) == before
+            return
+        assert (target if writes_file else target / "manifest.json").is_file()
+        if contents:  # then all of it was a model of ours
+            document = json.loads(contents["manifest.json"])
+            assert (writes_file, document["kind"]) == (False, "model")
+            assert names <= set(document["files"])
 
 
 def test_compiled_python_beside_a_models_code_hinders_nothing(tmp_path):
@@ -487,18 +582,18 @@ WALK = {
     "components/evaluate/measuring_options.py": "compare --report",
     "components/evaluate/program.py": "evaluate --report",
     "components/formats/tfrecord.py": "dataset_convert",
-    "components/ngc/download.py": "pretrained model",
+    "components/ngc/download.py": test_a_download_of_ngc_is_refused_before_ngc_is_asked,
     "components/publication_commands.py": "to a store, below a name that is new",
     "components/publication.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
     "components/serve/conclusion.py": "serve conclude",
-    "components/serve/deploy.py": test_a_manifest_of_somebody_elses_is_no_leave_to_replace,
+    "components/serve/deploy.py": "serve deploy",
     "components/serve/detect.py": test_detect_leaves_what_lies_beside_its_results,
-    "components/serve/gate.py": test_a_manifest_of_somebody_elses_is_no_leave_to_replace,
+    "components/serve/gate.py": "serve deploy",
     "components/serve/host.py": "a folder of the run's own, in the temporary folder",
     "components/serve/published.py": "serve publish",
     "components/serve/repository.py": "serve build",
-    "components/serve/tensorrt.py": "the artifact of a plan is written as that of a repository",
-    "components/step.py": "the artifacts of TAO's stages are written as these",
+    "components/serve/tensorrt.py": test_a_plan_takes_the_place_of_no_folder,
+    "components/step.py": test_a_stage_of_taos_looks_at_its_outputs_before_its_work,
     "components/store.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
     "components/vision/checkpoint.py": "prune",
     "components/vision/keras_weights.py": "prune",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from components.step import UserError
+from components.step import UserError, check_target
 
 if TYPE_CHECKING:
     from components.evaluate.measuring import Measurement
@@ -67,8 +67,20 @@ Images = Annotated[
 SplitName = Annotated[Split, typer.Option("--split", help="Which images to score.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on faults of the input instead of leaving them out.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="The report to write: one HTML file.")]
-MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="The report's figures as Markdown to write.")]
+
+
+def _checked(file: Path | None) -> Path | None:
+    if file is not None:
+        check_target(file, None)
+    return file
+
+
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", callback=_checked, help="The report to write: one HTML file.")
+]
+MarkdownFile = Annotated[
+    Path | None, typer.Option("--markdown", callback=_checked, help="The report's figures as Markdown to write.")
+]
 MatchIou = Annotated[
     float, typer.Option("--iou", min=0.01, max=1.0, help="Smallest intersection over union of a match.")
 ]
