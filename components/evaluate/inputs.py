@@ -384,7 +384,8 @@ def aligned(found: Found, truth: Truth, findings: Findings) -> Predictions:
     image = image_of_name[found.image]
     classes = class_of_name[found.classes] if len(class_of_name) else found.classes
     kept = (image >= 0) & (classes >= 0)
-    size = found.boxes[:, 2:] - found.boxes[:, :2]
+    with np.errstate(invalid="ignore"):
+        size = found.boxes[:, 2:] - found.boxes[:, :2]
     for what, bad in (
         ("detections whose score is no finite number", ~np.isfinite(found.scores)),
         ("detections whose box is not finite", ~np.isfinite(found.boxes).all(axis=1)),

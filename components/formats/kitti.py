@@ -166,9 +166,9 @@ def read_split(kitti_set: Path, split: str) -> Iterator[Sample]:
         UserError: There is neither, or a label cannot be read.
     """
     directory = kitti_set / split
-    shards = sorted(directory.glob("shard-*.tar"))
+    shards = [file for file in directory.glob("shard-*.tar") if file.is_file()]
     if shards:
-        for shard in shards:
+        for shard in sorted(shards):
             yield from _read_shard(shard)
         return
     if not (directory / "images").is_dir():

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from components.formats.reading import CONTROL
 from components.step import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -29,12 +30,13 @@ class Listing:
         """Says on stderr how many were left out, if any."""
         if self.left_out:
             count = len(self.left_out)
-            print(f"{self.folder}: {count} files left out, not meant as data: {self.left_out[0]}, …", file=sys.stderr)
+            print(f"{self.folder}: {count} files left out, not meant as data: {self.left_out[0]!r}, …", file=sys.stderr)
 
 
 def is_foreign(path: str) -> bool:
-    """Says whether a path below a folder or archive is hidden, or one that macOS or Windows leave behind."""
-    return any(part.startswith(".") or part.lower() in _FOREIGN for part in PurePosixPath(path).parts)
+    """Says whether a path below a folder or archive is hidden, one that macOS or Windows leave behind, or no text."""
+    parts = PurePosixPath(path).parts
+    return any(part.startswith(".") or part.lower() in _FOREIGN or CONTROL.search(part) for part in parts)
 
 
 def list_files(folder: Path, suffixes: Collection[str], *, deep: bool = False) -> Listing:

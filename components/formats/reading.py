@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from components.step import UserError
 
-# Line breaks, other control characters, and halves of characters, which only JSON can spell.
+# Line breaks, other control characters, and halves of characters: those of JSON and of names that are no UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _WHOLE = re.compile(r"\s*-?\d{1,18}\s*")
 _LIMIT = 2.0**63
