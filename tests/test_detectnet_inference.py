@@ -104,7 +104,7 @@ def test_images_of_equal_stem_keep_their_labels_apart(model, tmp_path, capsys):
     assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out/labels").iterdir()} == {"a.png.txt", "a.jpg.txt", "b.txt"}
     assert len(labels_of(tmp_path / "out", "a.png")) == 1
-    assert "a.jpg, a.png" in capsys.readouterr().out
+    assert "a.jpg, a.png" in capsys.readouterr().err
     shutil.copy(source / "b.png", source / "a.png.png")
     assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 2
     assert "rename one of them" in capsys.readouterr().err
