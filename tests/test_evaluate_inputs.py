@@ -290,7 +290,7 @@ def test_json_lines_hold_one_model_or_are_asked_for_one(tmp_path, wider):
     ("line", "message"),
     [
         ("{", ":2: no JSON text"),
-        ("[]", ":2: not a JSON object"),
+        ("[]", r":2 is \[\]; an object is needed"),
         ('{"image": "x"}', ":2: detections is missing"),
         ('{"image": "0--Parade/a.jpg", "detections": []}', ":2: 0--Parade/a.jpg stands here again, after .*:1; remove"),
         (

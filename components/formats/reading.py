@@ -67,12 +67,12 @@ def read_json(file: Path) -> Any:  # noqa: ANN401 - as above
 
 
 def is_number(text: str) -> bool:
-    """Says whether a word spells a number, `nan` and `inf` among them."""
+    """Says whether a word spells a number; `nan` and `inf` are numbers, and 1_000 is Python's own spelling."""
     try:
         float(text)
     except ValueError:
         return False
-    return "_" not in text  # Python's own spelling
+    return "_" not in text
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Entry:
             number = float(value)
         except OverflowError:
             number = float("inf")
-        if finite and not -_LIMIT < number < _LIMIT:
+        if finite and not abs(number) < _LIMIT:
             self._refuse(field, value, "a finite number below 2^63")
         return number
 
@@ -148,25 +148,14 @@ class Entry:
 
 
 def entries(rows: object, place: str) -> list[Entry]:
-    """Returns the objects of a JSON list.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Returns the objects of a JSON list; a UserError says that it is none."""
     if not isinstance(rows, list):
         raise UserError(f"{place} is {reprlib.repr(rows)}; a list of objects is needed")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{place}[{index}] is {reprlib.repr(row)}; an object is needed")
-    return [Entry(f"{place}[{index}]", row) for index, row in enumerate(rows)]
+    return [entry(row, f"{place}[{index}]") for index, row in enumerate(rows)]
 
 
 def entry(document: object, place: str) -> Entry:
-    """Returns a JSON object.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Returns a JSON object; a UserError says that it is none."""
     if not isinstance(document, dict):
-        raise UserError(f"{place}: not a JSON object, but {reprlib.repr(document)}")
+        raise UserError(f"{place} is {reprlib.repr(document)}; an object is needed")
     return Entry(place, document)
