@@ -29,7 +29,7 @@ import numpy as np
 from components.formats import coco
 from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, parse_labels, read_split
 from components.formats.listing import IMAGE_SUFFIXES, list_files
-from components.formats.reading import Entry, decode_text, entry, is_number, parse_json, read_bytes, read_text
+from components.formats.reading import Entry, decode_text, entry, parse_json, read_bytes, read_text, to_number
 from components.formats.wider import ANNOTATIONS, WiderImage, WiderSource, parse_annotations
 from components.formats.wider_ground_truth import ATTRIBUTES, FACES_FILE, read_ground_truth
 from components.formats.wider_predictions import read_predictions as read_wider_predictions
@@ -309,7 +309,7 @@ def _kitti_found(labels: Path, truth: Truth, findings: Findings) -> Found | None
 def _is_label(content: bytes) -> bool:
     """Says whether a text begins as a KITTI label does, with a box in its columns."""
     columns = content.partition(b"\n")[0].decode("latin-1").split()
-    return len(columns) > 7 and all(map(is_number, columns[4:8]))
+    return len(columns) > 7 and None not in map(to_number, columns[4:8])
 
 
 def _json_lines(file: Path, model: str) -> Found:
