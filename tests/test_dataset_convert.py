@@ -378,7 +378,7 @@ def _without(key: str) -> dict:
     [
         (_without("images"), "part0.json: images is missing"),
         (_without("annotations") | {"annotations": []}, "images, annotations or categories are empty"),
-        ([], "part0.json: not a JSON object"),
+        ([], "part0.json is []; an object is needed"),
         (COCO | {"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "image_id 9 is not in the"),
         (COCO | {"annotations": [{"image_id": 7, "category_id": 8, "bbox": [0, 0, 1, 1]}]}, "category_id 8 is not in"),
         (

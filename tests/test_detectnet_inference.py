@@ -60,7 +60,9 @@ def test_a_label_line_is_taos_to_the_letter():
 
 def test_a_folder_gives_overlays_and_labels(model, tmp_path, capsys):
     source = folder_of(tmp_path / "in", a__png=[(0, 0), (3, 2)], b__jpg=[], c__bmp=[(5, 3)])
-    (source / "notes.txt").write_text("hello")
+    for name in ("notes.txt", "._a.png", "Thumbs.db"):
+        (source / name).write_text("hello")
+    (source / ".ipynb_checkpoints.png").mkdir()
     out = tmp_path / "out"
     assert infer(spec_of(tmp_path, model), source, out) == 0
     assert boxes(labels_of(out, "a")) == [(0, 0, 16, 16), (48, 32, 64, 48)]
@@ -71,7 +73,7 @@ def test_a_folder_gives_overlays_and_labels(model, tmp_path, capsys):
     assert (drawn != picture([(0, 0), (3, 2)])).any()
     said = capsys.readouterr()
     assert "3 detections in 3 images" in said.out
-    assert "Left out, not named like images: notes.txt" in said.out
+    assert "files left out, not meant as data: 4 ('._a.png', '.ipynb_checkpoints.png'" in said.err
     records = [json.loads(line) for line in (out / "status.json").read_text().splitlines()]
     assert [record["status"] for record in records] == ["STARTED", "SUCCESS"]
     assert records[1]["kpi"]["detections"] == 3
@@ -110,7 +112,7 @@ def test_images_of_equal_stem_keep_their_labels_apart(model, tmp_path, capsys):
     assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 0
     assert {file.name for file in (tmp_path / "out/labels").iterdir()} == {"a.png.txt", "a.jpg.txt", "b.txt"}
     assert len(labels_of(tmp_path / "out", "a.png")) == 1
-    assert "a.jpg, a.png" in capsys.readouterr().out
+    assert "a.jpg, a.png" in capsys.readouterr().err
     shutil.copy(source / "b.png", source / "a.png.png")
     assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 2
     assert "rename one of them" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_json_lines_hold_one_model_or_are_asked_for_one(tmp_path, wider):
     ("line", "message"),
     [
         ("{", ":2: no JSON text"),
-        ("[]", ":2: not a JSON object"),
+        ("[]", r":2 is \[\]; an object is needed"),
         ('{"image": "x"}', ":2: detections is missing"),
         ('{"image": "0--Parade/a.jpg", "detections": []}', ":2: 0--Parade/a.jpg stands here again, after .*:1; remove"),
         (
@@ -460,7 +460,7 @@ def test_images_of_a_kitti_folder_are_told_from_foreign_files(tmp_path, capsys):
     (folder / "labels" / "a.txt").write_text("\ufeff" + format_label(label("dog", 1, 2, 3, 4)), "utf-8")
     truth = truth_of(tmp_path / "set")
     assert (truth.images, truth.class_names) == (("a", "b"), ("dog",))
-    assert "8 files left out" in capsys.readouterr().err
+    assert "files left out, not meant as data: 8 ('.DS_Store', " in capsys.readouterr().err
     (folder / "labels" / "b.txt").write_bytes("visage_entêté 0 0".encode("latin-1"))
     with pytest.raises(UserError, match=r"b\.txt:1: not UTF-8 text .byte 0xea, Latin-1 perhaps.; save the file"):
         truth_of(tmp_path / "set")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from components.detectnet_v2 import augment, dataset, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping, covered_cells
-from components.detectnet_v2.kitti_source import image_size
 from components.detectnet_v2.records import Frame, frame_to_example
+from components.formats.images import upright_size
 from components.formats.tfrecord import write_records
 from components.grid.encode import CoverageShape
 from components.grid.geometry import GridGeometry
@@ -169,7 +169,7 @@ def test_an_image_is_turned_as_the_size_in_its_record_says(tmp_path, suffix):
     wide[:, :32] = 255  # bright on the left as it is stored, at the top when it is upright
     file = tmp_path / f"turned{suffix}"
     file.write_bytes(turned(cv2.imencode(suffix, wide)[1].tobytes()))
-    assert image_size(file) == (32, 64)
+    assert upright_size(file.read_bytes()) == (32, 64)
     for width, height in ((32, 64), (64, 32)):
         frame = Frame("turned", width, height, [], np.zeros((0, 4), np.float32))
         canvas = LabelledImages([frame], [file], MAPPING, GEOMETRY).canvas[0]

@@ -110,7 +110,7 @@ def test_labels_beside_the_file_go_before_given_classes(tmp_path, capsys):
     (file.parent / "labels.txt").write_text("head\n")
     assert load_predictor(file, ("face",)).class_names == ("head",)
     assert "classes head from" in capsys.readouterr().err
-    (file.parent / "labels.txt").write_text("face;head\n")
+    (file.parent / "labels.txt").write_text("\ufeffface;head\n", "utf-8")
     with pytest.raises(UserError, match=r"it has 1 classes, .*labels\.txt names 2 \(face, head\)"):
         load_predictor(file)
 
@@ -140,7 +140,7 @@ def test_a_description_under_the_files_name_is_taken_and_held_against_the_graph(
     with pytest.raises(UserError, match=f"its width is {WIDTH}, its description says {2 * WIDTH}"):
         load_predictor(file)
     file.with_suffix(".json").write_text("[")
-    with pytest.raises(UserError, match="not the description of a model"):
+    with pytest.raises(UserError, match="no JSON text"):
         load_predictor(file)
 
 

@@ -162,7 +162,7 @@ def test_a_malformed_list_of_checksums_is_refused_with_its_line(tmp_path):
     (tmp_path / "sums").write_text(f"{'0' * 64}  a.zip\n\nabc  b.zip\n")
     with pytest.raises(UserError, match=r"sums:3: not a line of sha256sum"):
         read_checksums(tmp_path / "sums")
-    with pytest.raises(UserError, match="no readable list"):
+    with pytest.raises(UserError, match="none: cannot be read"):
         read_checksums(tmp_path / "none")
 
 

@@ -190,6 +190,6 @@ def _report(conversion: Conversion, prefix: Path) -> None:
         print(f"  sample_modifier_config: {done.duplicates} copies added by num_duplicates")
         print(f"  sample_modifier_config: {done.beyond_limit} frames left out by max_training_samples")
     if left_out := conversion.left_out:
-        print(f"  {len(left_out)} files among the images left out, for example {left_out[0]}")
+        print(f"  {len(left_out)} files among the images left out, for example {left_out[0]!r}")
     if conversion.unlisted:
         print(f"  {conversion.unlisted} images left out: kitti_sequence_to_frames_file does not name them")

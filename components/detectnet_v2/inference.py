@@ -1,7 +1,6 @@
 """`detectnet_v2 inference`: overlays and KITTI labels for an image, a folder of images, or a video."""
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 from components.detectnet_v2 import experiment, spec_pb2
 from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import Label
+from components.formats.listing import IMAGE_SUFFIXES, image_files, label_names, some
 from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
 from components.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
@@ -24,9 +24,7 @@ from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw, sp
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.status import StatusLog
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 _GREEN = (0, 255, 0)
-_NAMED = 3  # of the files with the same trouble
 
 Item = TypeVar("Item")
 Handler = spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig
@@ -93,13 +91,13 @@ def infer(
         if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
             done = _infer_video(detector, source, size, output)
         else:
-            done = _infer_images(detector, _image_files(source), size, output)
+            done = _infer_images(detector, image_files(source), size, output)
         if not done.images:
-            raise UserError(f"{source}: nothing here can be read: {_some(done.troubles)}")
+            raise UserError(f"{source}: nothing here can be read: {some(done.troubles)}")
     done.seconds = time.monotonic() - begin
     kpi = {"images": done.images, "detections": done.detections, "images_per_second": done.images / done.seconds}
     if done.troubles:
-        message = f"{source}: {_some(done.troubles)}; the {done.images} others are in {results}"
+        message = f"{source}: {some(done.troubles)}; the {done.images} others are in {results}"
         status.write("FAILURE", message, kpi=kpi)
         raise StageError(message)
     status.write("SUCCESS", "Inference finished successfully.", kpi=kpi)
@@ -158,7 +156,7 @@ class _Output:
 
 def _infer_images(detector: ImageDetector, files: Sequence[Path], size: int, output: _Output) -> Inferred:
     done = Inferred()
-    names = _label_names(files)
+    names = label_names(files)
     for batch in _batches(track(files, len(files), "detecting in images"), size):
         images: dict[Path, Image] = {}
         for file in batch:
@@ -172,7 +170,7 @@ def _infer_images(detector: ImageDetector, files: Sequence[Path], size: int, out
             output.write_labels(names[file], found)
             if output.overlays:
                 draw(image, found, output.line_width)
-                name = file.name if file.suffix.lower() in _SUFFIXES else f"{file.name}.png"
+                name = file.name if file.suffix.lower() in IMAGE_SUFFIXES else f"{file.name}.png"
                 (output.overlays / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
             done.images += 1
             done.detections += len(found)
@@ -205,39 +203,6 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     remaining = iter(items)
     while batch := list(islice(remaining, size)):
         yield batch
-
-
-def _image_files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UserError(f"{source}: no such image, folder or video")
-    there = sorted(file for file in source.iterdir() if file.is_file())
-    files = [file for file in there if file.suffix.lower() in _SUFFIXES]
-    if not files:
-        raise UserError(f"{source}: no images here ({', '.join(sorted(_SUFFIXES))})")
-    if others := [file.name for file in there if file not in files]:
-        print(f"Left out, not named like images: {_some(others)}", flush=True)
-    return files
-
-
-def _label_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Returns how the label file of each image is called: by its stem, or by its whole name where stems are equal."""
-    stems = Counter(file.stem for file in files)
-    names = {file: file.stem if stems[file.stem] == 1 else file.name for file in files}
-    if clashes := [file.name for file in files if stems[file.stem] > 1]:
-        print(f"Labels named after the whole file name, for equal stems: {_some(clashes)}", flush=True)
-    if clashes := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(
-            f"{files[0].parent}: the labels of several images would be {clashes[0]}.txt; rename one of them"
-        )
-    return names
-
-
-def _some(words: Sequence[str]) -> str:
-    """Names the first ones and counts the others."""
-    rest = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return ", ".join(words[:_NAMED]) + rest
 
 
 def _label(row: Sequence[float], scale: tuple[float, float], name: str) -> Label:

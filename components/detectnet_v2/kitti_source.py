@@ -98,8 +98,11 @@ class KittiSource:
         return self._labels / f"{frame}.txt"
 
     def _read(self, key: str) -> tuple[Frame, Skipped]:
-        width, height = image_size(self._images / (key + self._config.image_extension))
-        file = self._label_file(key)
+        image, file = self._images / (key + self._config.image_extension), self._label_file(key)
+        try:
+            width, height = upright_size(read_bytes(image))
+        except ImageError as error:
+            raise UserError(f"{image}: {error}") from error
         labels = parse_labels(read_text(file), str(file), scored=False)
         kept = [label for label in labels if has_area(label.box)]
         skipped = {
@@ -123,15 +126,3 @@ class KittiSource:
 
 def _is_id_list(frames: object) -> bool:
     return isinstance(frames, list) and all(isinstance(frame, str) for frame in frames)
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """Returns width and height of an image in pixels, turned upright.
-
-    Raises:
-        UserError: The file cannot be read, or is no whole image.
-    """
-    try:
-        return upright_size(read_bytes(file))
-    except ImageError as error:
-        raise UserError(f"{file}: {error}") from error

@@ -167,7 +167,10 @@ def read(text: str) -> Node:
     Raises:
         TextSyntaxError: The text is no protobuf text; the error holds the line.
     """
-    return Node("", 1, children=_Reader(text).fields("", 1))
+    try:
+        return Node("", 1, children=_Reader(text).fields("", 1))
+    except RecursionError as error:
+        raise TextSyntaxError(Problem(1, "blocks lie within blocks without end; this is no spec")) from error
 
 
 def fill_variables(text: str, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:

@@ -29,7 +29,7 @@ import numpy as np
 from components.formats import coco
 from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, parse_labels, read_split
 from components.formats.listing import IMAGE_SUFFIXES, list_files
-from components.formats.reading import Entry, decode_text, entry, is_number, parse_json, read_bytes, read_text
+from components.formats.reading import Entry, decode_text, entry, parse_json, read_bytes, read_text, to_number
 from components.formats.wider import ANNOTATIONS, WiderImage, WiderSource, parse_annotations
 from components.formats.wider_ground_truth import ATTRIBUTES, FACES_FILE, read_ground_truth
 from components.formats.wider_predictions import read_predictions as read_wider_predictions
@@ -309,7 +309,7 @@ def _kitti_found(labels: Path, truth: Truth, findings: Findings) -> Found | None
 def _is_label(content: bytes) -> bool:
     """Says whether a text begins as a KITTI label does, with a box in its columns."""
     columns = content.partition(b"\n")[0].decode("latin-1").split()
-    return len(columns) > 7 and all(map(is_number, columns[4:8]))
+    return len(columns) > 7 and None not in map(to_number, columns[4:8])
 
 
 def _json_lines(file: Path, model: str) -> Found:
@@ -384,7 +384,8 @@ def aligned(found: Found, truth: Truth, findings: Findings) -> Predictions:
     image = image_of_name[found.image]
     classes = class_of_name[found.classes] if len(class_of_name) else found.classes
     kept = (image >= 0) & (classes >= 0)
-    size = found.boxes[:, 2:] - found.boxes[:, :2]
+    with np.errstate(invalid="ignore"):
+        size = found.boxes[:, 2:] - found.boxes[:, :2]
     for what, bad in (
         ("detections whose score is no finite number", ~np.isfinite(found.scores)),
         ("detections whose box is not finite", ~np.isfinite(found.boxes).all(axis=1)),

@@ -8,11 +8,10 @@ from typing import Self
 from components.evaluate.inputs import image_key
 from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import SPLITS, read_split
+from components.formats.listing import IMAGE_SUFFIXES, list_files
 from components.formats.wider import OFFICIAL_NAMES, WiderSource
 from components.measure.dataset import Truth
 from components.step import UserError
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
 
 class Pictures:
@@ -54,8 +53,9 @@ class Pictures:
             self._wider = WiderSource(source)
             names = [*self._wider.files(self._split)]
         else:
-            files = (file for file in source.rglob("*") if file.suffix.lower() in _SUFFIXES)
-            names = [file.relative_to(source).as_posix() for file in files]
+            names = [
+                file.relative_to(source).as_posix() for file in list_files(source, IMAGE_SUFFIXES, deep=True).files
+            ]
         return {image_key(name): name for name in names}
 
     def encoded(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from components.formats.listing import IMAGE_SUFFIXES, is_foreign, list_files
-from components.formats.reading import Entry, decode_text, is_number, read_bytes, read_text
+from components.formats.reading import Entry, decode_text, read_bytes, read_text, to_number
 from components.step import UserError
 
 SPLITS = ("training", "validation")
@@ -77,7 +77,7 @@ def parse_labels(text: str, source: str, scored: bool | None = None) -> list[Lab
 
 
 def _label(columns: list[str], place: str, scored: bool | None) -> Label:
-    words = 1 + len([*takewhile(lambda column: not is_number(column), columns[1:])])
+    words = 1 + len([*takewhile(lambda column: to_number(column) is None, columns[1:])])
     if words > 1 and len(columns) - words in (14, 15):
         name = " ".join(columns[:words])
         raise UserError(f"{place}: the class name {name!r} holds a blank; write {name.replace(' ', '_')!r}")
@@ -166,9 +166,9 @@ def read_split(kitti_set: Path, split: str) -> Iterator[Sample]:
         UserError: There is neither, or a label cannot be read.
     """
     directory = kitti_set / split
-    shards = sorted(directory.glob("shard-*.tar"))
+    shards = [file for file in directory.glob("shard-*.tar") if file.is_file()]
     if shards:
-        for shard in shards:
+        for shard in sorted(shards):
             yield from _read_shard(shard)
         return
     if not (directory / "images").is_dir():

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from typing import Any, NoReturn
 
 from components.step import UserError
 
-# Line breaks, other control characters, and halves of characters, which only JSON can spell.
+# Line breaks, other control characters, and halves of characters: those of JSON and of names that are no UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _WHOLE = re.compile(r"\s*-?\d{1,18}\s*")
 _LIMIT = 2.0**63
+_NUMERIC = (int, float, str)
 
 
 def decode_text(content: bytes, source: str) -> str:
@@ -66,13 +68,16 @@ def read_json(file: Path) -> Any:  # noqa: ANN401 - as above
     return parse_json(read_text(file), str(file))
 
 
-def is_number(text: str) -> bool:
-    """Says whether a word spells a number, `nan` and `inf` among them."""
+def to_number(value: object) -> float | None:
+    """Returns the number that a value is or spells; None of any other, of a truth value and of Python's own 1_000."""
+    if not isinstance(value, _NUMERIC) or isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+        return None
     try:
-        float(text)
+        return float(value)
     except ValueError:
-        return False
-    return "_" not in text  # Python's own spelling
+        return None
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class Entry:
     def text(self, field: str, default: str | None = None) -> str:
         """Returns a text, or a number as text."""
         value = self._given(field, default)
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or CONTROL.search(str(value)):
+        if isinstance(value, bool) or not isinstance(value, _NUMERIC) or CONTROL.search(str(value)):
             self._refuse(field, value, "a text of one line")
         return str(value)
 
@@ -131,15 +136,10 @@ class Entry:
         return default if value is None else value
 
     def _number(self, field: str, value: object, finite: bool) -> float:
-        if isinstance(value, bool) or not (
-            isinstance(value, int | float) or (isinstance(value, str) and is_number(value))
-        ):
+        number = to_number(value)
+        if number is None:
             self._refuse(field, value, "a number")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = float("inf")
-        if finite and not -_LIMIT < number < _LIMIT:
+        if finite and not abs(number) < _LIMIT:
             self._refuse(field, value, "a finite number below 2^63")
         return number
 
@@ -148,25 +148,14 @@ class Entry:
 
 
 def entries(rows: object, place: str) -> list[Entry]:
-    """Returns the objects of a JSON list.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Returns the objects of a JSON list; a UserError says that it is none."""
     if not isinstance(rows, list):
         raise UserError(f"{place} is {reprlib.repr(rows)}; a list of objects is needed")
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{place}[{index}] is {reprlib.repr(row)}; an object is needed")
-    return [Entry(f"{place}[{index}]", row) for index, row in enumerate(rows)]
+    return [entry(row, f"{place}[{index}]") for index, row in enumerate(rows)]
 
 
 def entry(document: object, place: str) -> Entry:
-    """Returns a JSON object.
-
-    Raises:
-        UserError: It is none.
-    """
+    """Returns a JSON object; a UserError says that it is none."""
     if not isinstance(document, dict):
-        raise UserError(f"{place}: not a JSON object, but {reprlib.repr(document)}")
+        raise UserError(f"{place} is {reprlib.repr(document)}; an object is needed")
     return Entry(place, document)

@@ -27,7 +27,7 @@ OFFICIAL_NAMES = {"training": "train", "validation": "val"}
 ANNOTATIONS = "wider_face_split"
 ARCHIVES = ("WIDER_train.zip", "WIDER_val.zip", f"{ANNOTATIONS}.zip")
 COLUMNS = 10
-_DIGITS = 9  # at most, sign included: more than any picture needs
+_INTEGER = re.compile("-?[0-9]{1,9}")  # no longer than any picture needs
 # What reading a damaged archive raises.
 ZIP_ERRORS = (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
@@ -150,13 +150,10 @@ class _LineReader:
 
     def face(self, name: str, index: int, count: int) -> Face:
         columns = self._next(f"face {index + 1} of {count} of {name}").split()
-        try:
-            x, y, width, height, *flags = (int(column) for column in columns if len(column) <= _DIGITS)
-        except ValueError:
-            flags = []
-        if len(flags) != COLUMNS - 4:
+        if len(columns) != COLUMNS or not all(map(_INTEGER.fullmatch, columns)):
             problem = f"face {index + 1} of {count} of {name} is not a line of {COLUMNS} integers"
             self.fail(f"{problem}; mend the line, or fetch the file again if it was cut off")
+        x, y, width, height, *flags = map(int, columns)
         return Face((x, y, width, height), *flags)
 
     def skip_filler(self) -> None:

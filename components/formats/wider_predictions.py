@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.formats.listing import is_foreign, list_files
-from components.formats.reading import decode_text, is_number, read_bytes
+from components.formats.reading import decode_text, read_bytes, to_number
 from components.formats.wider import ZIP_ERRORS
 from components.step import UserError
 
@@ -83,7 +83,7 @@ def parse_predictions(content: bytes, source: str) -> NDArray[np.float64]:
     rows = []
     for number, line in enumerate(lines[2:], start=3):
         columns = line.split()
-        if columns and not (len(columns) == _COLUMNS and all(map(is_number, columns))):
+        if columns and (len(columns) != _COLUMNS or None in map(to_number, columns)):
             raise UserError(f"{source}:{number}: {line.strip()[:60]!r} is not a line 'x y width height score'")
         rows += [columns] if columns else []
     if len(rows) != int(count):

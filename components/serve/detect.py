@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 
 from components.formats.images import Image, decode
 from components.formats.kitti import Label, format_label
+from components.formats.listing import IMAGE_SUFFIXES, image_files, label_names, some
 from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
 from components.progress import track
@@ -25,12 +25,10 @@ from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw
 
 JSON_LINES = "detections.jsonl"
 LabelFormat = Literal["none", "kitti", "json"]
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 _COLOURS = [(0, 255, 0), (0, 128, 255), (255, 128, 0), (255, 0, 255), (0, 255, 255), (255, 255, 0)]  # BGR
 # Frames travel as JPEG: at this quality boxes move by hundredths of a pixel.
 _FRAME_QUALITY = 95
 _USUAL_RATE = 25.0
-_NAMED = 3  # of the images with the same trouble
 _STOP_KEYS = {ord("q"), 27}  # q, Escape
 
 
@@ -102,23 +100,13 @@ class ImageFiles(Source):
         Raises:
             UserError: There are none, or their labels would clash.
         """
-        there = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        self._files = [file for file in there if file.suffix.lower() in _IMAGE_SUFFIXES or file == path]
-        if not self._files:
-            raise UserError(f"{path}: no images here ({', '.join(sorted(_IMAGE_SUFFIXES))})")
-        if others := [file.name for file in there if file not in self._files]:
-            print(f"Left out, not named like images: {_some(others)}", file=sys.stderr)
-        super().__init__(path.stem if path.is_file() else path.name, len(self._files))
-        stems = Counter(file.stem for file in self._files)
-        # Images of equal stems get labels named after the whole file.
-        self._labels = [file.stem if stems[file.stem] == 1 else file.name for file in self._files]
-        if clash := [name for name, count in Counter(self._labels).items() if count > 1]:
-            raise UserError(f"{path}: the labels of several images would be called {clash[0]}; rename one of them")
+        self._labels = label_names(image_files(path))
+        super().__init__(path.stem if path.is_file() else path.name, len(self._labels))
 
     def __iter__(self) -> Iterator[Shot]:
         """See `Source`."""
-        for file, label in zip(self._files, self._labels, strict=True):
-            name = file.name if file.suffix.lower() in _IMAGE_SUFFIXES else f"{file.name}.png"
+        for file, label in self._labels.items():
+            name = file.name if file.suffix.lower() in IMAGE_SUFFIXES else f"{file.name}.png"
             try:
                 yield Shot(name, label, file.read_bytes())
             except OSError as error:
@@ -279,11 +267,11 @@ def detect(
             answers.close()
         done.troubles += source.troubles
         if not done.images:
-            raise UserError(f"{source.title}: nothing here could be detected in: {_some(done.troubles) or 'no images'}")
+            raise UserError(f"{source.title}: nothing here could be detected in: {some(done.troubles) or 'no images'}")
     done.seconds = time.monotonic() - begin
     if done.troubles:
         where = f" and in {output}" if output else ""
-        raise StageError(f"{source.title}: {_some(done.troubles)}; the {done.images} others are done{where}")
+        raise StageError(f"{source.title}: {some(done.troubles)}; the {done.images} others are done{where}")
     return done
 
 
@@ -356,9 +344,3 @@ def _json_line(result: _Result) -> str:
     answer = result.answer
     line = {"image": result.shot.name, "width": answer.width, "height": answer.height, "detections": detections}
     return json.dumps(line)
-
-
-def _some(words: Sequence[str]) -> str:
-    """Names the first ones and counts the others."""
-    rest = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return ", ".join(words[:_NAMED]) + rest

@@ -1,6 +1,5 @@
 """One interface over a checkpoint (PyTorch) and an exported model (ONNX Runtime)."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from components.formats.reading import entry, read_json, read_text
 from components.grid.clustering import Clustering, detect
 from components.grid.geometry import GridGeometry
 from components.step import MANIFEST, UserError, read_manifest
@@ -170,10 +170,7 @@ def _description(model: Path) -> dict[str, Any]:
     file = description_file(model)
     if not file.is_file():
         return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: not the description of a model: {error}; export the model again") from error
+    return dict(entry(read_json(file), str(file)).fields)
 
 
 def _geometry(
@@ -205,7 +202,7 @@ def _class_names(
         names, source = tuple(description["class_names"]), "its description"
     elif labels.is_file():
         # One a line; files for DeepStream may have them in one line with semicolons.
-        lines = labels.read_text(encoding="utf-8").replace(";", "\n").splitlines()
+        lines = read_text(labels).replace(";", "\n").splitlines()
         names, source = tuple(line.strip() for line in lines if line.strip()), str(labels)
     else:
         names, source = tuple(given), "the spec"

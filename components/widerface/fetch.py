@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from components.formats.reading import read_text
 from components.formats.wider import ARCHIVES
 from components.progress import Download
 from components.step import UserError
@@ -58,12 +59,8 @@ def read_checksums(file: Path) -> dict[str, str]:
     Raises:
         UserError: The file is missing or a line has another form.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: no readable list of checksums ({error})") from error
     checksums = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         match = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:.*/)?([^/\s]+)\s*", line)
