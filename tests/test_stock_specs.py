@@ -234,6 +234,14 @@ STOCK = {
         ),
         warned=("not to Weights & Biases", "not to ClearML"),
     ),
+    "TAO 5.x: the notebooks' own, with Weights & Biases named and not enabled": Stock(
+        EXPERIMENT,
+        training(
+            extra=MONITORED % 'clearml_config{ project: "demo" task: "resnet18" tags: "a" tags: "b" } '
+            'wandb_config{ project: "demo" name: "resnet18" tags: "a" tags: "b" }'
+        ),
+        warned=("not to ClearML",),
+    ),
     "TAO 5.x: whole min_samples, monitored by TensorBoard": Stock(EXPERIMENT, training(extra=MONITORED % "")),
     "TAO 5.x: COCO, an early first validation": Stock(
         EXPERIMENT, training(sources="validation_fold: 0 sampling_mode: USER_DEFINED").replace("epoch: 110", "epoch: 1")
