@@ -572,6 +572,7 @@ def test_compiled_python_beside_a_models_code_hinders_nothing(tmp_path):
 
 # Every module that publishes, and the commands or tests above that show what becomes of foreign files there.
 WALK = {
+    "components/detectnet_v2/calibration_tensorfile.py": "refuses any file that is there, as TAO does",
     "components/convert/commands.py": "evaluate score --metrics",
     "components/convert/int8.py": "convert int8",
     "components/detectnet_v2/commands.py": "pretrained program",
