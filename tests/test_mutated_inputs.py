@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import spec_texts
 from exif import turned
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from components.detectnet_v2 import spec_pb2
@@ -386,7 +386,15 @@ def put_through(use: Callable[[st.DataObject, Path], None], number: int, count: 
     done = 0
 
     @seed(number)
-    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=[*HealthCheck])
+    # Not made smaller when it fails: what hangs would hang each time.
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+    )
     @given(st.data())
     def one(data: st.DataObject) -> None:
         nonlocal done
