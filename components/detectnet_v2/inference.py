@@ -11,13 +11,13 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from components.decode.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.detectnet_v2 import experiment, spec_pb2
 from components.formats.images import Image, ImageError, decode
 from components.formats.kitti import Label
 from components.formats.listing import IMAGE_SUFFIXES, image_files, label_names, some
 from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
 from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
-from components.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.progress import track
 from components.step import StageError, UserError, publish_files
 from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw, spare_source
