@@ -483,7 +483,7 @@ def test_models_need_nothing_that_tritons_image_lacks(tmp_path):
     ours = {name for name in loaded if name.startswith("components.")}
     rooms = {
         "components.serve",
-        "components.decode.grid",
+        "components.decode",
         "components.formats",
         "components.measure",
         "components.vision",
