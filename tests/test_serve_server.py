@@ -80,9 +80,9 @@ def build_one_process(model, folder):
 
 def build_three_models(model, folder):
     """Lays a repository out as for a GPU, but for the network, which runs in Python."""
-    predictor = load_predictor(model)
     names = ("input_1", "output_cov/Sigmoid", "output_bbox/BiasAdd")
-    detector = Detector(predictor.geometry, predictor.class_names, predictor.clustering, *names)
+    decoder = load_predictor(model).decoder
+    detector = Detector(decoder.geometry, decoder.class_names, decoder.clustering, *names)
     repository = build_one_process(model, folder)
     settings = RepositorySettings("tensorrt", max_batch_size=BATCH, max_image_pixels=MAX_PIXELS)
     for name, text in configurations(detector, settings).items():
@@ -151,10 +151,10 @@ def blurred(random, width, height):
 
 def in_process(predictor, content):
     """Returns detections [K, 6] as this process finds them, mapped back to the pixels of the image."""
-    pixels, letterbox = network_input(content, "image", predictor.geometry)
-    rows = detect_images(predictor, pixels[None])[0]["face"]
-    offset = np.array([letterbox.dx, letterbox.dy] * 2, np.float64)
-    boxes = ((rows[:, :4].astype(np.float64) - offset) / letterbox.scale).astype(np.float32)
+    pixels, placement = network_input(content, "image", predictor.input)
+    rows = detect_images(predictor, pixels[None])[0].rows()
+    offset = np.array(placement.offset * 2, np.float64)
+    boxes = ((rows[:, :4].astype(np.float64) - offset) / placement.scale[0]).astype(np.float32)
     return np.column_stack([boxes, rows[:, 4], np.zeros(len(rows), np.float32)])
 
 

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from components.step import StageError, UserError, sha256
 from components.vision.checkpoint import SUFFIX, save_network
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group, joined
-from components.vision.gridnet import GridNet, count_parameters
+from components.vision.gridnet import GridNet
+from components.vision.network import count_parameters
 from components.vision.optimizer import Adam
 from components.vision.status import StatusLog
 from components.vision.threads import available_cores
@@ -290,7 +291,7 @@ class _Training:
         if self.validation is None:
             return None, math.nan
         predictor = TorchPredictor.of(self.network)
-        predictor.clustering = experiment.clustering(self.spec, tao5=self.options.tao5)
+        decoder = replace(self.network.decoder, clustering=experiment.clustering(self.spec, tao5=self.options.tao5))
         targets = sources.batch_maker(self.spec, self.validation, tao5=self.options.tao5)
         batch_size, images = self.spec.training_config.batch_size_per_gpu, len(self.validation.pixels)
         order: Order | None = None
@@ -299,7 +300,9 @@ class _Training:
             since_first = max(finished - config.first_validation_epoch, 0)
             order = scored_by_tao5(images, batch_size, -(-since_first // config.validation_period_during_training))
         meter = CostMeter(predictor, targets, self.trainer.weights, order)
-        figures = evaluate(meter, self.validation, config, batch_size=batch_size, tao5=self.options.tao5, order=order)
+        figures = evaluate(
+            meter, self.validation, config, decoder, batch_size=batch_size, tao5=self.options.tao5, order=order
+        )
         self._say(f"Epoch {finished}/{self.epochs}\n{'=' * 25}")
         print_evaluation(figures, meter.cost)
         if self.visualizer:

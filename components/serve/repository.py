@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from components.decode.description import upgraded
+from components.decode.grid.decoder import BBOX, COVERAGE, INPUT, GridDecoder, load
 from components.serve import models
 from components.serve.config import (
     ENSEMBLE,
@@ -23,15 +25,7 @@ from components.serve.config import (
 from components.serve.tensorrt import KIND as PLAN_KIND
 from components.serve.tensorrt import PLAN_FILE
 from components.step import MANIFEST, UserError, publish, read_manifest, sha256, write_json, write_manifest
-from components.vision.predictor import (
-    BBOX_OUTPUT,
-    COVERAGE_OUTPUT,
-    INPUT,
-    MODEL_FILE,
-    TENSOR_SUFFIX,
-    OnnxPredictor,
-    description_file,
-)
+from components.vision.predictor import MODEL_FILE, TENSOR_SUFFIX, OnnxPredictor, description_file
 
 KIND = "model_repository"
 # In the artifact: what Triton is given.
@@ -63,7 +57,9 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
     file = onnx_file(exported)
     predictor = OnnxPredictor(file)
     names = _tensor_names(file)
-    detector = Detector(predictor.geometry, predictor.class_names, predictor.clustering, **names)
+    decoder = predictor.decoder
+    assert isinstance(decoder, GridDecoder)
+    detector = Detector(decoder.geometry, decoder.class_names, decoder.clustering, **names)
     description = {
         "class_names": list(detector.class_names),
         "geometry": asdict(detector.geometry),
@@ -111,9 +107,11 @@ def _fitted_to_plan(
     Raises:
         UserError: It is another model's, another Triton release's, or cannot take the batches.
     """
-    found = read_manifest(plan, PLAN_KIND)["settings"]
+    found, model = (upgraded(each) for each in (read_manifest(plan, PLAN_KIND)["settings"], description))
+    geometries = [load(each).geometry for each in (found, model)]
     for name in ("class_names", "geometry", "tensors"):
-        if found[name] != description[name]:
+        theirs, ours = geometries if name == "geometry" else (found[name], model[name])
+        if theirs != ours:
             raise UserError(f"{plan}: its {name} are not the model's; build the plan of this model")
     if found["triton_release"] != settings.triton_release:
         made, wanted = found["triton_release"], settings.triton_release
@@ -168,10 +166,10 @@ def _tensor_names(file: Path) -> dict[str, str]:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     found = {value.name.removesuffix(TENSOR_SUFFIX): value for value in [*inputs, *graph.output]}
-    for name in (INPUT, COVERAGE_OUTPUT, BBOX_OUTPUT):
+    for name in (INPUT, COVERAGE, BBOX):
         if name not in found:
             raise UserError(f"{file}: no tensor {name!r}; it has {', '.join(value.name for value in found.values())}")
     batch = found[INPUT].type.tensor_type.shape.dim[0].dim_value
     if batch:
         raise UserError(f"{file}: its batch size is fixed to {batch}; export it without --batch_size for serving")
-    return {"input": found[INPUT].name, "coverage": found[COVERAGE_OUTPUT].name, "bbox": found[BBOX_OUTPUT].name}
+    return {"input": found[INPUT].name, "coverage": found[COVERAGE].name, "bbox": found[BBOX].name}
