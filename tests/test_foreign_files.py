@@ -28,6 +28,7 @@ from components.publication import publish as publish_to_store
 from components.serve import tensorrt
 from components.serve.deploy import skip_deployment
 from components.step import UserError, check_target, publish, publish_files, write_json, write_manifest
+from components.tao.tasks import run_task
 from components.vision.checkpoint import save_network
 from components.widerface.synthesize import synthesize
 from pipeline import cli
@@ -269,7 +270,7 @@ def test_a_stage_of_taos_looks_at_its_outputs_before_its_work(tmp_path, monkeypa
     paths = {"model": tmp_path / "model", "pruned": tmp_path / "pruned", "metrics": tmp_path / "metrics"}
     numbers = dict.fromkeys(step.PRUNE_VALUES, 1)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**paths, **numbers}.items()]
-    assert step.run(["detectnet_v2", "prune", *flags], step.tao_stage) == 2
+    assert step.run(["detectnet_v2", "prune", *flags], run_task) == 2
     assert state(tmp_path) == before
     assert f"{tmp_path / output}: holds family.jpg" in capsys.readouterr().err
 
