@@ -10,10 +10,10 @@ import pytest
 from discs import detectnet_v2, edit, write_spec
 from square_detector import CELL, HEIGHT, WIDTH, picture, write_detector
 
+from components.decode.grid.clustering import detect_for_inference
 from components.detectnet_v2 import inference
 from components.detectnet_v2.inference import kitti_line
 from components.formats.kitti import Label, parse_labels
-from components.grid.clustering import detect_for_inference
 from components.vision import sinks
 
 # As the program sets it; here the tests use FFmpeg first.

@@ -10,11 +10,11 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from components.decode.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.detectnet_v2 import experiment, spec_pb2
 from components.formats.images import Image, ImageError
 from components.formats.kitti import Label
 from components.formats.listing import some
-from components.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.step import StageError, UserError, publish_files
 from components.vision.predictor import Predictor, detect_images, load_predictor
 from components.vision.sinks import (
