@@ -4,10 +4,10 @@ import pytest
 from google.protobuf import text_format
 
 from components import step
+from components.decode.grid.clustering import Clustering
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.experiment import to_clustering
 from components.detectnet_v2.stage import PLACEHOLDERS, _clustering, render_spec
-from components.grid.clustering import Clustering
 from components.tao.rendering import parse_spec, template_text
 
 VALUES = dict.fromkeys(PLACEHOLDERS["experiment"], 2)
