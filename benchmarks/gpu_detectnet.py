@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from training import AUGMENTATION, Rates, labelled_images
 
+from components.decode.grid.encode import CoverageShape
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.dataset import BatchMaker
-from components.grid.encode import CoverageShape
-from components.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 

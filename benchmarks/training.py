@@ -21,12 +21,12 @@ import cv2
 import numpy as np
 import torch
 
+from components.decode.grid.encode import CoverageShape
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors, LabelledImages, LabelMapping
 from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, objective_costs
 from components.detectnet_v2.records import Frame
-from components.grid.encode import CoverageShape
-from components.grid.geometry import GridGeometry
 from components.vision.distributed import Group
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.optimizer import Adam

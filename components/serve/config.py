@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from google.protobuf.text_encoding import CEscape
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 
 Backend = Literal["tensorrt", "onnxruntime", "python"]

@@ -252,13 +252,14 @@ def _score_file(file: Path, location: str) -> Score:
     document = _json(file)
     value = document.get("mean_average_precision")
     if "mean_average_precision" not in document or not (value is None or isinstance(value, int | float)):
-        raise UserError(f"{store.shown(location)}: mean_average_precision is missing or no number; give a {SCORE_FILE}")
+        problem = f"mean_average_precision is missing or no number; give a {SCORE_FILE}"
+        raise UserError(f"{store.redacted(location)}: {problem}")
     score = Score("the champion", None if value is None else float(value), str(document.get("data_digest") or ""))
     digest, evidence = _evidence_digest(document), file.with_name(EVIDENCE_FILE)
     if not digest:
         return score
     if not evidence.is_file() or sha256(evidence) != digest:
-        raise UserError(f"{store.shown(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
+        raise UserError(f"{store.redacted(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
     return with_evidence(score, evidence)
 
 
