@@ -9,11 +9,11 @@ import pytest
 from discs import detectnet_v2, edit, experiment_spec
 from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detector
 
+from components.decode.grid.clustering import Clustering
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.dataset import Objects
 from components.detectnet_v2.evaluation import box_sizes, evaluate, evaluation_status, print_evaluation
 from components.detectnet_v2.validation import scored_by_tao5
-from components.grid.clustering import Clustering
 from components.measure.matching import BoxSizes
 from components.step import UserError
 from components.vision.predictor import detect_images, load_predictor

@@ -588,7 +588,7 @@ WALK = {
     "components/publication.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
     "components/serve/conclusion.py": "serve conclude",
     "components/serve/deploy.py": "serve deploy",
-    "components/serve/detect.py": test_detect_leaves_what_lies_beside_its_results,
+    "components/vision/sinks.py": test_detect_leaves_what_lies_beside_its_results,
     "components/serve/gate.py": "serve deploy",
     "components/serve/host.py": "a folder of the run's own, in the temporary folder",
     "components/serve/published.py": "serve publish",

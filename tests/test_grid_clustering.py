@@ -9,7 +9,7 @@ import pytest
 import sklearn
 from sklearn.cluster import DBSCAN
 
-from components.grid.clustering import (
+from components.decode.grid.clustering import (
     Clustering,
     detect,
     detect_for_inference,
@@ -17,12 +17,12 @@ from components.grid.clustering import (
     detect_like_tao5,
     merge_clusters,
 )
-from components.grid.dbscan import NOISE, dbscan, density_labels
-from components.grid.decode import decode
-from components.grid.encode import CoverageShape, encode
-from components.grid.geometry import GridGeometry
-from components.grid.nms import nms
-from components.grid.overlap import Overlap, overlapping
+from components.decode.grid.dbscan import NOISE, dbscan, density_labels
+from components.decode.grid.decode import decode
+from components.decode.grid.encode import CoverageShape, encode
+from components.decode.grid.geometry import GridGeometry
+from components.decode.grid.nms import nms
+from components.decode.grid.overlap import Overlap, overlapping
 
 GEOMETRY = GridGeometry(160, 96)
 PATHS = {"evaluation": detect, "inference": detect_for_inference}

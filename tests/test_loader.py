@@ -11,14 +11,14 @@ from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.decode.grid.encode import CoverageShape
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import augment, dataset, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping, covered_cells
 from components.detectnet_v2.records import Frame, frame_to_example
 from components.formats.images import upright_size
 from components.formats.tfrecord import write_records
-from components.grid.encode import CoverageShape
-from components.grid.geometry import GridGeometry
 from components.step import UserError
 
 WIDTH, HEIGHT = 96, 64

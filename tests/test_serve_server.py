@@ -33,8 +33,8 @@ import pytest
 from square_detector import HEIGHT, WIDTH, cell_box, picture, write_detector
 from triton_server import Client, leftovers, needs_triton, texts
 
+from components.decode.grid.clustering import Clustering
 from components.detectnet_v2.served import served
-from components.grid.clustering import Clustering
 from components.serve import config, wheel
 from components.serve import server as server_module
 from components.serve.config import RepositorySettings, configurations

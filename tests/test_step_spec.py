@@ -4,9 +4,9 @@ import pytest
 from google.protobuf import text_format
 
 from components import step
+from components.decode.grid.clustering import Clustering
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.experiment import to_clustering
-from components.grid.clustering import Clustering
 from components.step import template_text
 
 VALUES = dict.fromkeys(step.PLACEHOLDERS["experiment"], 2)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.convert.quantize import Runtime, quantize
+from components.decode.grid.geometry import GridGeometry
 from components.formats.kitti import Sample, read_split
-from components.grid.geometry import GridGeometry
 from components.measure.matching import HeightBand
 from components.measure.summary import summarise
 from components.step import (

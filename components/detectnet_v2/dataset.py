@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from components.decode.grid.encode import CoverageShape, encode
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import augment
 from components.detectnet_v2.augment import AugmentSettings, Matrix
 from components.detectnet_v2.records import Frame
 from components.formats.images import ImageError, decode
-from components.grid.encode import CoverageShape, encode
-from components.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.threads import available_cores
 

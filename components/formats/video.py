@@ -19,7 +19,7 @@ SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".we
 # MPEG-4 Part 2 in an MP4 container: what OpenCV's wheel can encode everywhere. It has no H.264 encoder.
 _CODEC = cv2.VideoWriter.fourcc(*"mp4v")
 OUTPUT_SUFFIX = ".mp4"
-_USUAL_RATE = 25.0
+USUAL_RATE = 25.0
 # Of a container that only estimates its number of frames from the duration.
 _TOLERATED_FRAMES, _TOLERATED_SHARE = 2, 0.03
 
@@ -46,7 +46,7 @@ class VideoReader:
         if not self._capture.isOpened():
             raise UserError(f"{file}: not a video that can be read; it may be cut off or of an unknown format")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else _USUAL_RATE
+        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
         announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.announced = int(announced) if 0 < announced < 2**31 else 0
         self.read = 0

@@ -67,18 +67,19 @@ def detect(
 
     gridbox detect 0 --show --url grpc://triton.example:8001
     """
-    from components.serve.detect import Window, default_output, open_source
+    from components.serve.detect import Window, default_output
     from components.serve.detect import detect as run
     from components.serve.families import default_ensemble
     from components.vision.endpoint import Endpoint
-    from components.vision.overlay import spare_source
+    from components.vision.sinks import check_apart
+    from components.vision.sources import open_source
 
     images = open_source(source)
     window = Window("gridbox detect", wait_for_key=images.rate is None) if show else None
     folder = output or (None if show and labels is Labels.none else default_output(source, images))
 
     if folder and images.rate is None:
-        spare_source(Path(source), folder)
+        check_apart(Path(source), folder)
 
     def connect(url: str) -> Endpoint:
         return Endpoint(

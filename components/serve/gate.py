@@ -268,13 +268,13 @@ def champion_score(location: str) -> ScoredModel:
 
 def _score_file(file: Path, location: str) -> ScoredModel:
     document = _json(file)
-    score = _score(document, f"{store.shown(location)}: not a {SCORE_FILE}")
+    score = _score(document, f"{store.redacted(location)}: not a {SCORE_FILE}")
     scored = ScoredModel("the champion", score, str(document.get("data_digest") or ""))
     digest, evidence = _evidence_digest(document), file.with_name(EVIDENCE_FILE)
     if not digest:
         return scored
     if not evidence.is_file() or sha256(evidence) != digest:
-        raise UserError(f"{store.shown(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
+        raise UserError(f"{store.redacted(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
     return with_evidence(scored, evidence)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.overlap import Flags
+from components.decode.grid.overlap import Flags
 
 NOISE = -1
 
