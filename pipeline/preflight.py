@@ -127,20 +127,20 @@ def examine(plan: Plan, versions: dict[str, str]) -> Iterator["Finding"]:
 
 
 def _readable(subject: str, uri: str, versions: dict[str, str]) -> "Finding":
-    from components.store import Patience, look, shown
+    from components.store import RetryPolicy, probe, redacted
     from pipeline.kubeflow.findings import Finding
 
     if not uri:
         none = "none are given: a synthetic set is drawn" if subject == DATA else "none are given"
         return Finding(subject, "skipped", none)
     if urlsplit(uri).scheme == "ngc":  # where a version never changes
-        from components.ngc.download import look as look_in_ngc
+        from components.ngc.download import probe as probe_ngc
 
-        look_in_ngc(uri)
+        probe_ngc(uri)
         return Finding(subject, "pass", f"{uri} is there")
     places = _places(uri) if subject == DATA else [uri]
-    tags = [look(place, Patience(attempts=2, pause=0.5, timeout=15)) for place in places]
-    said = f"{shown(uri)} can be read"
+    tags = [probe(place, RetryPolicy(attempts=2, pause=0.5, timeout=15)) for place in places]
+    said = f"{redacted(uri)} can be read"
     if urlsplit(uri).scheme in ("", "file"):
         return Finding(subject, "pass", said)
     if not all(tags):

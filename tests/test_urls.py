@@ -9,7 +9,7 @@ from components.serve.answering import question
 from components.serve.deploy import endpoint
 from components.serve.kserve import Protocol
 from components.step import UserError
-from components.store import Patience, bucket_and_key, fetch, local_path, s3_client
+from components.store import RetryPolicy, bucket_and_key, fetch, local_path, s3_client
 from pipeline.compiling import check_arguments, compile_to
 from pipeline.options import Options
 from pipeline.placement import Placement
@@ -20,7 +20,7 @@ from pipeline.settings import load
 def test_an_object_stores_address_is_scheme_host_and_port_alone(monkeypatch, tmp_path, rest):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://store.example.com:9000{rest}")
     with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL: must be https://store\.example\.com:9000 alone"):
-        s3_client(Patience())
+        s3_client(RetryPolicy())
     options = Options(placement=dataclasses.replace(Placement(), store_endpoint=f"http://store:9000{rest}"))
     with pytest.raises(UserError, match="store_endpoint: must be http://store:9000 alone"):
         compile_to("facedetect", tmp_path / "compiled.yaml", "micro", options)
@@ -29,7 +29,7 @@ def test_an_object_stores_address_is_scheme_host_and_port_alone(monkeypatch, tmp
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9000", "http://127.0.0.1:9000/"])
 def test_a_slash_at_its_end_is_nothing(monkeypatch, address):
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    assert s3_client(Patience())
+    assert s3_client(RetryPolicy())
 
 
 def test_a_bucket_has_no_port():

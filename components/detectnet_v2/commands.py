@@ -49,6 +49,11 @@ class Equalization(StrEnum):
     geometric_mean = "geometric_mean"
 
 
+def _without_effect(*names: str) -> Any:  # noqa: ANN401 - an option of any type
+    """Returns an option of TAO's that is accepted, see `_warn_of_idle`."""
+    return typer.Option(*names, hidden=True)
+
+
 def _several(*names: str) -> type[TyperCommand]:
     """Returns a command class in which, as in TAO, several values may follow one option."""
 
@@ -116,6 +121,7 @@ Compat = Annotated[
 
 @app.command("train", cls=_several("--gpu_index"))
 def train(
+    context: typer.Context,
     spec_file: Annotated[
         Path | None,
         typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text; a training resumed has its own."),
@@ -145,7 +151,7 @@ def train(
     launch_cuda_blocking: Annotated[
         bool, typer.Option("--launch_cuda_blocking", help="Wait for every kernel; to find the one that fails.")
     ] = False,
-    mpirun_arg: Annotated[str | None, typer.Option("--mpirun-arg", hidden=True)] = None,
+    mpirun_arg: Annotated[str | None, _without_effect("--mpirun-arg")] = None,
     compat: Compat = Compatibility.none,
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Not in TAO: torch.compile; pays on GPUs, after a minute or two.")
@@ -170,8 +176,7 @@ def train(
 
     if launch_cuda_blocking:
         launch.block_launches()
-    if mpirun_arg is not None:
-        _warn(("without effect, processes are started by torchrun: --mpirun-arg",))
+    _warn_of_idle(context, "processes are started by torchrun")
     if multi_node:
         raise UserError("--multi-node: use torchrun --nnodes N … --no-python detectnet_v2 train … on each machine")
     if log_file:
@@ -195,10 +200,10 @@ def train(
     from components.detectnet_v2.train import train as run
 
     options = TrainOptions(
-        results,
-        name,
-        width,
-        threads,
+        results=results,
+        name=name,
+        width=width,
+        threads=threads,
         deterministic=enable_determinism,
         mixed_precision=use_amp,
         compiled=compile_network,
@@ -223,6 +228,7 @@ class Framework(StrEnum):
 
 @app.command("evaluate")
 def evaluate(
+    context: typer.Context,
     spec_file: Annotated[
         Path, typer.Option("-e", "--experiment_spec", "--experiment_spec_file", help="Spec file, protobuf text.")
     ],
@@ -241,9 +247,9 @@ def evaluate(
         Path | None, typer.Option("-r", "--results_dir", help="Where status.json and metrics.json are written.")
     ] = None,
     compat: Compat = Compatibility.none,
-    image_dir: Annotated[str | None, typer.Option("-i", "--image_dir", hidden=True)] = None,
-    label_dir: Annotated[str | None, typer.Option("-l", "--label_dir", hidden=True)] = None,
-    batch_size: Annotated[int | None, typer.Option("-b", "--batch_size", hidden=True)] = None,
+    image_dir: Annotated[str | None, _without_effect("-i", "--image_dir")] = None,
+    label_dir: Annotated[str | None, _without_effect("-l", "--label_dir")] = None,
+    batch_size: Annotated[int | None, _without_effect("-b", "--batch_size")] = None,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint or an exported ONNX model on the spec's validation images.
@@ -255,9 +261,7 @@ def evaluate(
 
     if framework is Framework.tensorrt:
         raise UserError("-f tensorrt: TensorRT engines are not run here; give the ONNX file the engine was built from")
-    given = {"-i": image_dir, "-l": label_dir, "-b": batch_size}
-    if idle := [name for name, value in given.items() if value is not None]:
-        _warn((f"without effect, the spec says what to score on: {', '.join(idle)}",))
+    _warn_of_idle(context, "the spec says what to score on")
     spec = load_experiment(spec_file)
     _warn(spec.warnings)
     tao5 = compat is Compatibility.tao5
@@ -356,12 +360,9 @@ class DataType(StrEnum):
     int8 = "int8"
 
 
-def _without_effect(name: str) -> Any:  # noqa: ANN401 - an option of any type
-    return typer.Option(name, hidden=True)
-
-
 @app.command("export")
 def export(
+    context: typer.Context,
     model: ModelFile,
     output: Annotated[
         Path | None, typer.Option("-o", "--output_file", callback=_named, help="ONNX file; beside the model if unset.")
@@ -403,8 +404,8 @@ def export(
     opt_batch_size: Annotated[int | None, _without_effect("--opt_batch_size")] = None,
     max_batch_size: Annotated[int | None, _without_effect("--max_batch_size")] = None,
     max_workspace_size: Annotated[int | None, _without_effect("--max_workspace_size")] = None,
-    strict_type_constraints: Annotated[bool, typer.Option("-s", "--strict_type_constraints", hidden=True)] = False,
-    force_ptq: Annotated[bool, typer.Option("--force_ptq", hidden=True)] = False,
+    strict_type_constraints: Annotated[bool, _without_effect("-s", "--strict_type_constraints")] = False,
+    force_ptq: Annotated[bool, _without_effect("--force_ptq")] = False,
     onnx_route: Annotated[str | None, _without_effect("--onnx_route")] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -421,22 +422,7 @@ def export(
         raise UserError("--data_type int8: export in fp32, then quantise the ONNX file with 'gridbox convert int8'")
     if engine_file:
         raise UserError("--engine_file: engines are built where they run; give the ONNX file to trtexec or DeepStream")
-    given = {
-        "--cal_json_file": cal_json_file,
-        "--cal_data_file": cal_data_file,
-        "--cal_image_dir": cal_image_dir,
-        "--batches": batches,
-        "--batch_size": batch_size,
-        "--min_batch_size": min_batch_size,
-        "--opt_batch_size": opt_batch_size,
-        "--max_batch_size": max_batch_size,
-        "--max_workspace_size": max_workspace_size,
-        "-s": strict_type_constraints or None,
-        "--force_ptq": force_ptq or None,
-        "--onnx_route": onnx_route,
-    }
-    if idle := [name for name, value in given.items() if value is not None]:
-        _warn((f"without effect, no engine is built here: {', '.join(idle)}",))
+    _warn_of_idle(context, "no engine is built here")
     message = load_experiment(spec_file).message if spec_file else None
     target = output or weights_file(model).with_suffix(".onnx")
     options = ExportOptions(
@@ -516,6 +502,13 @@ def pretrained(
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _warn_of_idle(context: typer.Context, why: str) -> None:
+    """Names the hidden options that were given: they are accepted as TAO does, and change nothing here."""
+    given = [option for option in context.command.params if context.params.get(option.name or "") not in (None, False)]
+    if idle := [option.opts[0] for option in given if getattr(option, "hidden", False)]:
+        _warn((f"without effect, {why}: {', '.join(idle)}",))
 
 
 spec_app = typer.Typer(name="spec", help="Not in TAO: what a spec file says.")

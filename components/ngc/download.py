@@ -8,7 +8,7 @@ from typing import Any
 
 from components.ngc.registry import KEY, ModelVersion, Registry, RemoteFile
 from components.step import WEIGHTS, UserError, check_target, publish, sha256, write_manifest
-from components.store import Patience
+from components.store import RETRY, RetryPolicy
 from components.tao.call import TAO_KEY
 
 # How a URI of NGC begins.
@@ -20,7 +20,7 @@ _LICENCE = re.compile(r"licen[cs]e|eula|notice|terms", re.IGNORECASE)
 
 
 def download(
-    source: str, output: Path, file: str = "", checksum: str = "", patience: Patience | None = None
+    source: str, output: Path, file: str = "", checksum: str = "", retry: RetryPolicy = RETRY
 ) -> dict[str, Any]:
     """Writes a model artifact that holds one model file of NGC, what NGC has of its licence, and a notice.
 
@@ -32,7 +32,7 @@ def download(
         output: The artifact.
         file: Path of the model file in the version; empty where there is but one.
         checksum: SHA-256 that the file must have, hexadecimal; empty: what NGC says it has.
-        patience: Tries, pauses and timeouts.
+        retry: Attempts, pauses and timeouts.
 
     Returns:
         The counts of the artifact's manifest.
@@ -42,7 +42,7 @@ def download(
     """
     check_target(output, "model")
     version = ModelVersion.parse(source)
-    registry = Registry(version, patience)
+    registry = Registry(version, retry)
     notice = (
         f"{version} is NVIDIA's. Its licence is at {version.page}; whoever downloads it accepts that, also for the "
         "models that are trained from it."
@@ -89,7 +89,7 @@ def download_uri(uri: str, output: Path) -> dict[str, Any]:
     return download(source, output, file)
 
 
-def look(uri: str) -> None:
+def probe(uri: str) -> None:
     """Asks NGC whether such a URI names a model file, and downloads nothing.
 
     Raises:

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from components.progress import Download
 from components.step import UserError
-from components.store import RETRIED_STATUS, Interrupted, Patience, check_inside, fetch, retried
+from components.store import RETRIED_STATUS, RETRY, RetryPolicy, TransientError, check_inside, fetch, retried
 
 KEY = "NGC_API_KEY"
 _ENDPOINTS = {"NGC_ENDPOINT": "https://api.ngc.nvidia.com", "NGC_AUTH_ENDPOINT": "https://authn.nvidia.com"}
@@ -79,14 +79,14 @@ class RemoteFile:
 class Registry:
     """NGC, asked for one model version."""
 
-    def __init__(self, version: ModelVersion, patience: Patience | None = None) -> None:
+    def __init__(self, version: ModelVersion, retry: RetryPolicy = RETRY) -> None:
         """Takes key and hosts from the environment; asks nothing yet.
 
         Raises:
             UserError: A host in the environment is not reached by https.
         """
         self._version = version
-        self._patience = patience or Patience()
+        self._retry = retry
         self._key = os.environ.get(KEY, "").strip()  # mounted secrets like to end with a line break
         self._api, self._authn = (_endpoint(name, default) for name, default in _ENDPOINTS.items())
         self._bearer = self._key if self._key.startswith(_PERSONAL) else ""
@@ -137,7 +137,7 @@ class Registry:
         if sha256 and known != sha256.lower():
             raise UserError(f"{self._version}: NGC has {file.path} with the SHA-256 {known}, expected {sha256.lower()}")
         with Download(f"{file.path} of {self._version}") as progress:
-            fetch(self._location(file.path), destination, known, progress.report, self._patience)
+            fetch(self._location(file.path), destination, known, progress.report, self._retry)
 
     def _location(self, path: str) -> str:
         """Returns the signed address of a file, as NGC names it in its answer or by sending on."""
@@ -175,25 +175,25 @@ class Registry:
         def once() -> Mapping[str, Any]:
             request = urllib.request.Request(url, headers={"User-Agent": "gridbox", **headers})
             try:
-                with _OPENER.open(request, timeout=self._patience.timeout) as response:
+                with _OPENER.open(request, timeout=self._retry.timeout) as response:
                     answer = json.load(response)
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code in (301, 302, 303, 307, 308):
                         return {"urls": [error.headers.get("Location", "")]}
                     if error.code in RETRIED_STATUS:
-                        raise Interrupted(f"NGC answers {error.code} {error.reason}") from None
+                        raise TransientError(f"NGC answers {error.code} {error.reason}") from None
                     # Not `from error`: its text is whatever the server writes.
                     raise self._refusal(error.code, error.read(1 << 16)) from None
             except (OSError, http.client.HTTPException) as error:
-                raise Interrupted(f"NGC cannot be reached ({getattr(error, 'reason', None) or error})") from error
+                raise TransientError(f"NGC cannot be reached ({getattr(error, 'reason', None) or error})") from error
             except ValueError:
                 raise UserError(f"{self._version}: NGC's answer is no JSON; is there a proxy in between?") from None
             if not isinstance(answer, dict):
                 raise UserError(f"{self._version}: NGC's answer is of an unknown form; try again later")
             return answer
 
-        return retried(once, str(self._version), self._patience)
+        return retried(once, str(self._version), self._retry)
 
     def _refusal(self, code: int, body: bytes) -> UserError:
         """What to tell the user of an answer that is not to be asked for again."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components.formats.wider import ANNOTATIONS, ARCHIVES, OFFICIAL_NAMES, WiderSource
 from components.step import UserError, publish, write_manifest
-from components.store import Patience, fetch_prefix, local_path, shown
+from components.store import RETRY, RetryPolicy, fetch_prefix, local_path, redacted
 from components.widerface.fetch import fetch_archives
 from components.widerface.synthesize import KIND, NOTICE, synthesize
 
@@ -22,7 +22,7 @@ def acquire(
     seed: int,
     image_width: int,
     image_height: int,
-    patience: Patience | None = None,
+    retry: RetryPolicy = RETRY,
     version: str = "",
 ) -> dict[str, object]:
     """Writes an artifact of kind `raw_faces`: the three official archives.
@@ -37,7 +37,7 @@ def acquire(
         seed: Seed of the drawn pictures.
         image_width: Width of the drawn pictures, pixels.
         image_height: Height of the drawn pictures, pixels.
-        patience: Tries, pauses and timeouts of downloads.
+        retry: Attempts, pauses and timeouts of downloads.
         version: What changes with what lies at `uri`; kept in the manifest where it is known.
 
     Returns:
@@ -56,13 +56,13 @@ def acquire(
             print(NOTICE)
             synthesize(gathered, training_images, validation_images, seed, image_width, image_height)
         elif scheme in ("http", "https"):
-            fetch_archives([uri], gathered, patience=patience)
+            fetch_archives([uri], gathered, retry=retry)
         elif scheme == "s3":
-            fetch_prefix(uri, gathered, patience=patience)
+            fetch_prefix(uri, gathered, retry=retry)
         elif scheme in ("", "file"):
             gathered = local_path(uri)
         else:
-            raise UserError(f"--uri {shown(uri)}: use a path, file://, https:// or s3://, or leave it out")
+            raise UserError(f"--uri {redacted(uri)}: use a path, file://, https:// or s3://, or leave it out")
         counts: dict[str, object] = {"synthetic": not uri, **_counts(gathered)}
         for archive in ARCHIVES:
             _bring(gathered, archive, scratch)
