@@ -201,10 +201,10 @@ def train(
     from components.detectnet_v2.train import train as run
 
     options = TrainOptions(
-        results,
-        name,
-        width,
-        threads,
+        results=results,
+        name=name,
+        width=width,
+        threads=threads,
         deterministic=enable_determinism,
         mixed_precision=use_amp,
         compiled=compile_network,

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from components.step import StageError, UserError
 from components.vision.endpoint_connection import Address, Connection, Protocol, RefusedError, Regions
 
-ENSEMBLE = "facenet_ensemble"
 INPUT = "input_image_data"
 BOXES, SCORES, CLASSES, COUNT, SIZE = (
     "true_boxes",
@@ -70,7 +69,7 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        model: str = ENSEMBLE,
+        model: str,
         protocol: Protocol = "http",
         shared_memory: bool = False,
         timeout: float = TIMEOUT_SECONDS,
