@@ -386,7 +386,7 @@ PLACES = {
 }
 OTHERS = (
     *("run --runs", "store fetch", "dataset_convert -o", "export -o", "serve --log", "train --log_file"),
-    "widerface fetch",
+    *("widerface fetch", "calibration_tensorfile -o"),
 )
 
 
@@ -413,6 +413,7 @@ def test_a_place_where_nothing_can_stand_costs_one_line(start, tmp_path, monkeyp
         "serve --log": ["serve", start.exported, "--log"],
         "train --log_file": ["detectnet_v2", "train", "-e", start.train, "-r", start.root / "logged", "--log_file"],
         "widerface fetch": ["widerface", "fetch", "--source", start.root / "nothing", "--output"],
+        "calibration_tensorfile -o": ["detectnet_v2", "calibration_tensorfile", "-e", start.train, "-o"],
     }
     commands = {**folders(start), **files(start), **sharing(start), **others}
     capsys.readouterr()

@@ -440,7 +440,7 @@ def export(
 @app.command("calibration_tensorfile")
 def calibration_tensorfile(
     spec_file: Annotated[Path, typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text.")],
-    output: Annotated[Path, typer.Option("-o", "--output_path", help="The file; it must not exist.")],
+    output: Annotated[Path, typer.Option("-o", "--output_path", callback=_named, help="The file; it must not exist.")],
     max_batches: Annotated[int, typer.Option("-m", "--max_batches", help="-1 for all whole batches.")] = -1,
     use_validation_set: Annotated[
         bool, typer.Option("--use_validation_set", help="Take the validation images, not the training ones.")
