@@ -1,9 +1,8 @@
 """`gridbox widerface`: the commands that bring in, draw and convert face-detection data."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,13 +16,7 @@ app = typer.Typer(
 )
 
 
-class Policy(StrEnum):
-    """What becomes of a doubtful face."""
-
-    ignore = "ignore"
-    keep = "keep"
-
-
+Policy = Literal["ignore", "keep"]
 TrainingImages = Annotated[int, typer.Option(min=1, help="Pictures to draw for training, 1 or more.")]
 ValidationImages = Annotated[int, typer.Option(min=1, help="Pictures to draw for validation, 1 or more.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the drawn pictures, 0 or more; equal seeds, equal bytes.")]
@@ -73,13 +66,13 @@ def convert(
     ] = 8,
     small_faces: Annotated[
         Policy, typer.Option(help="Small faces: 'ignore' makes them regions in which nothing counts.")
-    ] = Policy.ignore,
+    ] = "ignore",
     invalid_faces: Annotated[
         Policy, typer.Option(help="Faces flagged invalid by the annotators: 'ignore' as for small faces.")
-    ] = Policy.ignore,
+    ] = "ignore",
     occluded_faces: Annotated[
         Policy, typer.Option(help="Heavily occluded faces (occlusion 2): 'ignore' as for small faces.")
-    ] = Policy.keep,
+    ] = "keep",
     max_images: Annotated[
         int, typer.Option(min=0, help="At most so many images of each split, evenly spaced; 0: all.")
     ] = 0,
@@ -96,9 +89,9 @@ def convert(
         height,
         grayscale,
         min_face_height,
-        small_faces.value,
-        invalid_faces.value,
-        occluded_faces.value,
+        small_faces,
+        invalid_faces,
+        occluded_faces,
         max_images,
     )
     _summary(run(dataset, kitti, conversion))
