@@ -1,4 +1,4 @@
-"""`gridbox widerface`: the commands that bring in, draw and convert face-detection data."""
+"""`gridbox widerface`: imports, draws and converts face-detection data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer(
     name="widerface",
-    help="Bring in, draw and convert face-detection data in the layout of WIDER FACE.",
+    help="Import, draw and convert face-detection data in the layout of WIDER FACE.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -43,7 +43,7 @@ def acquire(
     image_width: ImageWidth = 640,
     image_height: ImageHeight = 384,
 ) -> None:
-    """Bring a data set in, or draw a synthetic one: the pipeline's first stage."""
+    """Import a data set, or draw a synthetic one: the pipeline's first stage."""
     from components.widerface.acquire import acquire as run
 
     _summary(run(uri, dataset, training_images, validation_images, seed, image_width, image_height, version=version))
@@ -134,6 +134,6 @@ def fetch(
 
 
 def _summary(counts: Mapping[str, object]) -> None:
-    """Prints what a stage counted, a line each."""
+    """Prints the counts of a stage, one a line."""
     for name, count in counts.items():
         print(f"{name.replace('_', ' ')}: {count}")
