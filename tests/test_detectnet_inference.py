@@ -80,6 +80,13 @@ def test_a_folder_gives_overlays_and_labels(model, tmp_path, capsys):
     assert records[1]["kpi"]["detections"] == 3
 
 
+def test_ppm_images_are_read_and_drawn_as_such(model, tmp_path):
+    source = folder_of(tmp_path / "in", a__ppm=[(0, 0)])
+    assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 0
+    assert boxes(labels_of(tmp_path / "out", "a")) == [(0, 0, 16, 16)]
+    assert (tmp_path / "out/images_annotated/a.ppm").read_bytes().startswith(b"P6")
+
+
 def test_a_single_image_of_another_size_has_its_boxes_in_its_own_pixels(model, tmp_path):
     image = cv2.resize(picture([(1, 1)]), (WIDTH * 3, HEIGHT * 2), interpolation=cv2.INTER_NEAREST)
     cv2.imwrite(str(tmp_path / "wide.png"), image)

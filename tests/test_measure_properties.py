@@ -29,7 +29,7 @@ def results(truth, predictions):
     found = curve(truth, predictions)
     subsets = wider.score(with_subsets(truth) if not truth.subsets else truth, predictions)
     return [found.average_precision("integrate"), found.average_precision("sample")] + [
-        score.average_precision() for score in subsets.values()
+        score.value() for score in subsets.values()
     ]
 
 

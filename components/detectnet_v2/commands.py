@@ -3,7 +3,6 @@
 Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
-import shutil
 import sys
 import time
 from enum import StrEnum
@@ -441,7 +440,7 @@ def export(
 @app.command("calibration_tensorfile")
 def calibration_tensorfile(
     spec_file: Annotated[Path, typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text.")],
-    output: Annotated[Path, typer.Option("-o", "--output_path", help="The file; it must not exist.")],
+    output: Annotated[Path, typer.Option("-o", "--output_path", callback=_named, help="The file; it must not exist.")],
     max_batches: Annotated[int, typer.Option("-m", "--max_batches", help="-1 for all whole batches.")] = -1,
     use_validation_set: Annotated[
         bool, typer.Option("--use_validation_set", help="Take the validation images, not the training ones.")
@@ -476,16 +475,13 @@ def pretrained(
     ] = None,
 ) -> None:
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
-    from components import step
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
+    from components.tao.program import write_program
 
     if program is not None:
-        with publish(program) as scratch:
-            shutil.copytree(step.SPECS, scratch / step.SPECS.name)
-            shutil.copyfile(step.__file__, scratch / "__main__.py")
-            write_manifest(scratch, "program", {}, {})
+        write_program("detectnet_v2", program)
     if uri.startswith(NGC):
         download_uri(uri, model)
         return

@@ -40,7 +40,7 @@ def detect(
             "Without it, localhost:8001 by gRPC, then localhost:8000 by HTTP.",
         ),
     ] = "",
-    model: Annotated[str, typer.Option("--model", help="The ensemble that takes encoded images.")] = "facenet_ensemble",
+    model: Annotated[str, typer.Option("--model", help="The ensemble that takes encoded images.")] = "",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of results; by default one beside the source.")
     ] = None,
@@ -69,6 +69,7 @@ def detect(
     """
     from components.serve.detect import Window, default_output
     from components.serve.detect import detect as run
+    from components.serve.families import default_ensemble
     from components.vision.endpoint import Endpoint
     from components.vision.sinks import check_apart
     from components.vision.sources import open_source
@@ -83,7 +84,7 @@ def detect(
     def connect(url: str) -> Endpoint:
         return Endpoint(
             url,
-            model,
+            model or default_ensemble(),
             shared_memory=shared_memory,
             timeout=timeout,
             in_flight=in_flight,
