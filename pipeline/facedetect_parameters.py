@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from components.detectnet_v2.stage import PLACEHOLDERS
 from components.serve import kubernetes
-from components.step import PLACEHOLDERS, UserError, render, template_text
+from components.step import UserError
+from components.tao.rendering import render, template_text
 from pipeline.parameters import Parameter, bound, of_run
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from components.step import CHECKPOINTS, UserError
+from components.step import UserError
+from components.tao.workplace import CHECKPOINTS
 
 if TYPE_CHECKING:
     from components.serve.kserve import Service

@@ -3,7 +3,6 @@
 Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -438,16 +437,13 @@ def pretrained(
     ] = None,
 ) -> None:
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
-    from components import step
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
+    from components.tao.program import write_program
 
     if program is not None:
-        with publish(program) as scratch:
-            shutil.copytree(step.SPECS, scratch / step.SPECS.name)
-            shutil.copyfile(step.__file__, scratch / "__main__.py")
-            write_manifest(scratch, "program", {}, {})
+        write_program("detectnet_v2", program)
     if uri.startswith(NGC):
         download_uri(uri, model)
         return

@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 from components.evaluate import measuring_options as options
-from components.step import MODELS, UserError, read_manifest
+from components.step import UserError, read_manifest
+from components.tao.tasks import MODELS
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference

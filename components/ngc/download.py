@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from components.ngc.registry import KEY, ModelVersion, Registry, RemoteFile
-from components.step import TAO_KEY, WEIGHTS, UserError, check_target, publish, sha256, write_manifest
+from components.step import WEIGHTS, UserError, check_target, publish, sha256, write_manifest
 from components.store import RETRY, RetryPolicy
+from components.tao.call import TAO_KEY
 
 # Scheme of a URI of NGC.
 NGC = "ngc://"
