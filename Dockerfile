@@ -106,7 +106,7 @@ WORKDIR /opt/gridbox
 COPY components/__init__.py components/step.py components/
 COPY components/formats/__init__.py components/formats/images.py components/formats/
 COPY components/measure/__init__.py components/measure/boxes.py components/measure/
-COPY components/grid components/grid
+COPY components/decode components/decode
 COPY components/serve/__init__.py components/serve/release.py components/serve/tensorrt.py \
     components/serve/half_precision.py components/serve/
 COPY components/serve/models components/serve/models
@@ -114,7 +114,7 @@ COPY components/vision/__init__.py components/vision/threads.py components/visio
 # The Python backend takes no notice of PYTHONPATH, and KServe refuses it; a .pth file is found by every interpreter.
 RUN python3 -c "import site; open(site.getsitepackages()[0] + '/gridbox.pth', 'w').write('/opt/gridbox\n')" \
     && python3 -m compileall -q components \
-    && python3 -c "import components.formats.images, components.grid.clustering, components.grid.decode" \
+    && python3 -c "import components.formats.images, components.decode.grid.clustering, components.decode.grid.decode" \
     && python3 -c "import components.serve.half_precision"
 
 RUN install --directory --owner=10001 /models

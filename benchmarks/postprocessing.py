@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN
 
-from components.grid.clustering import Clustering, detect, merge_clusters
-from components.grid.decode import decode
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering, detect, merge_clusters
+from components.decode.grid.decode import decode
+from components.decode.grid.geometry import GridGeometry
 
 GEOMETRY = GridGeometry(736, 416)
 SETTINGS = Clustering(coverage_threshold=0.004, dbscan_eps=0.15)

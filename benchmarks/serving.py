@@ -34,9 +34,9 @@ import onnxruntime
 import psutil
 import torch
 
+from components.decode.grid.clustering import Clustering, detect
+from components.decode.grid.geometry import GridGeometry
 from components.formats.images import Letterbox, decode
-from components.grid.clustering import Clustering, detect
-from components.grid.geometry import GridGeometry
 from components.serve.local import local_settings
 from components.serve.repository import REPOSITORY, build_repository
 from components.serve.server import LocalServer

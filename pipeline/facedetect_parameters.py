@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from components.step import PLACEHOLDERS, UserError, render, template_text
+from components.detectnet_v2.stage import PLACEHOLDERS
+from components.step import UserError
+from components.tao.rendering import render, template_text
 from pipeline.parameters import Parameter, bound, of_run
 from pipeline.ranges import BatchSize, Epochs, Images, LearningRate, PictureSize, Points, Seed, Share, Threads
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
-from components.step import MANIFEST, STAGE_DIR, UserError, foreign_entry, write_executor_output
+from components.step import MANIFEST, UserError, foreign_entry, write_executor_output
+from components.tao.workplace import STAGE_DIR
 from components.vision.threads import available_cores
 from pipeline import processes
 from pipeline.cache import CODE, Key, Store, outputs_of, stage_key

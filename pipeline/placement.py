@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from components.step import CHECKPOINTS, RUN_ID, TAO_KEY, UserError
+from components.step import UserError
+from components.tao.call import TAO_KEY
+from components.tao.workplace import CHECKPOINTS, RUN_ID
 
 CHECKPOINT_FOLDER, DATA_FOLDER, SCRATCH_FOLDER = "/checkpoints", "/data", "/scratch"
 # Argo's label on every pod of a run: the same for all attempts at it.

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from components.step import CHECKPOINTS, UserError
+from components.step import UserError
+from components.tao.workplace import CHECKPOINTS
 
 if TYPE_CHECKING:
     from components.serve.kserve import Service
@@ -133,19 +134,19 @@ def examine(plan: Plan, versions: dict[str, str]) -> Iterator["Finding"]:
 
 
 def _readable(subject: str, uri: str, places: list[str], versions: dict[str, str]) -> "Finding":
-    from components.store import Patience, look, shown
+    from components.store import RetryPolicy, probe, redacted
     from pipeline.kubeflow.findings import Finding
 
     if not uri:
         none = "none are given: a synthetic set is drawn" if subject == DATA else "none are given"
         return Finding(subject, "skipped", none)
     if urlsplit(uri).scheme == "ngc":  # where a version never changes
-        from components.ngc.download import look as look_in_ngc
+        from components.ngc.download import probe as probe_ngc
 
-        look_in_ngc(uri)
+        probe_ngc(uri)
         return Finding(subject, "pass", f"{uri} is there")
-    tags = [look(place, Patience(attempts=2, pause=0.5, timeout=15)) for place in places]
-    said = f"{shown(uri)} can be read"
+    tags = [probe(place, RetryPolicy(attempts=2, pause=0.5, timeout=15)) for place in places]
+    said = f"{redacted(uri)} can be read"
     if urlsplit(uri).scheme in ("", "file"):
         return Finding(subject, "pass", said)
     if not all(tags):

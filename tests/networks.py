@@ -2,8 +2,8 @@
 
 import torch
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 

@@ -11,7 +11,7 @@ from square_detector import random_samples, sample, write_detector, write_kitti
 from components import program
 from components.convert.commands import app
 from components.convert.int8 import calibration_images
-from components.grid.geometry import GridGeometry
+from components.decode.grid.geometry import GridGeometry
 from components.step import read_manifest
 from components.vision.predictor import load_predictor
 

@@ -11,9 +11,9 @@ import torch
 from discs import detectnet_v2
 from networks import HEIGHT, WIDTH, small_network
 
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.deepstream import nvinfer_config
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
 from components.step import StageError, UserError
 from components.vision import onnx_export
 from components.vision.checkpoint import save_network

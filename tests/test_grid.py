@@ -5,9 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from components.grid.decode import decode
-from components.grid.encode import CoverageShape, encode
-from components.grid.geometry import GridGeometry
+from components.decode.grid.decode import decode
+from components.decode.grid.encode import CoverageShape, encode
+from components.decode.grid.geometry import GridGeometry
 
 GEOMETRY = GridGeometry(160, 96)
 NOBODY = -1

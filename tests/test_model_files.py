@@ -11,7 +11,7 @@ from networks import HEIGHT, WIDTH, assert_same_outputs, small_network
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from components.grid.clustering import Clustering
+from components.decode.grid.clustering import Clustering
 from components.step import UserError
 from components.vision.checkpoint import load_network, load_pretrained, save_network
 from components.vision.keras_weights import load_keras, save_keras

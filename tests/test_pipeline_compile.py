@@ -1,6 +1,5 @@
 """The compiled face-detection pipeline: what Kubeflow will see."""
 
-import inspect
 import itertools
 import json
 import re
@@ -13,7 +12,10 @@ from kfp import compiler
 from test_pipeline_contract import all_tasks
 
 from components import step
+from components.detectnet_v2.stage import TASKS
 from components.step import UserError
+from components.tao.program import write_program
+from components.tao.rendering import template_text
 from pipeline import compiled as compiled_module
 from pipeline.building import build
 from pipeline.catalogue import WORKFLOWS, definition
@@ -221,7 +223,7 @@ def test_value_that_cannot_be_bound_is_refused_in_one_line_and_writes_nothing(bi
 
 
 def test_spec_of_a_person_travels_as_its_text_and_ours_by_its_name(bind, tmp_path):
-    (tmp_path / "spec.txt").write_text(step.template_text("facedetect-cpu/train") + "# mine\n")
+    (tmp_path / "spec.txt").write_text(template_text("facedetect-cpu/train") + "# mine\n")
     document = bind(f"train_spec=@{tmp_path}/spec.txt")
     (spec,) = [word for word in words_of_stages(document)["train"] if word.startswith("--spec=")]
     assert spec.endswith("# mine\n")
@@ -339,14 +341,16 @@ def test_tao_stages_run_the_program_that_travels_once_as_an_artifact(document):
     for name in TAO_STAGES:
         assert found[name]["command"] == ["python3", "-B"]
         assert found[name]["args"][:2] == [PROGRAM, "detectnet_v2"]
-        assert found[name]["args"][2] in step.TASKS
+        assert found[name]["args"][2] in TASKS
     assert found["pretrained-weights"]["command"] == ["gridbox"]
 
 
-def test_source_of_the_program_and_of_our_specs_is_nowhere_in_the_file(file):
+def test_source_of_the_program_and_of_our_specs_is_nowhere_in_the_file(file, tmp_path):
     text = "".join(file.read_text().split())
-    for line in (line for line in inspect.getsource(step).splitlines() if len(line) > 60):
-        assert "".join(line.split()) not in text
+    write_program("detectnet_v2", tmp_path / "program")
+    for source in (tmp_path / "program").rglob("*.py"):
+        for line in (line for line in source.read_text().splitlines() if len(line) > 60):
+            assert "".join(line.split()) not in text
     assert "bbox_rasterizer_config" not in text
     assert len(file.read_bytes()) < 64_000
 
@@ -357,13 +361,13 @@ def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
         if name not in TAO_STAGES:
             continue
         component = document["components"][f"comp-{name}"]
-        _, inputs, parameters, outputs = step.TASKS[container["args"][2]]
+        task = TASKS[container["args"][2]]
         bound = {word[2:].partition("=")[0].replace("-", "_") for word in container["args"][3:-2]}
         given = set(component["inputDefinitions"].get("parameters", {}))
         assert not given & bound
-        assert given | bound == set(parameters) - ({"excluded_layers"} - given - bound)
-        assert set(component["inputDefinitions"]["artifacts"]) == {"program", *inputs}
-        assert set(component["outputDefinitions"]["artifacts"]) == set(outputs)
+        assert given | bound == set(task.parameters) - ({"excluded_layers"} - given - bound)
+        assert set(component["inputDefinitions"]["artifacts"]) == {"program", *task.inputs}
+        assert set(component["outputDefinitions"]["artifacts"]) == set(task.outputs)
 
 
 def test_no_output_name_is_a_prefix_of_another(document):

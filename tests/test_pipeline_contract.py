@@ -21,7 +21,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.main import get_command
 
 from components import program, step
+from components.detectnet_v2.stage import TASKS
 from components.serve import tensorrt
+from components.tao.tasks import flags_of, run_task
 from pipeline import cli
 from pipeline.catalogue import WORKFLOWS
 from pipeline.compiling import compile_to
@@ -175,15 +177,16 @@ class Stage:
     def __init__(self, mounts, monkeypatch):
         self.mounts, self.given = mounts, {}
         monkeypatch.setattr(program, "get_command", self._noting_command)
-        for task, entry in step.TASKS.items():
-            monkeypatch.setitem(step.TASKS, task, (lambda options: self._note(**vars(options)), *entry[1:]))
+        for task, entry in TASKS.items():
+            noting = entry._replace(run=lambda options: self._note(**vars(options)))
+            monkeypatch.setitem(TASKS, task, noting)
 
     def start(self, words, given):
         """Returns the exit code, and by its name what is in the executor output."""
         text = given if isinstance(given, str) else json.dumps(given)
         argv = [*words, "--executor-input", text]
-        if words[0] == "detectnet_v2" and words[1] in step.TASKS:
-            code = step.run(argv, step.tao_stage, flags_of=step.tao_flags)
+        if words[0] == "detectnet_v2" and words[1] in TASKS:
+            code = step.run(argv, run_task, flags_of=flags_of)
         elif words[0] == "tensorrt":
             code = step.run(argv[1:], self._note_tensorrt, flags_of=lambda _: tensorrt.OUTPUT_FLAGS)
         else:
@@ -282,7 +285,7 @@ def test_recorded_executor_input_prunes_a_model(tmp_path, mounts, monkeypatch):
     (model / "weights/facedetect.hdf5").write_text("weights")
     step.write_manifest(model, "model", {"present": True}, {})
     argv = ["detectnet_v2", "prune", "--executor-input", text]
-    assert step.run(argv, step.tao_stage, flags_of=step.tao_flags) == 0
+    assert step.run(argv, run_task, flags_of=flags_of) == 0
     call = json.loads((tmp_path / "calls").read_text())
     assert call[call.index("-pg") + 1] == "8"
     assert call[call.index("-pth") + 1] == "5.2e-06"

@@ -4,9 +4,9 @@ import pytest
 import yaml
 from test_pipeline_contract import all_tasks
 
-from components import step
 from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
 from components.step import UserError
+from components.tao.workplace import CHECKPOINTS, RUN_ID
 from pipeline.catalogue import definition
 from pipeline.compiled import load
 from pipeline.compiling import compile_to
@@ -129,8 +129,8 @@ def test_training_gets_shared_memory_and_keeps_checkpoints_by_run_and_stage(comp
         placed = compiled["open"].placed(stage)
         assert shared in placed["emptyDirMounts"]
         assert [each["mountPath"] for each in placed["pvcMount"]] == [CHECKPOINT_FOLDER]
-        assert compiled["open"].environment(stage)[step.CHECKPOINTS] == f"/checkpoints/{stage}"
-        assert placed["fieldPathAsEnv"] == [{"name": step.RUN_ID, "fieldPath": "metadata.labels['pipeline/runid']"}]
+        assert compiled["open"].environment(stage)[CHECKPOINTS] == f"/checkpoints/{stage}"
+        assert placed["fieldPathAsEnv"] == [{"name": RUN_ID, "fieldPath": "metadata.labels['pipeline/runid']"}]
     assert shared not in compiled["open"].placed("kitti")["emptyDirMounts"]
 
 

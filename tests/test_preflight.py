@@ -16,7 +16,7 @@ from test_kubeflow_doctor import TAINT, node
 from components import program
 from components.formats.wider import ARCHIVES
 from components.serve.access import DEPLOY_RULES
-from components.step import CHECKPOINTS
+from components.tao.workplace import CHECKPOINTS
 from pipeline import preflight
 from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.kubeflow.findings import Finding

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detector
 
-from components.grid.clustering import detect_for_inference
+from components.decode.grid.clustering import detect_for_inference
 from components.step import UserError
 from components.vision.predictor import cluster, detect_images, load_predictor
 from components.vision.scoring import LabelledImage, score

@@ -10,8 +10,8 @@ import torch
 from networks import assert_same_outputs, network_of, small_network
 from safetensors.torch import save_file
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
 from components.vision.gridnet import GridNet, GridNetConfig, count_parameters, parameters_of
@@ -152,7 +152,7 @@ def test_networks_of_few_channels_train_without_a_crash():
     """In a process of its own: the crash that `PointwiseConvolution` avoids would take pytest along."""
     program = """
 import torch
-from components.grid.geometry import GridGeometry
+from components.decode.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 for depth, (stem, *blocks) in [

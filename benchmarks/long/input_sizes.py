@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from components.detectnet_v2.stage import render_spec
 from components.formats.wider import WiderSource
 from components.measure.matching import HeightBand, ImageBoxes, Matcher
-from components.step import render_spec, template_text, unpack, write_json
+from components.step import write_json
+from components.tao.rendering import template_text
+from components.tao.workplace import unpack
 from components.vision.predictor import detect_images, load_predictor
 from components.vision.scoring import network_input
 from components.widerface.convert import Conversion, convert

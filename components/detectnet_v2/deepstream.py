@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.gridnet import GridNetConfig
 from components.vision.onnx_export import TensorNames

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from components.decode.grid.clustering import detect, detect_like_tao5
 from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
-from components.grid.clustering import detect, detect_like_tao5
 from components.measure import tao
 from components.measure.curve import AveragePrecisionMode
 from components.measure.matching import BoxSizes

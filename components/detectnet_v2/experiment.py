@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
 from components.vision.gridnet import GridNetConfig
 from components.vision.resnet import ResNetConfig
 from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing

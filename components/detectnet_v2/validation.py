@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.detectnet_v2.dataset import BatchMaker
-from components.detectnet_v2.losses import ObjectiveWeights, bbox_cost, coverage_cost
+from components.detectnet_v2.batches import BatchMaker
+from components.detectnet_v2.losses import ObjectiveWeights, objective_costs
 from components.step import UserError
 from components.vision.predictor import Grids, Images, Predictor
 
@@ -67,13 +67,8 @@ class CostMeter:
         shown = np.arange(self._seen, self._seen + len(images))
         batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
-        costs = torch.stack(
-            [
-                coverage_cost(torch.from_numpy(coverage), target.coverage, self._weights.foreground.cpu(), target.mask),
-                bbox_cost(torch.from_numpy(bbox), target.bbox, target.coverage_norm, target.mask),
-            ],
-            dim=1,
-        )
+        outputs = torch.from_numpy(coverage), torch.from_numpy(bbox)
+        costs = objective_costs(outputs, target, self._weights.foreground.cpu())
         self._sum += float(self._weights.total(costs)) * len(images)
         self._seen += len(images)
         return coverage, bbox

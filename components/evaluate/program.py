@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.decode.grid.geometry import GridGeometry
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
     EVALUATION_KIND,
@@ -23,7 +24,6 @@ from components.evaluate.served import evaluate_endpoint, network_geometry
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
 from components.evaluate.wider import WiderImages
 from components.evaluate.workflow_page import DataSet, Serving, workflow_page
-from components.grid.geometry import GridGeometry
 from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
 from components.vision.predictor import Predictor, load_predictor

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from components.decode.grid.geometry import GridGeometry
 from components.evaluate.evaluation import Evaluated, Protocol, summarised
 from components.evaluate.latency import MOST_IMAGES, Latency, measure
 from components.formats.images import Letterbox
-from components.grid.geometry import GridGeometry
 from components.measure.matching import ImageBoxes, Matcher
 from components.progress import track
 from components.step import StageError, UserError

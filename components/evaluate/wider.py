@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from components.decode.grid.geometry import GridGeometry
 from components.formats.images import ImageError
 from components.formats.wider import Face, WiderSource
-from components.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.scoring import LabelledImage, network_input
 

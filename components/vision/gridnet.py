@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.resnet import ResNet, ResNetConfig, initialise
 

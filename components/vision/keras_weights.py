@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.grid.clustering import Clustering
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.geometry import GridGeometry
 from components.step import UserError, publish
 from components.vision.gridnet import BBOX_HEAD, COVERAGE_HEAD, HEADS, GridNet, GridNetConfig, placeholder_names
 from components.vision.resnet import (

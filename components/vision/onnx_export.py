@@ -11,10 +11,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from components.decode.grid.clustering import detect
+from components.decode.grid.decode import decode
+from components.decode.grid.geometry import GridGeometry
 from components.formats.images import Image
-from components.grid.clustering import detect
-from components.grid.decode import decode
-from components.grid.geometry import GridGeometry
 from components.step import StageError, UserError, publish
 from components.vision.gridnet import GridNet
 from components.vision.predictor import BBOX_OUTPUT, COVERAGE_OUTPUT, INPUT, TENSOR_SUFFIX, Grids

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from components.decode.grid.clustering import Clustering, detect
+from components.decode.grid.geometry import GridGeometry
 from components.formats.reading import entry, read_json, read_text
-from components.grid.clustering import Clustering, detect
-from components.grid.geometry import GridGeometry
 from components.step import MANIFEST, UserError, read_manifest
 from components.vision.threads import available_cores
 
@@ -24,7 +24,7 @@ LABELS_FILE = "labels.txt"
 
 Images = NDArray[np.uint8]
 Grids = tuple[NDArray[np.float32], NDArray[np.float32]]
-# See `components.grid.clustering.detect`.
+# See `components.decode.grid.clustering.detect`.
 Detector = Callable[[NDArray[np.float32], NDArray[np.float32], GridGeometry, Clustering], NDArray[np.float32]]
 
 

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
+from components.decode.grid.clustering import detect
+from components.decode.grid.geometry import GridGeometry
 from components.formats.images import ImageError, Letterbox, decode
 from components.formats.kitti import IGNORED_CLASS, read_split
-from components.grid.clustering import detect
-from components.grid.geometry import GridGeometry
 from components.measure.boxes import Floats
 from components.measure.matching import ImageBoxes, Matcher
 from components.step import MANIFEST, UserError, read_manifest

@@ -94,7 +94,7 @@ def write_new(path: Path, spec: Any) -> None:  # noqa: ANN401 - a message class 
     """
     import torch  # takes two seconds, which a refused spec need not
 
-    from components.grid.geometry import GridGeometry
+    from components.decode.grid.geometry import GridGeometry
     from components.vision.gridnet import GridNet, GridNetConfig
     from components.vision.keras_weights import save_keras
     from components.vision.resnet import UNITS, ResNetConfig

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.clustering import Clustering, detect
-from components.grid.geometry import GridGeometry
+from components.decode.grid.clustering import Clustering, detect
+from components.decode.grid.geometry import GridGeometry
 from components.serve.models import tensors
 
 # Stands for the number of detections in an image that could not be read.

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.dbscan import NOISE, density_labels
-from components.grid.decode import clip, decode, decode_unclipped
-from components.grid.geometry import GridGeometry
-from components.grid.nms import nms
-from components.grid.overlap import Flags, Overlap, overlapping
+from components.decode.grid.dbscan import NOISE, density_labels
+from components.decode.grid.decode import clip, decode, decode_unclipped
+from components.decode.grid.geometry import GridGeometry
+from components.decode.grid.nms import nms
+from components.decode.grid.overlap import Flags, Overlap, overlapping
 
 ConfidenceModel = Literal["aggregate_cov", "mean_cov"]
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.overlap import Overlap, overlapping
+from components.decode.grid.overlap import Overlap, overlapping
 
 
 def nms(

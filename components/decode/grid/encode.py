@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.geometry import GridGeometry
+from components.decode.grid.geometry import GridGeometry
 
 # Coverage is the share of a 4 x 4 supersample of each cell.
 _SAMPLES = 4

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from components.grid.geometry import GridGeometry
+from components.decode.grid.geometry import GridGeometry
 
 
 def decode(bbox: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.float32]:
