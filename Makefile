@@ -48,7 +48,8 @@ lint: $(VENV)/.setup ## Style, types, doors between the rooms, Python 3.8 where 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations components/step.py
+	$(BIN)/vermin --quiet --no-tips --target=3.8- --violations components/step.py components/tao \
+		components/detectnet_v2/stage.py
 
 images: ## The container images; those that cannot be built are named at the end (IMAGES="cpu client", BUILD=…).
 	PYTHON=$(PYTHON) REGISTRY=$(REGISTRY) containers/build.sh $(IMAGES) -- $(BUILD)

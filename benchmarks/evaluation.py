@@ -27,7 +27,7 @@ from components.evaluate.inputs import Findings, read_predictions, read_truth
 from components.measure import wider
 from components.measure.dataset import Predictions, Truth, offsets_of
 from components.measure.matching import ClassBoxes, Matcher
-from components.measure.uncertainty import CurveScore, Score, confidence_interval
+from components.measure.uncertainty import CurveOutcomes, Outcomes, confidence_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRIDBOX_DATA", ROOT.parent / "shared" / "data")) / "wider_face_eval"
@@ -126,7 +126,7 @@ def against_pycocotools(name: str, truth: Truth, predictions: Predictions) -> No
 def official() -> tuple[Truth, Predictions]:
     (truth, predictions), reading = timed(_read)
     figures, seconds = timed(
-        lambda: {name: 100 * score.average_precision() for name, score in wider.score(truth, predictions).items()}
+        lambda: {name: 100 * score.value() for name, score in wider.score(truth, predictions).items()}
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shown = ", ".join(f"{name} {figures[name]:.2f} (official {value:.2f})" for name, value in OFFICIAL.items())
@@ -145,8 +145,8 @@ def _read() -> tuple[Truth, Predictions]:
 
 def intervals(truth: Truth, predictions: Predictions) -> None:
     matcher = Matcher(ClassBoxes.of(truth, predictions, "face"))
-    scores: dict[str, Score] = {
-        "AP at IoU 0.5": CurveScore.of(matcher, matcher.match()),
+    scores: dict[str, Outcomes] = {
+        "AP at IoU 0.5": CurveOutcomes.of(matcher, matcher.match()),
         **wider.score(truth, predictions),
     }
     for name, score in scores.items():

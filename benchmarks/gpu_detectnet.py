@@ -24,19 +24,14 @@ from training import AUGMENTATION, Rates, labelled_images
 
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
-from components.detectnet_v2.dataset import BatchMaker
-from components.detectnet_v2.trainer import Precision
+from components.detectnet_v2.batches import BatchMaker
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 
 # Frames per second of the pruned INT8 model at 736x416, from the model card of NVIDIA's FaceDetect.
 MODEL_CARD = {"Jetson Nano": 16, "Jetson Xavier NX": 329, "Jetson AGX Xavier": 537, "T4": 1703}
 ROUNDS, SECONDS = 5, 3.0
-VARIANTS: tuple[tuple[str, Precision, bool], ...] = (
-    ("float32", "float32", False),
-    ("mixed precision", "bfloat16", False),
-    ("mixed precision, compiled", "bfloat16", True),
-)
+VARIANTS = (("float32", False, False), ("mixed precision", True, False), ("mixed precision, compiled", True, True))
 
 
 def training(device: torch.device, geometry: GridGeometry, width: float, batch_size: int, compile_too: bool) -> None:
@@ -44,8 +39,8 @@ def training(device: torch.device, geometry: GridGeometry, width: float, batch_s
     with tempfile.TemporaryDirectory() as folder:
         data = labelled_images(Path(folder), geometry)
     maker = BatchMaker(data, geometry, (CoverageShape(),), 0.67, AUGMENTATION, 0.0, True, batch_size, 0, on_device=True)
-    for name, precision, compiled in VARIANTS[: 3 if compile_too else 2]:
-        rates = Rates(geometry, 18, width, batch_size, device, precision, compiled)
+    for name, mixed_precision, compiled in VARIANTS[: 3 if compile_too else 2]:
+        rates = Rates(geometry, 18, width, batch_size, device, mixed_precision, compiled)
         batches = chain.from_iterable(maker.epoch(epoch) for epoch in count())
         resident = next(batches).to_tensors(device)
         rates.bare(resident)  # warms up, and compiles

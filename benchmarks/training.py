@@ -24,14 +24,17 @@ import torch
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.augment import AugmentSettings
-from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors, LabelledImages, LabelMapping
-from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, WeightPenalty
+from components.detectnet_v2.batches import Batch, BatchMaker, BatchTensors
+from components.detectnet_v2.dataset import LabelledImages, LabelMapping
+from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, objective_costs
 from components.detectnet_v2.records import Frame
-from components.detectnet_v2.trainer import Precision, Trainer
+from components.vision.distributed import Group
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.optimizer import Adam
 from components.vision.resnet import ResNetConfig
+from components.vision.task import Task
 from components.vision.threads import available_cores
+from components.vision.trainer import Trainer
 
 IMAGES, BATCH, STEPS, FACES = 64, 8, 8, 6
 CPU = torch.device("cpu")
@@ -53,6 +56,27 @@ def labelled_images(folder: Path, geometry: GridGeometry) -> LabelledImages:
     return LabelledImages(frames, files, LabelMapping({"face": 0}, frozenset()), geometry)
 
 
+class Detection(Task[BatchTensors]):
+    """A network and what a step needs of it."""
+
+    def __init__(self, network: GridNet, device: torch.device) -> None:
+        self.network = network
+        self.optimizer = Adam(network.parameters(), 0.9, 0.999, 1e-8)
+        self._weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[tuple[torch.Tensor, BatchTensors]]:
+        """See `Task`; the rates are measured with batches of their own."""
+        raise NotImplementedError
+
+    def losses(self, outputs: tuple[torch.Tensor, torch.Tensor], targets: BatchTensors) -> torch.Tensor:
+        """See `Task`."""
+        return objective_costs(outputs, targets, self._weights.foreground)
+
+    def total(self, losses: torch.Tensor) -> torch.Tensor:
+        """See `Task`."""
+        return self._weights.total(losses)
+
+
 class Rates:
     """A network with everything that a step needs, and how fast it trains."""
 
@@ -63,23 +87,21 @@ class Rates:
         width: float = 1.0,
         batch_size: int = BATCH,
         device: torch.device = CPU,
-        precision: Precision = "float32",
+        mixed_precision: bool = False,
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
         config = GridNetConfig(ResNetConfig.of_width(depth, width), ("face",), geometry, {})
         network = GridNet(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
-        optimizer = Adam(list(network.parameters()), 0.9, 0.999, 1e-8)
-        penalty = WeightPenalty("none", 0.0, [])
-        self.trainer = Trainer(network.train(), weights, optimizer, penalty, None, precision, compiled=compiled)
+        self.trainer = Trainer(Detection(network.train(), device), Group(), mixed_precision, compiled)
         self.device, self.images = device, STEPS * batch_size
 
     def with_data(self, batches: Iterator[Batch]) -> float:
         """Trains `STEPS` batches; returns images per second."""
         begin = time.perf_counter()
         for batch in islice(batches, STEPS):
-            loss = self.trainer.step(batch.to_tensors(self.device), 1e-4)
+            tensors = batch.to_tensors(self.device)
+            loss = self.trainer.step(tensors.images, tensors, 1e-4)
         float(loss)  # a GPU has finished only when its result is there
         return self.images / (time.perf_counter() - begin)
 
@@ -89,7 +111,7 @@ class Rates:
             torch.set_num_threads(threads)
         begin = time.perf_counter()
         for _ in range(STEPS):
-            loss = self.trainer.step(tensors, 1e-4)
+            loss = self.trainer.step(tensors.images, tensors, 1e-4)
         float(loss)
         return self.images / (time.perf_counter() - begin)
 

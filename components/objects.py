@@ -1,8 +1,8 @@
 """Objects below a base, which is a folder or a prefix of an S3 bucket: written whole, read back, listed, removed.
 
-Both places promise the same: an object appears whole or not at all. In a bucket the store sees to that; in a folder a
-file grows in `<base>/.incoming/`, is flushed to the disk and renamed. Every method makes one try and raises
-`store.Interrupted` where another may help; `store.retried` makes more of them.
+In both, an object appears complete or not at all. A bucket guarantees that; in a folder, a file is written in
+`<base>/.incoming/`, flushed to the disk and renamed. Every method makes one attempt and may raise
+`store.TransientError`; `Objects.retried` makes more of them.
 """
 
 import contextlib
@@ -10,34 +10,38 @@ import fcntl
 import hashlib
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 from components import store
 from components.step import UserError
-from components.store import BLOCK, Patience
+from components.store import BLOCK, RetryPolicy
 
 # Bytes of a part of a larger object; S3 allows 10,000 parts of 5 MiB or more.
 PART_BYTES = 16 << 20
 MAXIMUM_PARTS = 10_000
 
-# Told how many more bytes have been moved.
+Result = TypeVar("Result")
+
+# Called with the number of further bytes transferred.
 Moved = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An object, or what an interrupted write has left.
+    """An object, or the rest of an interrupted write.
 
     Attributes:
         name: Relative to the base.
-        size: Bytes; of an unfinished upload in parts nobody says.
+        size: Bytes; 0 for an unfinished multipart upload, whose size S3 does not tell.
         modified: When it was last written, in UTC.
-        unfinished: Empty for an object; otherwise what the place needs to discard the left-over.
+        unfinished: Empty for an object; otherwise what is needed to discard it.
     """
 
     name: str
@@ -46,48 +50,66 @@ class Entry:
     unfinished: str = ""
 
 
-class Objects(Protocol):
-    """A base with objects. Names are relative to it, with `/` between their parts."""
+class Objects(ABC):
+    """The objects below a base. Names are relative to it, with `/` between their parts.
 
-    @property
-    def uri(self) -> str:
-        """The base as a URI that ends with `/`; names may be appended where they hold nothing to be quoted."""
+    Attributes:
+        uri: The base as a URI that ends with `/`; names that need no quoting may be appended.
+        retry: Attempts, pauses and timeouts of a request.
+    """
 
+    def __init__(self, uri: str, retry: RetryPolicy) -> None:
+        """See the attributes."""
+        self.uri, self.retry = uri, retry
+
+    def retried(self, work: Callable[[], Result], name: str = "") -> Result:
+        """Does some work with several attempts; errors name the object."""
+        return store.retried(work, self.uri + name, self.retry)
+
+    @abstractmethod
     def upload(self, name: str, file: Path, moved: Moved) -> None:
-        """Makes an object of a file."""
+        """Writes an object from a file."""
 
+    @abstractmethod
     def write(self, name: str, content: bytes) -> None:
-        """Makes a small object."""
+        """Writes a small object."""
 
+    @abstractmethod
     def replace(self, name: str, content: bytes, tag: str | None) -> bool:
         """Writes a small object if the present one still has this tag, or, with None, if there is none.
 
-        A store that knows no conditional writes writes in any case.
+        A store without conditional writes writes in any case.
 
         Returns:
             Whether it was written.
         """
 
+    @abstractmethod
     def read(self, name: str) -> tuple[bytes, str] | None:
-        """Returns a small object and the tag of this content, or None where there is no such object."""
+        """Returns a small object and the tag of its content; None if there is no such object."""
 
+    @abstractmethod
     def sha256(self, name: str, moved: Moved) -> str:
         """Reads an object back and returns its SHA-256 in hexadecimal."""
 
+    @abstractmethod
     def fetch(self, name: str, destination: Path, sha256: str, moved: Moved) -> None:
-        """Brings an object; `store.fetch` says how. This one makes more than one try."""
+        """Fetches an object as `store.fetch` does, with several attempts."""
 
+    @abstractmethod
     def listed(self, prefix: str) -> list[Entry]:
         """Returns the objects whose names start with `prefix`, which ends with `/`, sorted by name."""
 
+    @abstractmethod
     def unfinished(self, prefix: str) -> list[Entry]:
-        """Returns what interrupted writes of names below `prefix` have left, as far as the place tells."""
+        """Returns the rest of interrupted writes below `prefix`, as far as it is known."""
 
+    @abstractmethod
     def remove(self, entry: Entry) -> None:
-        """Removes an object or the rest of an interrupted write; it may be gone already."""
+        """Removes an object or the rest of an interrupted write, if it is still there."""
 
 
-def open_objects(base: str, patience: Patience) -> Objects:
+def open_objects(base: str, retry: RetryPolicy = store.RETRY) -> Objects:
     """Returns the objects below a path, a `file://` folder or `s3://bucket/prefix`; nothing needs to exist yet.
 
     Raises:
@@ -97,10 +119,10 @@ def open_objects(base: str, patience: Patience) -> Objects:
     if scheme == "s3":
         bucket, key = store.bucket_and_key(base)
         prefix = "/".join(part for part in key.split("/") if part)
-        return _BucketObjects(store.s3_client(patience), bucket, prefix + "/" if prefix else "", patience)
+        return _BucketObjects(store.s3_client(retry), bucket, prefix + "/" if prefix else "", retry)
     if scheme not in ("", "file"):
-        raise UserError(f"{store.shown(base)}: cannot publish to {scheme}://; use a path, file:// or s3://")
-    return _FolderObjects(store.local_path(base).expanduser().absolute())
+        raise UserError(f"{store.redacted(base)}: cannot publish to {scheme}://; use a path, file:// or s3://")
+    return _FolderObjects(store.local_path(base).expanduser().absolute(), retry)
 
 
 def _digest(blocks: Iterator[bytes], moved: Moved) -> str:
@@ -111,25 +133,25 @@ def _digest(blocks: Iterator[bytes], moved: Moved) -> str:
     return digest.hexdigest()
 
 
-class _FolderObjects:
+class _FolderObjects(Objects):
     """Objects that are the files of a folder."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, retry: RetryPolicy) -> None:
+        super().__init__(f"file://{quote(str(base))}/", retry)
         self._base = base
         self._incoming = base / ".incoming"
-        self.uri = f"file://{quote(str(base))}/"
 
     def upload(self, name: str, file: Path, moved: Moved) -> None:
         with file.open("rb") as stream:
             self._place(name, iter(lambda: stream.read(BLOCK), b""), moved)
 
     def write(self, name: str, content: bytes) -> None:
-        self._place(name, iter([content]), _unheard)
+        self._place(name, iter([content]), lambda _count: None)
 
     def replace(self, name: str, content: bytes, tag: str | None) -> bool:
         self._base.mkdir(parents=True, exist_ok=True)
         with (self._base / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the end of the file's life, or of the process's, releases it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed or the process ends
             present = self.read(name)
             if (present[1] if present else None) != tag:
                 return False
@@ -167,14 +189,14 @@ class _FolderObjects:
             try:
                 (self._base / folder).rmdir()
             except OSError:
-                return  # something else is in it still
+                return  # not empty
 
     def _files(self, folder: Path) -> list[Entry]:
         entries = []
         for path in sorted(folder.rglob("*")):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # removed or renamed meanwhile
+            except FileNotFoundError:  # removed or renamed concurrently
                 continue
             if path.is_file():
                 modified = datetime.fromtimestamp(status.st_mtime, UTC)
@@ -198,7 +220,7 @@ class _FolderObjects:
         self._flush_folders(target.parent)
 
     def _flush_folders(self, folder: Path) -> None:
-        """Makes names last: a renamed file is safe from a power cut when its folder, and that one's, are flushed."""
+        """Flushes the folders up to the base; only then does a renamed file survive a power cut."""
         while folder.is_relative_to(self._base):
             descriptor = os.open(folder, os.O_RDONLY)
             with contextlib.suppress(OSError):  # network file systems refuse it for a folder
@@ -207,18 +229,20 @@ class _FolderObjects:
             folder = folder.parent
 
 
-class _BucketObjects:
+class _BucketObjects(Objects):
     """Objects below a prefix of an S3 bucket."""
 
-    def __init__(self, client: Any, bucket: str, prefix: str, patience: Patience) -> None:  # noqa: ANN401 - minio.Minio
-        self._client, self._bucket, self._prefix, self._patience = client, bucket, prefix, patience
-        self.uri = f"s3://{bucket}/{prefix}"
+    def __init__(self, client: Any, bucket: str, prefix: str, retry: RetryPolicy) -> None:  # noqa: ANN401 - minio.Minio
+        super().__init__(f"s3://{bucket}/{prefix}", retry)
+        self._client, self._bucket, self._prefix = client, bucket, prefix
 
     def upload(self, name: str, file: Path, moved: Moved) -> None:
         size = file.stat().st_size
         part_size = max(PART_BYTES, -(-size // MAXIMUM_PARTS))
         with file.open("rb") as stream, self._errors(name):
-            self._client.put_object(self._bucket, self._prefix + name, _Heard(stream, moved), size, part_size=part_size)
+            self._client.put_object(
+                self._bucket, self._prefix + name, _CountedStream(stream, moved), size, part_size=part_size
+            )
 
     def write(self, name: str, content: bytes) -> None:
         with self._errors(name):
@@ -246,7 +270,7 @@ class _BucketObjects:
         try:
             with self._errors(name):
                 response = self._client.get_object(self._bucket, self._prefix + name)
-                with _closing(response):
+                with store.closing(response):
                     return response.read(), response.headers.get("ETag", "")
         except UserError as error:
             if getattr(error.__cause__, "code", "") == "NoSuchKey":
@@ -256,7 +280,7 @@ class _BucketObjects:
     def sha256(self, name: str, moved: Moved) -> str:
         with self._errors(name):
             response = self._client.get_object(self._bucket, self._prefix + name)
-            with _closing(response):
+            with store.closing(response):
                 return _digest(response.stream(BLOCK), moved)
 
     def fetch(self, name: str, destination: Path, sha256: str, moved: Moved) -> None:
@@ -268,8 +292,8 @@ class _BucketObjects:
             moved(done - seen)
             seen = done
 
-        remote = store.S3Object(self._client, self._bucket, self._prefix + name)
-        store.download(remote, self.uri + name, destination, sha256, report, self._patience)
+        remote = partial(store.open_object, self._client, self._bucket, self._prefix + name)
+        store.download(remote, self.uri + name, destination, sha256, report, self.retry)
 
     def listed(self, prefix: str) -> list[Entry]:
         with self._errors(prefix):
@@ -278,7 +302,7 @@ class _BucketObjects:
         return sorted(entries, key=lambda entry: entry.name)
 
     def unfinished(self, prefix: str) -> list[Entry]:
-        """MinIO tells none of them (its API lists the uploads of one full name only) and discards them after a day."""
+        """MinIO lists none (its API takes full names only) and discards them after a day."""
         entries: list[Entry] = []
         marker = None
         while True:
@@ -318,21 +342,8 @@ class _BucketObjects:
         return store.s3_errors(self.uri + name)
 
 
-def _unheard(_count: int) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def _closing(response: Any) -> Iterator[None]:  # noqa: ANN401 - urllib3.HTTPResponse
-    try:
-        yield
-    finally:
-        response.close()
-        response.release_conn()
-
-
-class _Heard:
-    """A stream that tells how much of it has been read."""
+class _CountedStream:
+    """A stream that reports how much of it has been read."""
 
     def __init__(self, stream: BinaryIO, moved: Moved) -> None:
         self._stream, self._moved = stream, moved

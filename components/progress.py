@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
@@ -25,9 +24,9 @@ def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]
     """Yields the items and shows how many of `total` have been seen, at what rate, and the time left.
 
     Args:
-        items: What is worked on, usually an iterator that does the work.
-        total: How many there will be, or 0 where nobody knows.
-        description: What is done, for example `converting training`.
+        items: Usually an iterator that does the work.
+        total: Number of items, or 0 if it is not known.
+        description: For example `converting training`.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -51,10 +50,10 @@ def _plain_lines(items: Iterable[Item], total: int, description: str) -> Iterato
 
 
 class Download:
-    """Shows how many bytes of a file are here; use it as a context and hand on `report`."""
+    """Shows the progress of a download; use it as a context and pass on `report`."""
 
     def __init__(self, description: str) -> None:
-        """`description` says what comes from where."""
+        """Takes what is shown before the numbers."""
         self._description = description
         self._last = time.monotonic()
         self._progress: Progress | None = None
@@ -69,14 +68,12 @@ class Download:
             self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._progress:
             self._progress.stop()
 
     def report(self, done: int, total: int | None) -> None:
-        """Takes the bytes that are here, and how many there will be where that is known."""
+        """Takes the bytes received, and their total if it is known."""
         if self._progress:
             self._progress.update(self._task, completed=done, total=total)
             return

@@ -6,22 +6,23 @@
     <base>/evidence/<version>.npz    what the score of a deployed version rests on
     <base>/held/<holder>.json        versions that a deployment serves or can go back to
 
-A reader resolves the pointer; a publish that ends before the pointer is written leaves the former version served, and
-what it has left behind (a version without a record) is recognised, counted and removed by `prune`.
+A reader resolves the pointer. A publish that ends before the pointer is written leaves the former version served; what
+it leaves behind (a version without a record) is listed, and removed by `prune`.
 
 Every object is verified by reading it back and hashing it. That costs its size once more, and is the one check that
 holds on every store: S3's checksum headers are optional, differ between servers, and for an upload in parts are a
 checksum of checksums.
 
 Versions have unique names, so publishers never touch one another's objects. The last one to write the pointer wins,
-unless it was told what to expect there (`expected`). That comparison holds to the last request where the store enforces
-conditional writes (AWS, MinIO, SeaweedFS, folders); with others two publishers may both find what they expect within
-the moment between reading and writing the pointer, and again the last one wins.
+unless it names the version that it expects there (`expected`). This comparison is atomic if the store enforces
+conditional writes (AWS, MinIO, SeaweedFS, folders). With other stores two publishers may both find what they expect
+between reading and writing the pointer; then the last one wins again.
 """
 
 import json
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,13 +35,13 @@ from urllib.parse import urlsplit
 from components import step, store
 from components.objects import Entry, Objects, open_objects
 from components.step import UserError
-from components.store import Interrupted, Patience, Report, retried
+from components.store import RETRY, Report, RetryPolicy, TransientError
 
 LAYOUT_VERSION = 1
 POINTER = "current.json"
 VERSIONS, RECORDS, EVIDENCE, HELD = "versions/", "records/", "evidence/", "held/"
 _VERSION = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{8}")
-# The pointer stays small. Older versions than these are judged by their age, see `prune`.
+# Keeps the pointer small. Older versions are judged by their age, see `prune`.
 _FORMER_NAMED = 100
 YOUNG = timedelta(hours=24)
 
@@ -70,9 +71,16 @@ class Published:
     time: str
 
 
+# The fields of `Published` that records and the pointer hold besides the version.
+_RECORDED: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("digest", "manifest", "kind", "time"), str),
+    **dict.fromkeys(("bytes", "objects"), int),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What a publish or prune that broke off (or is still at work) has left.
+    """The objects of a publish or prune that was interrupted or is still running.
 
     Attributes:
         name: `versions/<version>/`, or the unfinished file.
@@ -100,7 +108,7 @@ class Versions:
     Attributes:
         served: The version that the pointer names, or None.
         complete: All whole versions, oldest first.
-        leftovers: The rest of what has our names.
+        leftovers: The objects of no complete version.
     """
 
     served: Published | None
@@ -116,7 +124,7 @@ class Pruned:
         versions: Versions that are gone.
         leftovers: Names of the left-overs that are gone.
         bytes: Their size together.
-        spared: Versions and left-overs that would be gone too, were they not too young.
+        spared: Versions and left-overs that were kept because they are too young.
     """
 
     versions: tuple[str, ...]
@@ -146,77 +154,74 @@ def publish(
     serve: bool = True,
     expected: str | None = None,
     report: Report | None = None,
-    patience: Patience | None = None,
+    retry: RetryPolicy = RETRY,
 ) -> Published:
     """Publishes a folder and makes it the served version, all or nothing.
 
     Args:
         source: An artifact, a model repository, checkpoints: any folder of plain files.
         base: A path, `file:///folder` or `s3://bucket/prefix`. The bucket must exist.
-        serve: Whether it becomes the served version; otherwise `point` makes it that later.
-        expected: The version that must be served now for this one to replace it; empty where none must be. None:
-            whatever is served is replaced.
-        report: Told the bytes that have been moved of all there are to move: each counts when sent and when read back.
-        patience: Tries, pauses and timeouts of a request.
+        serve: Whether it becomes the served version; otherwise `point` does so later.
+        expected: The version that must be served now for this one to replace it; empty if none must be. None replaces
+            any version.
+        report: Called with the bytes transferred and their total; each byte counts when sent and when read back.
+        retry: Attempts, pauses and timeouts of a request.
 
     Raises:
         UserError: The folder cannot be published, another version is served than expected, or the store refuses or
-            cannot be reached. The former version is served still.
+            cannot be reached. The former version is still served.
     """
-    patience = patience or Patience()
     files = _inventory(Path(source))
     _check_apart(Path(source), base)
-    objects = open_objects(base, patience)
-    _check_expected(retried(lambda: _read_pointer(objects), objects.uri, patience), expected, objects)
+    objects = open_objects(base, retry)
+    _check_expected(objects.retried(lambda: _read_pointer(objects)), expected, objects)
     version = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}"
-    _send(objects, Path(source), files, f"{VERSIONS}{version}/", report, patience)
+    _send(objects, Path(source), files, f"{VERSIONS}{version}/", report)
     published = _describe(Path(source), files, version, f"{objects.uri}{VERSIONS}{version}/")
     record = _document(published) | {"files": {file.name: [file.size, file.sha256] for file in files}}
-    _write_verified(objects, f"{RECORDS}{version}.json", record, patience)
+    _write_verified(objects, f"{RECORDS}{version}.json", record)
     if serve:
-        _point(objects, published, expected, patience)
+        _point(objects, published, expected)
     return published
 
 
-def point(base: str, version: str, patience: Patience | None = None) -> Published:
-    """Makes a version that is published already the served one.
+def point(base: str, version: str, retry: RetryPolicy = RETRY) -> Published:
+    """Makes a published version the served one.
 
     Raises:
         UserError: There is no such version, or the store refuses or cannot be reached.
     """
-    patience = patience or Patience()
-    objects = open_objects(base, patience)
-    published, _ = _read_record(objects, version, patience)
-    pointer = retried(lambda: _read_pointer(objects), objects.uri, patience)
-    _point(objects, published, None, patience, bool(pointer and version in pointer.former))
+    objects = open_objects(base, retry)
+    published, _ = _read_record(objects, version)
+    pointer = objects.retried(lambda: _read_pointer(objects))
+    _point(objects, published, None, bool(pointer and version in pointer.former))
     return published
 
 
-def hold(base: str, holder: str, versions: Iterable[str], patience: Patience | None = None) -> None:
-    """Has `prune` spare versions, in the place of those that the holder named before.
+def hold(base: str, holder: str, versions: Iterable[str], retry: RetryPolicy = RETRY) -> None:
+    """Makes `prune` keep versions, instead of those that the holder named before.
 
     Args:
         base: As in `publish`.
         holder: Who needs them, for example `namespace.name` of a deployment.
         versions: Their names.
-        patience: Tries, pauses and timeouts of a request.
+        retry: Attempts, pauses and timeouts of a request.
 
     Raises:
         UserError: The store refuses or cannot be reached.
     """
-    patience = patience or Patience()
-    objects = open_objects(base, patience)
+    objects = open_objects(base, retry)
     document = {"layout": LAYOUT_VERSION, "versions": sorted(versions)}
-    _write_verified(objects, f"{HELD}{holder}.json", document, patience)
+    _write_verified(objects, f"{HELD}{holder}.json", document)
 
 
-def resolve(base: str, patience: Patience | None = None) -> Published:
+def resolve(base: str, retry: RetryPolicy = RETRY) -> Published:
     """Returns the served version.
 
     Raises:
         UserError: Nothing is published there, or the store cannot be reached.
     """
-    return _served(open_objects(base, patience or Patience()), patience or Patience())
+    return _served(open_objects(base, retry))
 
 
 def fetch_published(
@@ -225,20 +230,19 @@ def fetch_published(
     version: str = "",
     *,
     report: Report | None = None,
-    patience: Patience | None = None,
+    retry: RetryPolicy = RETRY,
 ) -> Published:
-    """Brings the served version, or the named one, into a new folder and verifies every file.
+    """Fetches the served version, or the named one, into a new folder and verifies every file.
 
     Raises:
         UserError: There is no such version, the folder exists, or something is damaged. Nothing is left at
             `destination`.
     """
-    patience = patience or Patience()
-    objects = open_objects(base, patience)
+    objects = open_objects(base, retry)
     if Path(destination).exists():
         raise UserError(f"{destination}: exists already; name a new folder")
-    served = None if version else _served(objects, patience)
-    published, files = _read_record(objects, served.version if served else version, patience)
+    served = None if version else _served(objects)
+    published, files = _read_record(objects, served.version if served else version)
     if served and served.digest != published.digest:
         raise UserError(f"{objects.uri}{POINTER}: the digest is not that of its version; publish again")
     tally = _Tally(published.bytes, report)
@@ -249,48 +253,45 @@ def fetch_published(
     return published
 
 
-def versions(base: str, patience: Patience | None = None) -> Versions:
-    """Returns what lies below a base; nothing at all where nothing was ever published.
+def versions(base: str, retry: RetryPolicy = RETRY) -> Versions:
+    """Returns the versions below a base, none if nothing was ever published.
 
     Raises:
         UserError: A record is damaged, or the store cannot be reached.
     """
-    patience = patience or Patience()
-    return _survey(open_objects(base, patience), patience)[0]
+    return _survey(open_objects(base, retry))[0]
 
 
-def prune(base: str, keep: int, *, young: timedelta = YOUNG, patience: Patience | None = None) -> Pruned:
+def prune(base: str, keep: int, *, young: timedelta = YOUNG, retry: RetryPolicy = RETRY) -> Pruned:
     """Removes old versions and left-overs.
 
-    The served version, those that a deployment holds, and the newest `keep` stay. So does what may belong to a publish
-    that is still at work, as long as it is younger than `young`: versions without a record, and versions that have not
-    been served yet.
+    The served version, those that a deployment holds, and the newest `keep` stay. So does what may belong to a running
+    publish, as long as it is younger than `young`: versions without a record, and versions that were never served.
 
     Args:
         base: As in `publish`.
         keep: How many versions to keep, at least one.
-        young: Age from which on a publish counts as broken off; the clocks of the store, of the publishers and of this
-            machine must agree better than that.
-        patience: Tries, pauses and timeouts of a request.
+        young: Age above which a publish counts as interrupted; the clocks of the store, of the publishers and of this
+            machine must differ by less.
+        retry: Attempts, pauses and timeouts of a request.
 
     Raises:
-        UserError: The store refuses or cannot be reached; what was removed until then is gone.
+        UserError: The store refuses or cannot be reached; what was removed before stays removed.
     """
     if keep < 1:
         raise UserError(f"keep {keep}: at least one version must stay")
-    patience = patience or Patience()
-    objects = open_objects(base, patience)
-    found, pointer = _survey(objects, patience)
+    objects = open_objects(base, retry)
+    found, pointer = _survey(objects)
     started = datetime.now(UTC) - young
-    needed = _held(objects, patience) | ({found.served.version} if found.served else set())
+    needed = _held(objects) | ({found.served.version} if found.served else set())
     old = [each for each in found.complete[:-keep] if each.version not in needed]
-    settled = set(pointer.former if pointer else ())
-    gone = [each for each in old if each.version in settled or datetime.fromisoformat(each.time) < started]
+    superseded = pointer.former if pointer else ()
+    gone = [each for each in old if each.version in superseded or datetime.fromisoformat(each.time) < started]
     stale = [each for each in found.leftovers if each.modified < started]
     for published in gone:
-        _remove_version(objects, published.version, patience)
+        _remove_version(objects, published.version)
     for leftover in stale:
-        _remove(objects, leftover.entries, patience)
+        _remove(objects, leftover.entries)
     return Pruned(
         versions=tuple(each.version for each in gone),
         leftovers=tuple(each.name for each in stale),
@@ -389,7 +390,7 @@ def _digest(files: Iterable[_File]) -> str:
 
 
 class _Tally:
-    """Counts moved bytes for a report."""
+    """Counts transferred bytes for a report."""
 
     def __init__(self, total: int, report: Report | None) -> None:
         self.done = 0
@@ -401,14 +402,13 @@ class _Tally:
             self._report(self.done, self._total)
 
 
-def _send(
-    objects: Objects, source: Path, files: list[_File], prefix: str, report: Report | None, patience: Patience
-) -> None:
+def _send(objects: Objects, source: Path, files: list[_File], prefix: str, report: Report | None) -> None:
     tally = _Tally(2 * sum(file.size for file in files), report)
     for file in files:
-        retried(_sending(objects, source, file, prefix + file.name, tally), objects.uri + prefix + file.name, patience)
+        name = prefix + file.name
+        objects.retried(partial(_send_file, objects, source / file.name, file, name, tally, tally.done), name)
     sent = {prefix + file.name: file.size for file in files}
-    found = retried(lambda: objects.listed(prefix), objects.uri + prefix, patience)
+    found = objects.retried(lambda: objects.listed(prefix), prefix)
     if {entry.name: entry.size for entry in found} != sent:
         raise UserError(
             f"{objects.uri}{prefix}: the store lists {len(found)} objects other than the {len(sent)} it was sent;"
@@ -416,34 +416,28 @@ def _send(
         )
 
 
-def _sending(objects: Objects, source: Path, file: _File, name: str, tally: _Tally) -> Callable[[], None]:
-    start = tally.done
-
-    def send() -> None:
-        tally.done = start
-        path = source / file.name
-        if path.stat().st_size != file.size:
-            raise UserError(f"{path}: changed while it was published; publish it when it is finished")
+def _send_file(objects: Objects, path: Path, file: _File, name: str, tally: _Tally, start: int) -> None:
+    """Uploads a file and reads it back; `start` is the tally before the first attempt."""
+    tally.done = start
+    if path.stat().st_size == file.size:
         objects.upload(name, path, tally.add)
         if objects.sha256(name, tally.add) == file.sha256:
             return
-        if step.sha256(path) != file.sha256:
-            raise UserError(f"{path}: changed while it was published; publish it when it is finished")
-        raise Interrupted("what the store gives back is not what it was sent")
-
-    return send
+        if step.sha256(path) == file.sha256:
+            raise TransientError("what the store gives back is not what it was sent")
+    raise UserError(f"{path}: changed while it was published; publish it when it is finished")
 
 
-def _write_verified(objects: Objects, name: str, document: Mapping[str, Any], patience: Patience) -> None:
+def _write_verified(objects: Objects, name: str, document: Mapping[str, Any]) -> None:
     content = _json(document)
 
     def write() -> None:
         objects.write(name, content)
         found = objects.read(name)
         if found is None or found[0] != content:
-            raise Interrupted("what the store gives back is not what it was sent")
+            raise TransientError("what the store gives back is not what it was sent")
 
-    retried(write, objects.uri + name, patience)
+    objects.retried(write, name)
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
@@ -451,23 +445,20 @@ def _json(document: Mapping[str, Any]) -> bytes:
 
 
 def _document(published: Published) -> dict[str, Any]:
-    # Without the URI: a base may be copied elsewhere, or be seen under another name.
-    names = ("version", "digest", "manifest", "kind", "bytes", "objects", "time")
-    return {"layout": LAYOUT_VERSION} | {name: getattr(published, name) for name in names}
+    # Without the URI: a base may be copied elsewhere, or be known under another name.
+    return {"layout": LAYOUT_VERSION} | {name: getattr(published, name) for name in ("version", *_RECORDED)}
 
 
 # --- The pointer -----------------------------------------------------------------------------------------------------
 
 
-def _point(
-    objects: Objects, published: Published, expected: str | None, patience: Patience, was_served: bool = False
-) -> None:
-    """Makes a version the served one, again where it `was_served` before, and reads the pointer back."""
+def _point(objects: Objects, published: Published, expected: str | None, was_served: bool = False) -> None:
+    """Makes a version the served one, again if it `was_served` before, and reads the pointer back."""
 
     def write() -> bool:
-        """Makes one try; returns whether the version is served, or was until another publisher replaced it."""
+        """Makes one attempt; returns whether the version is served, or was until another publisher replaced it."""
         current = _read_pointer(objects)
-        # The answer to an earlier try may have been lost, and others may have published since.
+        # The answer to an earlier attempt may have been lost, and others may have published since.
         if current and (
             current.published.version == published.version or (not was_served and published.version in current.former)
         ):
@@ -478,11 +469,11 @@ def _point(
         written = objects.replace(POINTER, content, current.tag if current else None)
         now = _read_pointer(objects)
         if (now.tag if now else None) == (current.tag if current else None):
-            raise Interrupted("the store has not taken the new pointer")
+            raise TransientError("the store has not taken the new pointer")
         return written
 
-    while not retried(write, objects.uri + POINTER, patience):
-        pass  # another publisher was quicker: look again at what is served now
+    while not objects.retried(write, POINTER):
+        pass  # another publisher was faster: read again what is served now
 
 
 def _check_expected(current: _Pointer | None, expected: str | None, objects: Objects) -> None:
@@ -506,8 +497,8 @@ def _read_pointer(objects: Objects) -> _Pointer | None:
         raise UserError(f"{objects.uri}{POINTER}: not a pointer to a version ({error!r})") from error
 
 
-def _served(objects: Objects, patience: Patience) -> Published:
-    pointer = retried(lambda: _read_pointer(objects), objects.uri, patience)
+def _served(objects: Objects) -> Published:
+    pointer = objects.retried(lambda: _read_pointer(objects))
     if pointer is None:
         raise UserError(f"{objects.uri}: nothing is published here ({POINTER} is missing); check the location")
     return pointer.published
@@ -526,16 +517,8 @@ def _parsed(content: bytes, where: str) -> dict[str, Any]:
 
 def _published(document: Mapping[str, Any], objects: Objects) -> Published:
     version = _checked(document["version"])
-    return Published(
-        version=version,
-        uri=f"{objects.uri}{VERSIONS}{version}/",
-        digest=str(document["digest"]),
-        manifest=str(document["manifest"]),
-        kind=str(document["kind"]),
-        bytes=int(document["bytes"]),
-        objects=int(document["objects"]),
-        time=str(document["time"]),
-    )
+    recorded = {name: kind(document[name]) for name, kind in _RECORDED.items()}
+    return Published(version=version, uri=f"{objects.uri}{VERSIONS}{version}/", **recorded)
 
 
 def _checked(version: object) -> str:
@@ -547,9 +530,9 @@ def _checked(version: object) -> str:
 # --- What lies there -------------------------------------------------------------------------------------------------
 
 
-def _read_record(objects: Objects, version: str, patience: Patience) -> tuple[Published, list[_File]]:
+def _read_record(objects: Objects, version: str) -> tuple[Published, list[_File]]:
     name = f"{RECORDS}{_checked(version)}.json"
-    found = retried(lambda: objects.read(name), objects.uri + name, patience)
+    found = objects.retried(lambda: objects.read(name), name)
     if found is None:
         raise UserError(f"{objects.uri}: there is no version {version}; `gridbox store list` names those there are")
     document = _parsed(found[0], objects.uri + name)
@@ -565,52 +548,47 @@ def _read_record(objects: Objects, version: str, patience: Patience) -> tuple[Pu
     return published, files
 
 
-def _survey(objects: Objects, patience: Patience) -> tuple[Versions, _Pointer | None]:
-    # The objects before the records, the records before the pointer: what is completed meanwhile counts as complete.
-    uri = objects.uri
-    entries = retried(lambda: [*objects.listed(VERSIONS), *objects.unfinished(VERSIONS)], uri, patience)
-    records = retried(lambda: objects.listed(RECORDS), uri, patience)
+def _survey(objects: Objects) -> tuple[Versions, _Pointer | None]:
+    # Objects before records, records before the pointer: what a running publish completes counts as complete.
+    entries = objects.retried(lambda: [*objects.listed(VERSIONS), *objects.unfinished(VERSIONS)])
+    records = objects.retried(lambda: objects.listed(RECORDS))
     names = [entry.name.removeprefix(RECORDS).removesuffix(".json") for entry in records]
-    complete = [_read_record(objects, name, patience)[0] for name in names if _VERSION.fullmatch(name)]
-    pointer = retried(lambda: _read_pointer(objects), uri, patience)
+    complete = [_read_record(objects, name)[0] for name in names if _VERSION.fullmatch(name)]
+    pointer = objects.retried(lambda: _read_pointer(objects))
     found = Versions(pointer.published if pointer else None, tuple(complete), _leftovers(entries, names))
     return found, pointer
 
 
-def _held(objects: Objects, patience: Patience) -> set[str]:
+def _held(objects: Objects) -> set[str]:
     """Returns the versions that deployments serve or can go back to."""
     held: set[str] = set()
-    for entry in retried(lambda: objects.listed(HELD), objects.uri, patience):
-        found = retried(partial(objects.read, entry.name), objects.uri + entry.name, patience)
+    for entry in objects.retried(lambda: objects.listed(HELD)):
+        found = objects.retried(partial(objects.read, entry.name), entry.name)
         if found is not None:
             held |= {str(version) for version in _parsed(found[0], objects.uri + entry.name).get("versions", [])}
     return held
 
 
 def _leftovers(entries: Iterable[Entry], complete: Iterable[str]) -> tuple[Leftover, ...]:
-    groups: dict[str, list[Entry]] = {}
+    groups = defaultdict[str, list[Entry]](list)
     for entry in entries:
-        version = entry.name.removeprefix(VERSIONS).partition("/")[0]
-        if entry.name.startswith(VERSIONS):
+        name = entry.name
+        if name.startswith(VERSIONS):
+            version = name.removeprefix(VERSIONS).partition("/")[0]
             if not _VERSION.fullmatch(version) or (version in complete and not entry.unfinished):
-                continue  # not ours, or part of a whole version
-            groups.setdefault(f"{VERSIONS}{version}/", []).append(entry)
-        else:
-            groups.setdefault(entry.name, []).append(entry)
+                continue  # not written by a publish, or part of a complete version
+            name = f"{VERSIONS}{version}/"
+        groups[name].append(entry)
     return tuple(Leftover(name, tuple(group)) for name, group in sorted(groups.items()))
 
 
-def _remove_version(objects: Objects, version: str, patience: Patience) -> None:
-    # The record goes first: from then on the rest is a left-over, should this break off.
-    _remove(objects, [Entry(f"{RECORDS}{version}.json", 0, datetime.now(UTC))], patience)
-    files = retried(lambda: objects.listed(f"{VERSIONS}{version}/"), objects.uri, patience)
-    _remove(objects, [*files, Entry(f"{EVIDENCE}{version}.npz", 0, datetime.now(UTC))], patience)
+def _remove_version(objects: Objects, version: str) -> None:
+    # The record goes first: without it the rest is a left-over, should this be interrupted.
+    _remove(objects, [Entry(f"{RECORDS}{version}.json", 0, datetime.now(UTC))])
+    files = objects.retried(lambda: objects.listed(f"{VERSIONS}{version}/"))
+    _remove(objects, [*files, Entry(f"{EVIDENCE}{version}.npz", 0, datetime.now(UTC))])
 
 
-def _remove(objects: Objects, entries: Iterable[Entry], patience: Patience) -> None:
+def _remove(objects: Objects, entries: Iterable[Entry]) -> None:
     for entry in entries:
-
-        def remove(entry: Entry = entry) -> None:
-            objects.remove(entry)
-
-        retried(remove, objects.uri + entry.name, patience)
+        objects.retried(partial(objects.remove, entry), entry.name)

@@ -38,9 +38,9 @@ def publish_command(
     """
     from components.progress import Download
     from components.publication import publish
-    from components.store import shown
+    from components.store import redacted
 
-    with Download(f"publishing {source} to {shown(base)}") as moved:
+    with Download(f"publishing {source} to {redacted(base)}") as moved:
         published = publish(source, base, expected=expected, report=moved.report)
     print(_summary(published), file=sys.stderr)
     typer.echo(published.uri)
@@ -103,9 +103,9 @@ def fetch_command(
     """Bring a version into a new folder; every file is verified."""
     from components.progress import Download
     from components.publication import fetch_published
-    from components.store import shown
+    from components.store import redacted
 
-    with Download(f"fetching {shown(base)}") as moved:
+    with Download(f"fetching {redacted(base)}") as moved:
         published = fetch_published(base, destination, version, report=moved.report)
     typer.echo(f"{destination}: {_summary(published)}")
 

@@ -144,8 +144,7 @@ def code_digest(code: Path, family: str) -> str:
 def imported_rooms(code: Path, family: str) -> set[str]:
     """Returns the family and every room that its code imports, directly or not."""
     rooms: set[str] = set()
-    # The templates go where step.py goes.
-    waiting = {"step", "specs", *([family] if family else [])}
+    waiting = {"step", *([family] if family else [])}
     while waiting:
         room = waiting.pop()
         rooms.add(room)

@@ -6,10 +6,11 @@ import kube_stub
 from test_serve_kserve import service
 
 from components import publication
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.objects import open_objects
 from components.serve.cluster import Cluster
 from components.serve.deploy import Gate, Rollout, deploy_kserve, promote
-from components.serve.gate import Score
+from components.serve.gate import ScoredModel
 from components.serve.ledger import read_ledger
 
 QUICK = Rollout(timeout=5, interval=0.001)
@@ -36,8 +37,12 @@ def model(run, value=0.8, **changes):
     return service(**{"storage_uri": uri, "run_id": run, "score": value, "data_digest": DATA, **changes})
 
 
+def scored(model, value, data, evidence=None):
+    return ScoredModel(model, Score(AVERAGE_PRECISION, value), data, evidence)
+
+
 def candidate(of):
-    return Score("the new model", of.score, of.data_digest)
+    return ScoredModel("the new model", of.score, of.data_digest)
 
 
 def put_up(run, rollout=QUICK, gate=None, value=0.8, **changes):
@@ -51,7 +56,7 @@ def promoted(run, rollout=QUICK, value=0.8, **changes):
 
 
 def measured(value, data=DATA):
-    return Score("the endpoint", value, data)
+    return scored("the endpoint", value, data)
 
 
 def settle(run, value=0.8, rollout=QUICK, gate=None):

@@ -8,7 +8,7 @@ import numpy as np
 from components import program
 from components.detectnet_v2.commands import app
 from components.formats.kitti import Label, format_label
-from components.step import placeholders, render, template_text
+from components.tao.rendering import placeholders, render, template_text
 
 WIDTH, HEIGHT = 96, 64
 

@@ -14,6 +14,7 @@ from components.decode.grid.clustering import detect_for_inference
 from components.detectnet_v2 import inference
 from components.detectnet_v2.inference import kitti_line
 from components.formats.kitti import Label, parse_labels
+from components.vision import sinks
 
 # As the program sets it; here the tests use FFmpeg first.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -77,6 +78,13 @@ def test_a_folder_gives_overlays_and_labels(model, tmp_path, capsys):
     records = [json.loads(line) for line in (out / "status.json").read_text().splitlines()]
     assert [record["status"] for record in records] == ["STARTED", "SUCCESS"]
     assert records[1]["kpi"]["detections"] == 3
+
+
+def test_ppm_images_are_read_and_drawn_as_such(model, tmp_path):
+    source = folder_of(tmp_path / "in", a__ppm=[(0, 0)])
+    assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 0
+    assert boxes(labels_of(tmp_path / "out", "a")) == [(0, 0, 16, 16)]
+    assert (tmp_path / "out/images_annotated/a.ppm").read_bytes().startswith(b"P6")
 
 
 def test_a_single_image_of_another_size_has_its_boxes_in_its_own_pixels(model, tmp_path):
@@ -278,7 +286,7 @@ def test_an_interrupted_inference_leaves_nothing_half_written(model, tmp_path, m
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference, "draw", interrupted)
+    monkeypatch.setattr(sinks, "draw", interrupted)
     source = folder_of(tmp_path / "in", a__png=[(0, 0)])
     assert infer(spec_of(tmp_path, model), source, tmp_path / "out") == 130
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["status.json"]

@@ -23,7 +23,8 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.step import MODELS, sha256, weights_file
+from components.step import sha256, weights_file
+from components.tao.tasks import MODELS
 from components.vision.checkpoint import load_tensors
 
 GRIDBOX = Path(sys.executable).with_name("gridbox")

@@ -42,7 +42,7 @@ def regions():
 
 
 def test_boxes_come_back_by_class_without_the_padding_of_the_answer(url):
-    with Endpoint(url) as endpoint:
+    with Endpoint(url, "facenet_ensemble") as endpoint:
         assert endpoint.class_names == ("face",)
         one, none = endpoint.detect([script(boxes=[FACE], padding=3), script()])
     np.testing.assert_array_equal(one["face"], np.float32([FACE[:5]]))
@@ -55,7 +55,7 @@ def test_boxes_come_back_by_class_without_the_padding_of_the_answer(url):
 
 def test_answers_keep_the_order_and_the_keys_of_the_images_though_later_ones_are_done_first(url):
     images = [(f"image {index}", script(sleep=0.2 * (index == 0), size=[1, index + 1])) for index in range(6)]
-    with Endpoint(url, in_flight=2) as endpoint:
+    with Endpoint(url, "facenet_ensemble", in_flight=2) as endpoint:
         answers = list(endpoint.stream(images))
     assert [(key, answer.width) for key, answer in answers] == [(f"image {i}", i + 1) for i in range(6)]
 
@@ -68,7 +68,7 @@ def test_images_are_taken_as_they_are_needed_and_no_more_than_allowed_are_under_
             taken.append(index)
             yield index, script()
 
-    with Endpoint(url, in_flight=3) as endpoint:
+    with Endpoint(url, "facenet_ensemble", in_flight=3) as endpoint:
         answers = endpoint.stream(images())
         for index in range(10):
             next(answers)
@@ -77,7 +77,7 @@ def test_images_are_taken_as_they_are_needed_and_no_more_than_allowed_are_under_
 
 
 def test_several_images_are_worked_on_at_once(url):
-    with Endpoint(url, in_flight=2) as endpoint:
+    with Endpoint(url, "facenet_ensemble", in_flight=2) as endpoint:
         endpoint.detect([script()])
         begin = time.monotonic()
         endpoint.detect([script(sleep=0.3)] * 2)
@@ -86,7 +86,7 @@ def test_several_images_are_worked_on_at_once(url):
 
 def test_image_that_fails_has_an_error_and_the_others_are_answered(url):
     images = [script(boxes=[FACE]), script(error="not an image"), b"", script(boxes=[FACE])]
-    with Endpoint(url) as endpoint:
+    with Endpoint(url, "facenet_ensemble") as endpoint:
         answers = [answer for _, answer in endpoint.stream(enumerate(images))]
         assert [answer.error for answer in answers] == ["", "not an image", "the file is empty", ""]
         assert [len(answer.detections["face"]) for answer in (answers[0], answers[3])] == [1, 1]
@@ -98,7 +98,7 @@ def test_shared_memory_gives_the_same_and_is_freed(url):
     before = regions()
     large = script(boxes=[FACE], ignored="x" * (1 << 19))  # does not fit the first region
     images = [script(boxes=[FACE]), large, script(error="bad"), script(boxes=[FACE, FACE])]
-    with Endpoint(url, shared_memory=True, in_flight=2) as endpoint:
+    with Endpoint(url, "facenet_ensemble", shared_memory=True, in_flight=2) as endpoint:
         answers = [answer for _, answer in endpoint.stream(enumerate(images * 3))]
         assert [len(answer.detections.get("face", "x" * 9)) for answer in answers] == [1, 1, 9, 2] * 3
         assert 1 <= len(regions() - before) <= 2
@@ -110,7 +110,10 @@ def test_shared_memory_that_the_server_cannot_see_is_explained(url, monkeypatch)
     real, before = shared_memory.SharedMemory, regions()
     monkeypatch.setattr(endpoint_connection.Region, "name", property(lambda _: "elsewhere"), raising=False)
     monkeypatch.setattr(endpoint_connection.Region, "__init__", lambda region, size: _unseen(region, size, real))
-    with Endpoint(url, shared_memory=True) as endpoint, pytest.raises(UserError, match="a server on this machine"):
+    with (
+        Endpoint(url, "facenet_ensemble", shared_memory=True) as endpoint,
+        pytest.raises(UserError, match="a server on this machine"),
+    ):
         endpoint.detect([script()])
     assert regions() == before
 
@@ -120,14 +123,17 @@ def _unseen(region, size, real):
 
 
 def test_image_that_takes_too_long_ends_with_one_line(url):
-    with Endpoint(url, timeout=0.2) as endpoint, pytest.raises(StageError, match=r"no answer within 0\.2 s$"):
+    with (
+        Endpoint(url, "facenet_ensemble", timeout=0.2) as endpoint,
+        pytest.raises(StageError, match=r"no answer within 0\.2 s$"),
+    ):
         endpoint.detect([script(sleep=0.5)])
-    with Endpoint(url) as endpoint:  # and the server goes on
+    with Endpoint(url, "facenet_ensemble") as endpoint:  # and the server goes on
         endpoint.detect([script()])
 
 
 def test_failing_model_is_no_matter_of_one_image(url):
-    with Endpoint(url) as endpoint:
+    with Endpoint(url, "facenet_ensemble") as endpoint:
         with pytest.raises(StageError, match="out of memory"):
             endpoint.detect([script(fail="out of memory")])
         with pytest.raises(StageError, match="makes no sense: 7 detections are announced, 1 boxes came"):
@@ -144,19 +150,19 @@ def test_unknown_model_and_one_that_does_not_say_its_classes_are_user_errors(url
 def test_nothing_listening_says_how_to_start_a_server():
     for url in ("127.0.0.1:9", "grpc://127.0.0.1:9"):
         with pytest.raises(NoServerError, match=r"no Triton at .*:9 \(.*refused\); start one with `gridbox serve`"):
-            Endpoint(url)
+            Endpoint(url, "facenet_ensemble")
 
 
 def test_port_of_another_protocol_is_recognised(server):
     ports = server.ports
     for url in (f"127.0.0.1:{ports.metrics}", f"127.0.0.1:{ports.grpc}"):
         with pytest.raises(UserError, match="something answers, but it is no Triton"):
-            Endpoint(url)
+            Endpoint(url, "facenet_ensemble")
     with pytest.raises(UserError, match="no Triton at"):
-        Endpoint(f"grpc://127.0.0.1:{ports.http}")
+        Endpoint(f"grpc://127.0.0.1:{ports.http}", "facenet_ensemble")
     for url in (f"https://127.0.0.1:{ports.http}", f"grpcs://127.0.0.1:{ports.grpc}"):
         with pytest.raises(UserError, match="no Triton with TLS"):
-            Endpoint(url)
+            Endpoint(url, "facenet_ensemble")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -164,7 +170,7 @@ def test_server_that_dies_in_mid_request_ends_with_one_line(tmp_path, protocol):
     write_model(tmp_path / "models", instances=1)
     server = Server(tmp_path / "models", tmp_path / "log")
     try:
-        with Endpoint(getattr(server, f"{protocol}_url"), shared_memory=True) as endpoint:
+        with Endpoint(getattr(server, f"{protocol}_url"), "facenet_ensemble", shared_memory=True) as endpoint:
             threading.Timer(0.3, server.kill).start()
             with pytest.raises(StageError, match="the server is gone") as caught:
                 endpoint.detect([script(sleep=20)])
@@ -261,15 +267,15 @@ def test_gateway_is_asked_for_the_host_name_and_told_apart_from_a_server_without
     with Gateway("facenet.face.example") as gateway:
         url = f"http://127.0.0.1:{gateway.port}"
         with pytest.raises(UserError, match=r"no Triton \(404\); .* a gateway that asks for a host name"):
-            Endpoint(url)
-        with Endpoint(f"{url}/base", host="facenet.face.example") as endpoint:
+            Endpoint(url, "facenet_ensemble")
+        with Endpoint(f"{url}/base", "facenet_ensemble", host="facenet.face.example") as endpoint:
             assert [answer.error for _, answer in endpoint.stream([(0, b"jpeg")])] == ["too large"]
         assert gateway.paths == ["/base/v2/models/facenet_ensemble/infer"]
 
 
 def test_busy_server_is_asked_again_but_not_for_ever(monkeypatch):
     monkeypatch.setattr(endpoint_connection, "_RETRY_SECONDS", (0.01, 0.01))
-    with Gateway("face") as gateway, Endpoint(f"127.0.0.1:{gateway.port}", host="face") as endpoint:
+    with Gateway("face") as gateway, Endpoint(f"127.0.0.1:{gateway.port}", "facenet_ensemble", host="face") as endpoint:
         gateway.busy = 2
         assert [answer.error for _, answer in endpoint.stream([(0, b"jpeg")])] == ["too large"]
         assert len(gateway.paths) == 3
@@ -289,16 +295,16 @@ def test_tls_wants_the_authority_that_is_named(tmp_path):
     with Gateway("face", context) as gateway:
         url = f"https://localhost:{gateway.port}"
         with pytest.raises(UserError, match=r"no Triton with TLS .*[Cc]ertificate"):
-            Endpoint(url, host="face")
-        with Endpoint(url, host="face", certificates=certificate) as endpoint:
+            Endpoint(url, "facenet_ensemble", host="face")
+        with Endpoint(url, "facenet_ensemble", host="face", certificates=certificate) as endpoint:
             assert endpoint.class_names == ("face",)
         with pytest.raises(UserError, match="not a file of certificates in PEM"):
-            Endpoint(url, certificates=key)
+            Endpoint(url, "facenet_ensemble", certificates=key)
         with pytest.raises(UserError, match="no such file of certificates"):
-            Endpoint(url, certificates=tmp_path / "absent.pem")
+            Endpoint(url, "facenet_ensemble", certificates=tmp_path / "absent.pem")
 
 
 def test_missing_client_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tritonclient.http.aio", None)
     with pytest.raises(UserError, match=r"pip install 'gridbox\[serving\]'"):
-        Endpoint("127.0.0.1:9")
+        Endpoint("127.0.0.1:9", "facenet_ensemble")

@@ -393,7 +393,7 @@ def test_real_ensemble_scores_as_the_model_here_does(tmp_path, served_squares, d
 def test_real_ensemble_refuses_bad_images_one_by_one(served_squares):
     good = sample("good", [(1, 1)], []).image
     huge = cv2.imencode(".png", np.zeros((7000, 7200, 3), np.uint8))[1].tobytes()
-    with Endpoint(served_squares.grpc_url, shared_memory=True) as endpoint:
+    with Endpoint(served_squares.grpc_url, "facenet_ensemble", shared_memory=True) as endpoint:
         answers = [answer for _, answer in endpoint.stream(enumerate([good, b"a text", huge, b"", good[:99], good]))]
     assert [len(answer.detections.get("face", [])) for answer in answers] == [1, 0, 0, 0, 0, 1]
     errors = [answer.error for answer in answers]

@@ -315,4 +315,4 @@ def test_empty_predictions_score_zero_and_empty_truth_nothing(squares, results):
     assert measure("m", truth, nothing, rules).figures["map"].value == 0
     empty = truth.where(np.zeros(len(truth.boxes), bool))
     figure = measure("m", empty, predictions, rules).figures["map"]
-    assert (figure.value, figure.score) == (None, None)
+    assert (figure.value, figure.outcomes) == (None, None)

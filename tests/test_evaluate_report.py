@@ -71,7 +71,7 @@ def test_perfect_detector_scores_one_and_the_artifact_is_whole(tmp_path, score, 
     assert manifest["settings"]["data_digest"] == sha256(kitti / "manifest.json")
     assert manifest["files"]["detections.jsonl"]
     assert manifest["files"]["metrics.json"] is None  # holds times
-    assert read_evidence(folder / EVIDENCE).score.average_precision() == 1.0
+    assert read_evidence(folder / EVIDENCE).outcomes.value() == 1.0
     flat = json.loads((tmp_path / "metrics.json").read_text())
     assert flat["mean_average_precision"] == 1.0
     assert flat["average_precision_height_16-24"] == 1.0
@@ -310,7 +310,7 @@ def test_final_report_has_a_row_for_every_model_that_was_scored_before(tmp_path,
     assert metrics["exported_mean_average_precision"] == metrics["mean_average_precision"]
     evidence = [read_evidence(outputs["evaluation"] / EVIDENCE, name) for name in ("exported", "quantized")]
     assert evidence[0].digest == evidence[1].digest
-    assert [kept.score.average_precision() for kept in evidence] == pytest.approx(
+    assert [kept.outcomes.value() for kept in evidence] == pytest.approx(
         [metrics["exported_mean_average_precision"], metrics["mean_average_precision"]], abs=1e-12
     )
     models = [entry["model"] for entry in lines(outputs["evaluation"])]

@@ -23,11 +23,13 @@ from networks import small_network
 from square_detector import random_samples, sample, write_detector
 
 from components import program, step
+from components.detectnet_v2 import stage
 from components.detectnet_v2.commands import app as detectnet
 from components.publication import publish as publish_to_store
 from components.serve import tensorrt
 from components.serve.deploy import skip_deployment
 from components.step import UserError, check_target, publish, publish_files, write_json, write_manifest
+from components.tao.tasks import run_task
 from components.vision.checkpoint import save_network
 from components.widerface.synthesize import synthesize
 from pipeline import cli
@@ -262,14 +264,14 @@ def test_a_download_of_ngc_is_refused_before_ngc_is_asked(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("output", ["pruned", "metrics"])
 def test_a_stage_of_taos_looks_at_its_outputs_before_its_work(tmp_path, monkeypatch, capsys, output):
-    monkeypatch.setattr(step, "_tao", pytest.fail)
+    monkeypatch.setattr(stage, "_tao", pytest.fail)
     (tmp_path / "model").mkdir()
     put_foreign(tmp_path / output)
     before = state(tmp_path)
     paths = {"model": tmp_path / "model", "pruned": tmp_path / "pruned", "metrics": tmp_path / "metrics"}
-    numbers = dict.fromkeys(step.PRUNE_VALUES, 1)
+    numbers = dict.fromkeys(stage.PRUNE_VALUES, 1)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**paths, **numbers}.items()]
-    assert step.run(["detectnet_v2", "prune", *flags], step.tao_stage) == 2
+    assert step.run(["detectnet_v2", "prune", *flags], run_task) == 2
     assert state(tmp_path) == before
     assert f"{tmp_path / output}: holds family.jpg" in capsys.readouterr().err
 
@@ -384,7 +386,7 @@ PLACES = {
 }
 OTHERS = (
     *("run --runs", "store fetch", "dataset_convert -o", "export -o", "serve --log", "train --log_file"),
-    "widerface fetch",
+    *("widerface fetch", "calibration_tensorfile -o"),
 )
 
 
@@ -411,6 +413,7 @@ def test_a_place_where_nothing_can_stand_costs_one_line(start, tmp_path, monkeyp
         "serve --log": ["serve", start.exported, "--log"],
         "train --log_file": ["detectnet_v2", "train", "-e", start.train, "-r", start.root / "logged", "--log_file"],
         "widerface fetch": ["widerface", "fetch", "--source", start.root / "nothing", "--output"],
+        "calibration_tensorfile -o": ["detectnet_v2", "calibration_tensorfile", "-e", start.train, "-o"],
     }
     commands = {**folders(start), **files(start), **sharing(start), **others}
     capsys.readouterr()
@@ -588,13 +591,15 @@ WALK = {
     "components/publication.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
     "components/serve/conclusion.py": "serve conclude",
     "components/serve/deploy.py": "serve deploy",
-    "components/serve/detect.py": test_detect_leaves_what_lies_beside_its_results,
+    "components/vision/sinks.py": test_detect_leaves_what_lies_beside_its_results,
     "components/serve/gate.py": "serve deploy",
     "components/serve/host.py": "a folder of the run's own, in the temporary folder",
     "components/serve/published.py": "serve publish",
     "components/serve/repository.py": "serve build",
     "components/serve/tensorrt.py": test_a_plan_takes_the_place_of_no_folder,
-    "components/step.py": test_a_stage_of_taos_looks_at_its_outputs_before_its_work,
+    "components/step.py": "every one of these; what Kubeflow's executor reads",
+    "components/tao/program.py": "pretrained program",
+    "components/detectnet_v2/stage.py": test_a_stage_of_taos_looks_at_its_outputs_before_its_work,
     "components/store.py": test_store_fetch_brings_nothing_into_a_folder_that_is_there,
     "components/vision/checkpoint.py": "prune",
     "components/vision/keras_weights.py": "prune",
@@ -605,7 +610,6 @@ WALK = {
     "pipeline/cache.py": test_a_run_again_removes_nothing_that_no_run_made,
     "pipeline/cli.py": test_a_run_takes_no_folder_of_a_persons,
     "pipeline/compiling.py": "compile",
-    "pipeline/facedetect.py": "the stage of that name, in the graph",
     "pipeline/kubeflow/package.py": test_a_compiled_pipelines_resources_take_the_place_of_no_folder,
 }
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from discs import detectnet_v2, write_spec
 
-from components.step import unpack
+from components.tao.workplace import unpack
 from components.widerface.convert import Conversion, convert
 from components.widerface.synthesize import synthesize
 

@@ -71,7 +71,7 @@ def edit(file):
 
 
 @pytest.mark.parametrize(
-    "file", ["tiny/program.py", "tiny/new.proto", "formats/kitti.py", "step.py", "specs/x/train.txt"]
+    "file", ["tiny/program.py", "tiny/new.proto", "formats/kitti.py", "step.py", "tiny/specs/x/train.txt"]
 )
 def test_code_that_a_stage_runs_counts(code, file):
     before = code_digest(code, "tiny")
@@ -210,8 +210,34 @@ def test_code_digest_of_the_real_engine_covers_what_it_imports():
     engine, data = code_digest(cache.CODE, "detectnet_v2"), code_digest(cache.CODE, "widerface")
     assert engine != data
     rooms = cache.imported_rooms(cache.CODE, "detectnet_v2")
-    assert {"step", "specs", "formats", "decode", "vision", "detectnet_v2"} <= rooms
+    assert {"step", "tao", "formats", "decode", "vision", "detectnet_v2"} <= rooms
     assert "widerface" not in rooms
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """The real `components`, to be edited."""
+    folder = tmp_path_factory.mktemp("engine") / "components"
+    return shutil.copytree(cache.CODE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+@pytest.mark.parametrize("file", ["detectnet_v2/stage.py", "detectnet_v2/specs/facedetect/train.txt"])
+def test_edit_of_a_familys_stage_empties_the_caches_of_this_family_alone(engine, file):
+    def keys():
+        return {words: key(words, code=engine) for words in [tao, *others]}
+
+    tao = ("python3", "-B", "program", "detectnet_v2", "prune")
+    others = [("gridbox", family, "x") for family in ("widerface", "convert", "evaluate", "serve")]
+    before = keys()
+    edit(engine / file)
+    assert {words for words, each in keys().items() if each != before[words]} == {tao}
+
+
+def test_edit_of_what_all_stages_of_tao_share_leaves_the_data_alone(engine):
+    before = {family: code_digest(engine, family) for family in ("widerface", "detectnet_v2")}
+    edit(engine / "tao/call.py")
+    assert code_digest(engine, "widerface") == before["widerface"]
+    assert code_digest(engine, "detectnet_v2") != before["detectnet_v2"]
 
 
 def test_store_keeps_nothing_half(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ RESULTS = [{"image_id": 7, "category_id": 18, "bbox": [0, 0, 10, 10], "score": 0
 DETECTIONS = {"model": "m", "image": "a.png", "detections": [{"class": "face", "box": [1, 2, 3, 4], "score": 0.5}]}
 SPECS = [
     spec_texts.FACENET_TAO_4_0,
-    *(file.read_text() for file in sorted((ROOT / "components/specs/facedetect").glob("*.txt"))),
+    *(file.read_text() for file in sorted((ROOT / "components/detectnet_v2/specs/facedetect").glob("*.txt"))),
 ]
 
 

@@ -4,19 +4,18 @@ import json
 import h5py
 import ngc_server
 import pytest
-from kfp import compiler
 from networks import small_network
 from ngc_server import KEY, PERSONAL_KEY
 
 from components import program, step
-from components.ngc import commands, component, download, registry
+from components.ngc import commands, download, registry
 from components.step import UserError
-from components.store import Patience
+from components.store import RetryPolicy
 from components.vision.checkpoint import save_network
 
 SOURCE = "nvidia/tao/pretrained_detectnet_v2:resnet18"
 NAME = "pretrained_detectnet_v2:resnet18"
-QUICK = Patience(attempts=3, pause=0.01, timeout=2.0)
+QUICK = RetryPolicy(attempts=3, pause=0.01, timeout=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def ngc(monkeypatch, weights):
 
 
 def fetch(folder, source=SOURCE, **others):
-    return download.download(source, folder / "model", patience=QUICK, **others)
+    return download.download(source, folder / "model", retry=QUICK, **others)
 
 
 def gridbox_ngc(*words):
@@ -266,15 +265,11 @@ def test_key_never_goes_over_plain_http(ngc, tmp_path, monkeypatch, capfd):
     assert ngc.asked == []
 
 
-# --- Command and component -------------------------------------------------------------------------------------------
+# --- Command ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("ngc")
-def test_component_compiles_without_a_secret_and_runs_by_its_executor_input(tmp_path, capfd):
-    file = tmp_path / "component.yaml"
-    compiler.Compiler().compile(component.download, str(file))
-    text = file.read_text()
-    assert "canary" not in text
+def test_command_runs_by_an_executor_input(tmp_path, capfd):
     document = {
         "inputs": {"parameterValues": {"source": SOURCE, "file": "", "sha256": ""}},
         "outputs": {
@@ -298,9 +293,9 @@ def test_uri_of_a_model_brings_it_as_pretrained_weights(tmp_path, capfd, file):
     assert program.run(detectnet_v2.app, words, "detectnet_v2") == 0
     counts = step.read_manifest(tmp_path / "model", "model")["counts"]
     assert (counts["present"], counts["source"], counts["detector"]) == (True, SOURCE, True)
-    download.look(f"ngc://{SOURCE}{file}")
+    download.probe(f"ngc://{SOURCE}{file}")
     with pytest.raises(UserError, match=r"has no file other.hdf5"):
-        download.look(f"ngc://{SOURCE}/other.hdf5")
+        download.probe(f"ngc://{SOURCE}/other.hdf5")
     assert_no_canary(tmp_path, capfd.readouterr())
 
 

@@ -6,9 +6,11 @@ of the other stages are made here, and held against the recorded ones: an input 
 no schemaTitle, its metadata hold two things that Kubeflow adds, and `executor-logs` is among every stage's outputs.
 """
 
+import functools
 import importlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import fake_tao
@@ -19,8 +21,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from typer.main import get_command
 
 from components import program, step
+from components.detectnet_v2.stage import TASKS
 from components.serve import tensorrt
+from components.tao.tasks import flags_of, run_task
 from pipeline import cli
+from pipeline.catalogue import WORKFLOWS
 from pipeline.compiling import compile_to
 from pipeline.options import Options, Serving, parse_engines
 
@@ -31,6 +36,7 @@ FOREIGN = {"display_name", "store_session_info"}
 LOGS = {"executor-logs": {"artifactType": {"schemaTitle": "system.Artifact"}}}
 
 VARIANTS = {"cpu": Options(), "gpu": Options(Serving.gpu), "tao": Options(engines=parse_engines("tao"))}
+KINDS = [(workflow, variant) for workflow in WORKFLOWS for variant in VARIANTS]
 DATA = ["preflight", "pretrained-weights", "acquire", "convert", "dataset-convert"]
 MODELS = ["train", "prune", "train-2", "evaluate", "export", "int8", "report"]
 COMMON = [*DATA, *MODELS, "deploy", "endpoint", "promote", "conclude"]
@@ -41,15 +47,19 @@ STAGES = {
 }
 
 
+@functools.cache
+def compiled(workflow, variant):
+    """A compiled workflow: serving on CPUs or on GPUs, or with NVIDIA's engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pipeline.yaml")
+        compile_to(workflow, path, "", VARIANTS[variant])
+        return next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+
+
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    """The compiled pipeline: serving on CPUs and on GPUs, and with NVIDIA's engine."""
-    compiled = {}
-    for name, options in VARIANTS.items():
-        path = tmp_path_factory.mktemp("compiled") / f"{name}.yaml"
-        compile_to("facedetect", path, "tao-micro", options)
-        compiled[name] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
-    return compiled
+def documents():
+    """The compiled face detection, by variant."""
+    return {variant: compiled("facedetect", variant) for variant in VARIANTS}
 
 
 @pytest.fixture
@@ -167,15 +177,16 @@ class Stage:
     def __init__(self, mounts, monkeypatch):
         self.mounts, self.given = mounts, {}
         monkeypatch.setattr(program, "get_command", self._noting_command)
-        for task, entry in step.TASKS.items():
-            monkeypatch.setitem(step.TASKS, task, (lambda options: self._note(**vars(options)), *entry[1:]))
+        for task, entry in TASKS.items():
+            noting = entry._replace(run=lambda options: self._note(**vars(options)))
+            monkeypatch.setitem(TASKS, task, noting)
 
     def start(self, words, given):
         """Returns the exit code, and by its name what is in the executor output."""
         text = given if isinstance(given, str) else json.dumps(given)
         argv = [*words, "--executor-input", text]
-        if words[0] == "detectnet_v2" and words[1] in step.TASKS:
-            code = step.run(argv, step.tao_stage, flags_of=step.tao_flags)
+        if words[0] == "detectnet_v2" and words[1] in TASKS:
+            code = step.run(argv, run_task, flags_of=flags_of)
         elif words[0] == "tensorrt":
             code = step.run(argv[1:], self._note_tensorrt, flags_of=lambda _: tensorrt.OUTPUT_FLAGS)
         else:
@@ -222,9 +233,11 @@ def words_of(document, name):
     return words[3:-2]
 
 
-@pytest.mark.parametrize(("variant", "name"), [(variant, name) for variant in VARIANTS for name in STAGES[variant]])
-def test_stage_takes_every_input_and_writes_every_declared_output(documents, mounts, stage, capsys, variant, name):
-    document = documents[variant]
+@pytest.mark.parametrize(
+    ("workflow", "variant", "name"), [(*kind, name) for kind in KINDS for name in all_tasks(compiled(*kind))]
+)
+def test_stage_takes_every_input_and_writes_every_declared_output(mounts, stage, capsys, workflow, variant, name):
+    document = compiled(workflow, variant)
     given = executor_input(document, name, mounts)
     json_format.ParseDict(given, pipeline_spec_pb2.ExecutorInput())  # it is one
     code, written = stage.start(words_of(document, name), given)
@@ -272,7 +285,7 @@ def test_recorded_executor_input_prunes_a_model(tmp_path, mounts, monkeypatch):
     (model / "weights/facedetect.hdf5").write_text("weights")
     step.write_manifest(model, "model", {"present": True}, {})
     argv = ["detectnet_v2", "prune", "--executor-input", text]
-    assert step.run(argv, step.tao_stage, flags_of=step.tao_flags) == 0
+    assert step.run(argv, run_task, flags_of=flags_of) == 0
     call = json.loads((tmp_path / "calls").read_text())
     assert call[call.index("-pg") + 1] == "8"
     assert call[call.index("-pth") + 1] == "5.2e-06"

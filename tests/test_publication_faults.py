@@ -13,9 +13,9 @@ import s3_server
 from components import objects
 from components.publication import fetch_published, prune, publish, resolve, versions
 from components.step import UserError
-from components.store import Patience
+from components.store import RetryPolicy
 
-HASTY = Patience(attempts=2, pause=0.001, timeout=10.0)
+HASTY = RetryPolicy(attempts=2, pause=0.001, timeout=10.0)
 PARTS = 5 << 20  # the smallest S3 allows
 
 
@@ -71,7 +71,7 @@ def new(tmp_path):
 def check_served(base, expected, folder, scratch):
     """Checks that this version is served, and that all of it comes back."""
     assert resolve(base, HASTY) == expected
-    fetch_published(base, scratch, patience=HASTY)
+    fetch_published(base, scratch, retry=HASTY)
     assert contents(scratch) == contents(folder)
 
 
@@ -81,7 +81,7 @@ def moved_pointer(requests):
 
 def count_requests(proxy, folder, base):
     proxy.arm(lambda _request: None)
-    published = publish(folder, base, patience=HASTY)
+    published = publish(folder, base, retry=HASTY)
     return published, len(proxy.seen)
 
 
@@ -89,12 +89,12 @@ def count_requests(proxy, folder, base):
 def test_cut_off_at_any_request_the_former_version_is_served(proxy, bucket, former, new, tmp_path, kind):
     """From request i on the store is gone; with "lost" it carries out request i, but its answer does not come."""
     _, total = count_requests(proxy, new, bucket)
-    served = publish(former, bucket, patience=HASTY)
+    served = publish(former, bucket, retry=HASTY)
     assert total == 16  # pointer, 2 x (send, read), 5 for the parts, list, record and pointer with their reading
     for index in range(total):
         proxy.arm(lambda request, index=index: fate(request.number - index, kind))
         with pytest.raises(UserError) as caught:
-            publish(new, bucket, patience=HASTY)
+            publish(new, bucket, retry=HASTY)
         assert "\n" not in str(caught.value)
         pointed = moved_pointer(proxy.done)
         proxy.arm(lambda _request: None)
@@ -117,7 +117,7 @@ def fate(number, kind):
 def check_nothing_stays_behind(base):
     """Checks that all that broken-off publishes leave is recognised, and removed when it is old."""
     assert versions(base, HASTY).leftovers
-    prune(base, 1, young=timedelta(0), patience=HASTY)
+    prune(base, 1, young=timedelta(0), retry=HASTY)
     found = versions(base, HASTY)
     assert not found.leftovers
     place = objects.open_objects(base, HASTY)
@@ -138,7 +138,7 @@ def test_a_single_fault_at_any_request_is_overcome(proxy, bucket, tmp_path, kind
     for index in range(total):
         proxy.arm(lambda request, index=index: kind if request.number == index else None)
         # A pointer that was written though its answer was lost is not taken for another publisher's.
-        served = publish(folder, bucket, expected=served.version, patience=HASTY)
+        served = publish(folder, bucket, expected=served.version, retry=HASTY)
         assert resolve(bucket, HASTY) == served
         assert len(proxy.seen) > total
     found = versions(bucket, HASTY)
@@ -169,7 +169,7 @@ publish(Path(sys.argv[1]), sys.argv[2])
 )
 def test_a_killed_publisher_leaves_the_former_version_served(proxy, bucket, former, new, tmp_path, at, when):
     """It is killed when the store receives the request, or when it has carried it out."""
-    served = publish(former, bucket, patience=HASTY)
+    served = publish(former, bucket, retry=HASTY)
 
     def kill(request):
         if request.method != "PUT" or at not in request.target:
@@ -191,10 +191,10 @@ def test_a_killed_publisher_leaves_the_former_version_served(proxy, bucket, form
     is_whole = at == "/current.json" or (at, when) == ("/records/", "after")
     assert (len(found.complete), len(found.leftovers)) == ((2, 0) if is_whole else (1, 1))
     assert any(entry.unfinished for each in found.leftovers for entry in each.entries) == (at == "partNumber=2")
-    prune(bucket, 1, young=timedelta(0), patience=HASTY)
+    prune(bucket, 1, young=timedelta(0), retry=HASTY)
     assert not versions(bucket, HASTY).leftovers
     assert resolve(bucket, HASTY) == served
-    assert publish(new, bucket, patience=HASTY) == resolve(bucket, HASTY)
+    assert publish(new, bucket, retry=HASTY) == resolve(bucket, HASTY)
 
 
 # --- A folder: every file that is opened, made, renamed or removed below the base is a request ----------------------

@@ -20,6 +20,7 @@ from deployments import (
     model,
     promoted,
     put_up,
+    scored,
     served,
     settle,
     stub_cluster,
@@ -42,7 +43,6 @@ from components.serve.deploy import (
     roll_back,
 )
 from components.serve.fit import fitted
-from components.serve.gate import Score
 from components.serve.kserve import Mode, Protocol, Resources
 from components.serve.ledger import State
 from components.serve.pods import troubles
@@ -163,7 +163,7 @@ def test_given_champion_counts_instead_of_the_annotations():
     put_up("run-1", value=0.2)
     settle("run-1", 0.2)
     with pytest.raises(StageError, match=r"the champion 0\.9000 on the same images"):
-        put_up("run-2", gate=Gate(champion=Score("the champion", 0.9, DATA)))
+        put_up("run-2", gate=Gate(champion=scored("the champion", 0.9, DATA)))
 
 
 # --- Waiting ---------------------------------------------------------------------------------------------------------

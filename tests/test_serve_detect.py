@@ -10,8 +10,8 @@ from square_detector import cell_box, picture
 from components import program
 from components.formats.kitti import parse_labels
 from components.formats.video import VideoReader, VideoWriter
-from components.serve import detect as work
 from components.serve import detect_command
+from components.vision import sinks
 
 WIDTH, HEIGHT = 192, 128
 
@@ -152,7 +152,7 @@ def test_camera_is_recorded_until_it_is_stopped(tmp_path, detect, monkeypatch, c
     def capture(source, *how):
         return FakeCamera(6, interrupt) if source == 0 else real(source, *how)
 
-    monkeypatch.setattr(work.cv2, "VideoCapture", capture)
+    monkeypatch.setattr(cv2, "VideoCapture", capture)
     code = detect("0", "--output", tmp_path / "out", "--in-flight", 1)
     assert sum(1 for _ in VideoReader(tmp_path / "out" / "images_annotated" / "camera0.mp4")) == 6
     words = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_interrupted_folder_leaves_nothing(tmp_path, detect, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "draw", interrupt)
+    monkeypatch.setattr(sinks, "draw", interrupt)
     assert detect(write_image(tmp_path / "photo.png"), "-o", tmp_path / "out") == 130
     assert not list((tmp_path / "out").iterdir())
 
@@ -176,10 +176,10 @@ def test_interrupted_folder_leaves_nothing(tmp_path, detect, monkeypatch):
 def test_window_shows_each_image_and_q_ends(tmp_path, detect, monkeypatch, capsys):
     shown = []
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(work.cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(work.cv2, "destroyWindow", lambda *_: None)
-    monkeypatch.setattr(work.cv2, "imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr(work.cv2, "waitKey", lambda _: ord("q") if len(shown) == 2 else -1)
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "destroyWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", lambda _, image: shown.append(image))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) == 2 else -1)
     for index in range(4):
         write_image(tmp_path / f"{index}.png", (1, 1))
     assert detect(tmp_path, "--show") == 0
@@ -200,7 +200,7 @@ def test_without_a_window_one_line_says_how_to_get_one(tmp_path, detect, monkeyp
         raise cv2.error("The function is not implemented. Rebuild the library with …")
 
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(work.cv2, "namedWindow", headless)
+    monkeypatch.setattr(cv2, "namedWindow", headless)
     assert detect(image, "--show") == 2
     error = capsys.readouterr().err
     assert "pip install opencv-python" in error

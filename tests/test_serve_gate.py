@@ -6,6 +6,7 @@ import math
 import kube_stub
 import numpy as np
 import pytest
+from deployments import scored
 from hypothesis import given
 from hypothesis import strategies as st
 from test_serve_kserve import service
@@ -13,12 +14,13 @@ from test_serve_kserve import service
 from components import store
 from components.measure.evidence import FILE, Evidence, digest_of, read_evidence, write_evidence
 from components.measure.matching import ImageBoxes, Matcher
-from components.measure.uncertainty import CurveScore
+from components.measure.metric import AVERAGE_PRECISION, SCALES, Scale, Score
+from components.measure.uncertainty import CurveOutcomes, RatioOutcomes
 from components.objects import open_objects
 from components.serve.cluster import Cluster
 from components.serve.deploy import Gate, Rollout, deploy_kserve, promote
 from components.serve.gate import (
-    Score,
+    ScoredModel,
     champion_score,
     data_digest,
     judge,
@@ -27,7 +29,8 @@ from components.serve.gate import (
     write_score,
 )
 from components.serve.kept_evidence import find_evidence, keep_evidence
-from components.serve.ledger import Best
+from components.serve.kserve import inference_service
+from components.serve.ledger import Best, Ledger
 from components.step import StageError, UserError, write_json, write_manifest
 
 SETTINGS = {
@@ -41,11 +44,11 @@ SETTINGS = {
 
 
 def score(value, data="same", model="the new model"):
-    return Score(model, value, data)
+    return scored(model, value, data)
 
 
 def champion(value, data="same"):
-    return Score("the model of run 7", value, data)
+    return scored("the model of run 7", value, data)
 
 
 def test_champion_that_is_better_by_more_than_the_margin_is_not_replaced():
@@ -127,6 +130,45 @@ def test_other_images_or_rules_have_another_digest(name, value):
     assert data_digest({**SETTINGS, name: value}) != data_digest(SETTINGS)
 
 
+def test_scores_of_different_metrics_are_not_compared_even_of_the_same_images():
+    other = ScoredModel("the model of run 7", Score("keypoint_similarity", 0.5), "same")
+    verdict = judge(score(0.9), other, 1)
+    assert not verdict.accepted
+    assert "by mean_average_precision, the model of run 7 by keypoint_similarity, and only scores of one metric" in (
+        verdict.reason
+    )
+    assert judge(score(0.5), champion(0.5), 0, best=Best(0.9, "same", "1", "keypoint_similarity")).accepted
+
+
+def test_of_an_error_the_lower_value_is_the_better_one(monkeypatch):
+    monkeypatch.setitem(SCALES, "error", Scale("error", 10.0, lower_is_better=True))
+    low, high = (ScoredModel("a model", Score("error", value), "same") for value in (1.2, 1.3))
+    assert high.is_number
+    assert judge(low, high, 0).accepted
+    assert "better by 10.00 points, at most 1 are allowed" in judge(high, low, 1).reason
+    assert (
+        Ledger().promoted({}, Best(1.2, "same", "1", "error")).promoted({}, Best(1.3, "same", "2", "error")).best.run
+        == "1"
+    )
+    rows = [RatioOutcomes(np.full(50, value), np.ones(50, int)) for value in (0.1, 0.2)]
+    pair = [ScoredModel("m", Score("error", r.value()), "same", Evidence("d", {"face": r})) for r in rows]
+    assert "better for certain" in judge(pair[0], pair[1], 0).reason
+    assert "for certain worse" in judge(pair[1], pair[0], 1).reason
+
+
+def test_score_of_another_metric_survives_a_deployment_and_a_file_of_an_older_release_still_counts(tmp_path):
+    ratio = RatioOutcomes(np.array([1.0, 0.0, 1.0, 1.0]), np.ones(4, int))
+    kept = ScoredModel("m", Score("accuracy", 0.75, 0.5, 1.0, 4), "abc", Evidence("d", {"cat": ratio}))
+    write_score(tmp_path, kept)
+    read = champion_score(str(tmp_path))
+    assert (read.score, read.data) == (kept.score, "abc")
+    assert read.evidence.outcomes.value() == 0.75
+    of = service(score=kept.score)
+    assert score_of_predictor(inference_service(of)["spec"]["predictor"]).score == Score("accuracy", 0.75)
+    (tmp_path / "score.json").write_text('{"mean_average_precision": 0.5, "data_digest": "abc"}')
+    assert champion_score(str(tmp_path)).score == Score(AVERAGE_PRECISION, 0.5)
+
+
 def test_how_figures_are_shown_does_not_count():
     assert data_digest({**SETTINGS, "height_bands": []}) == data_digest(SETTINGS)
     assert data_digest({**SETTINGS, "data_digest": ""}) == ""
@@ -135,7 +177,7 @@ def test_how_figures_are_shown_does_not_count():
 
 def test_score_of_a_deployed_predictor_is_in_its_annotations():
     annotations = {"gridbox/run-id": "7", "gridbox/score": "0.8125", "gridbox/data-digest": "abc"}
-    assert score_of_predictor({"annotations": annotations}) == Score("the model of run 7", 0.8125, "abc")
+    assert score_of_predictor({"annotations": annotations}) == scored("the model of run 7", 0.8125, "abc")
     assert not score_of_predictor({"annotations": {**annotations, "gridbox/score": "nan"}}).is_number
     foreign = score_of_predictor({"model": {}})
     assert (foreign.model, foreign.is_number) == ("the model of run (unknown)", False)
@@ -148,7 +190,7 @@ def test_champion_comes_from_an_evaluation_or_a_score_file_or_a_uri(tmp_path):
     kept.mkdir()
     write_score(kept, score(0.5, "abc"))
     for location in (kept, kept / "score.json", (kept / "score.json").as_uri()):
-        assert champion_score(str(location)) == Score("the champion", 0.5, "abc")
+        assert champion_score(str(location)) == scored("the champion", 0.5, "abc")
 
 
 @pytest.mark.parametrize(
@@ -187,12 +229,12 @@ def curve_score(found, images=200, seed=0):
         shifted = box + (0 if hit else 100)
         rows.append(ImageBoxes(np.column_stack([shifted, random.random((1, 1))]), box))
     matcher = Matcher(rows)
-    return CurveScore.of(matcher, matcher.match())
+    return CurveOutcomes.of(matcher, matcher.match())
 
 
 def with_evidence(found, model="the new model", digest="images and rules", **more):
     kept = Evidence(digest, {"face": curve_score(found, **more)})
-    return Score(model, kept.score.average_precision(), "same", kept)
+    return scored(model, kept.outcomes.value(), "same", kept)
 
 
 def test_model_that_is_worse_for_certain_is_refused_with_the_interval():
@@ -253,7 +295,7 @@ def test_evidence_of_other_images_is_not_paired(other):
 @pytest.mark.parametrize(("first", "second", "named"), [(True, False, "run 7"), (False, True, "the new model")])
 def test_without_evidence_on_one_side_the_plain_margin_judges_and_says_whose_is_missing(first, second, named):
     sides = [
-        with_evidence(0.9, model) if has else Score(model, 0.9, "same")
+        with_evidence(0.9, model) if has else scored(model, 0.9, "same")
         for has, model in ((first, "the new model"), (second, "run 7"))
     ]
     assert f"since no {FILE} of {named} is at hand" in judge(*sides, points=100).reason
@@ -264,9 +306,9 @@ def test_evidence_is_read_from_an_evaluation_and_kept_with_a_deployment(tmp_path
     models = {name: {"mean_average_precision": score.value} for name, score in scores.items()}
     folder = evaluation(tmp_path / "evaluation", scores["quantized"].value, models=models)
     write_evidence(folder / FILE, {name: score.evidence for name, score in scores.items()})
-    assert read_score(folder).evidence.score.average_precision() == pytest.approx(scores["quantized"].value, abs=1e-12)
+    assert read_score(folder).evidence.outcomes.value() == pytest.approx(scores["quantized"].value, abs=1e-12)
     chosen = read_score(folder, "exported")
-    assert chosen.evidence.score.average_precision() == pytest.approx(scores["exported"].value, abs=1e-12)
+    assert chosen.evidence.outcomes.value() == pytest.approx(scores["exported"].value, abs=1e-12)
 
     kept = tmp_path / "deployment"
     kept.mkdir()
@@ -294,8 +336,8 @@ def test_the_file_of_evidence_is_the_same_for_the_same_content(tmp_path):
 
 
 def broken(**changes):
-    arrays = {name: getattr(curve_score(0.5), name) for name in CurveScore.__dataclass_fields__} | changes
-    return Evidence("digest", {"face": CurveScore(**arrays)})
+    arrays = {name: getattr(curve_score(0.5), name) for name in CurveOutcomes.__dataclass_fields__} | changes
+    return Evidence("digest", {"face": CurveOutcomes(**arrays)})
 
 
 @pytest.mark.parametrize(
@@ -345,7 +387,7 @@ def test_evidence_of_a_remote_champion_is_fetched_from_beside_its_score(tmp_path
     monkeypatch.setattr(store, "fetch", fetch)
     served = champion_score("s3://runs/7/deployment/score.json")
     assert asked == ["s3://runs/7/deployment/score.json", f"s3://runs/7/deployment/{FILE}"]
-    assert served.evidence.score.average_precision() == pytest.approx(served.value)
+    assert served.evidence.outcomes.value() == pytest.approx(served.value)
 
 
 VERSION = "versions/20260101T000000Z-abcdef12/repository/"
@@ -353,7 +395,7 @@ VERSION = "versions/20260101T000000Z-abcdef12/repository/"
 
 def test_evidence_is_kept_beside_the_published_version_and_found_again(tmp_path, capsys):
     uri, deployed = f"{tmp_path.as_uri()}/{VERSION}", with_evidence(0.9)
-    plain = Score(deployed.model, deployed.value, "same")
+    plain = scored(deployed.model, deployed.value, "same")
     assert find_evidence(uri, plain) == plain
     keep_evidence(uri, plain)
     assert not [*tmp_path.rglob("*.npz")]

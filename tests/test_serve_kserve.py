@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from manifest_rules import check_restricted, check_schema, kubernetes_schemas
 
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.serve.kserve import (
     GPU,
     MODE,
@@ -35,10 +36,14 @@ def service(**changes):
         "storage_uri": "s3://models/facenet/versions/1/repository",
         "run_id": "run-1",
         "model_digest": "d" * 64,
+        "model_name": "facenet_ensemble",
         "score": 0.8125,
         "data_digest": "e" * 64,
+        **changes,
     }
-    return Service(**{**given, **changes})
+    if isinstance(given["score"], float):
+        given["score"] = Score(AVERAGE_PRECISION, given["score"])
+    return Service(**given)
 
 
 GPU_SERVICE = {

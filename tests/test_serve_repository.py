@@ -18,10 +18,11 @@ from square_detector import CELL, HEIGHT, WIDTH, write_detector
 
 from components.serve import local, models
 from components.serve.config import RepositorySettings, threads_within, to_text
+from components.serve.families import family, family_of
 from components.serve.local import find_model, local_repository, local_settings
 from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 from components.serve.repository import build_repository
-from components.step import UserError, read_manifest, write_manifest
+from components.step import UserError, read_manifest, write_json, write_manifest
 from components.vision.predictor import load_predictor
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -542,3 +543,13 @@ def test_settings_are_written_with_their_resolved_batch(built):
         **asdict(RepositorySettings("python")),
         "max_batch_size": 8,
     }
+
+
+def test_family_is_told_by_the_manifest_or_the_description_and_one_that_is_not_here_is_named(tmp_path):
+    assert family_of(tmp_path / "model.onnx") == "detectnet_v2"
+    write_json(tmp_path / "model.json", {"family": "toy"})
+    assert family_of(tmp_path / "model.onnx") == "toy"
+    write_manifest(tmp_path, "exported_model", {}, {"family": "other"})
+    assert family_of(tmp_path / "model.onnx") == "other"
+    with pytest.raises(UserError, match=r"family 'other': this release has no components\.other\.served"):
+        family("other")

@@ -34,9 +34,10 @@ from square_detector import HEIGHT, WIDTH, cell_box, picture, write_detector
 from triton_server import Client, leftovers, needs_triton, texts
 
 from components.decode.grid.clustering import Clustering
+from components.detectnet_v2.served import served
 from components.serve import config, wheel
 from components.serve import server as server_module
-from components.serve.config import Detector, RepositorySettings, configurations
+from components.serve.config import RepositorySettings, configurations
 from components.serve.local import local_settings
 from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS
 from components.serve.repository import build_repository
@@ -80,12 +81,9 @@ def build_one_process(model, folder):
 
 def build_three_models(model, folder):
     """Lays a repository out as for a GPU, but for the network, which runs in Python."""
-    names = ("input_1", "output_cov/Sigmoid", "output_bbox/BiasAdd")
-    decoder = load_predictor(model).decoder
-    detector = Detector(decoder.geometry, decoder.class_names, decoder.clustering, *names)
     repository = build_one_process(model, folder)
     settings = RepositorySettings("tensorrt", max_batch_size=BATCH, max_image_pixels=MAX_PIXELS)
-    for name, text in configurations(detector, settings).items():
+    for name, text in configurations(served(model / "model.onnx", settings), settings).items():
         if name != "facenet":
             (repository / name / "config.pbtxt").write_text(text)
     return repository
@@ -540,7 +538,7 @@ def test_the_key_to_the_administration_is_drawn_anew_at_each_start_and_not_told(
 
 def test_the_served_configuration_tells_the_digest_of_the_repository(in_a_cluster, squares):
     digest = read_manifest(squares.parent, "model_repository")["settings"]["repository_digest"]
-    with Endpoint(in_a_cluster.grpc_url) as endpoint:
+    with Endpoint(in_a_cluster.grpc_url, "facenet_ensemble") as endpoint:
         assert endpoint.parameters["gridbox_digest"] == digest
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from components import step
 from components.detectnet_v2 import spec
-from components.step import template_text
+from components.detectnet_v2.stage import PLACEHOLDERS, render_spec
+from components.tao.rendering import FAMILIES, placeholders, render, template_text
 
-SPECS = step.SPECS
+SPECS = FAMILIES / "detectnet_v2/specs"
 NAMES = sorted(path.relative_to(SPECS).with_suffix("").as_posix() for path in SPECS.rglob("*.txt"))
 KINDS = {"train": "experiment", "retrain": "experiment", "convert": "convert", "inference": "inference"}
 LOADERS = {
@@ -28,9 +28,9 @@ VALUES = {
 
 def load(tmp_path, name):
     kind = KINDS[name.partition("/")[2]]
-    values = {key: VALUES.get(key, f"/data/{key}") for key in step.PLACEHOLDERS[kind]}
+    values = {key: VALUES.get(key, f"/data/{key}") for key in PLACEHOLDERS[kind]}
     file = tmp_path / "spec.txt"
-    file.write_text(step.render(template_text(name), values))
+    file.write_text(render(template_text(name), values))
     return LOADERS[kind](file)
 
 
@@ -50,8 +50,8 @@ def test_spec_fits_a_parameter(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("train")])
 def test_every_named_value_of_an_experiment_is_used(name):
-    known = set(step.PLACEHOLDERS["experiment"])
-    assert step.placeholders(template_text(name)) == known
+    known = set(PLACEHOLDERS["experiment"])
+    assert placeholders(template_text(name)) == known
 
 
 def test_train_has_taos_values(tmp_path):
@@ -85,10 +85,10 @@ def test_cpu_spec_masks_ignored_regions(tmp_path):
 
 
 def test_spec_without_pretrained_weights_passes_too(tmp_path):
-    values = {key: VALUES.get(key, "x") for key in step.PLACEHOLDERS["experiment"]}
+    values = {key: VALUES.get(key, "x") for key in PLACEHOLDERS["experiment"]}
     for name in (name for name in NAMES if name.endswith("train")):
         file = tmp_path / "spec.txt"
-        file.write_text(step.render_spec(template_text(name), {**values, "pretrained_model": ""}))
+        file.write_text(render_spec(template_text(name), {**values, "pretrained_model": ""}))
         message = spec.load_experiment(file).message
         assert not message.model_config.pretrained_model_file
         assert not message.model_config.load_graph

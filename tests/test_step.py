@@ -1,6 +1,5 @@
 import ast
 import errno
-import inspect
 import io
 import json
 import os
@@ -21,9 +20,14 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from components import step
 from components.detectnet_v2 import commands
+from components.detectnet_v2.stage import SPLITS
 from components.step import StageError, UserError
+from components.tao.call import TAO_KEY
+from components.tao.rendering import render, template_text
+from components.tao.status import status_seconds
+from components.tao.tasks import MODELS, run_task
+from components.tao.workplace import CHECKPOINTS, RUN_ID, STAGE_DIR, unpack, workplace
 
-SOURCE = inspect.getsource(step)
 FOLDERS, SPEC_NAMES = ("facedetect", "facedetect-cpu"), ("convert", "inference", "retrain", "train")
 SPEC = """random_seed: ${seed}
 dataset_config {
@@ -267,24 +271,24 @@ def test_failed_stage_writes_no_executor_output(tmp_path):
 
 def test_render_names_the_placeholder_that_has_no_value():
     with pytest.raises(UserError, match=r"\$\{epoch\} has no value; known are epochs"):
-        step.render("num_epochs: ${epoch}", {"epochs": 3})
+        render("num_epochs: ${epoch}", {"epochs": 3})
 
 
 def test_render_refuses_an_unclosed_placeholder():
     with pytest.raises(UserError, match="not closed"):
-        step.render("num_epochs: ${epochs\n", {"epochs": 3})
+        render("num_epochs: ${epochs\n", {"epochs": 3})
 
 
 def test_render_escapes_quotes_and_backslashes_in_paths():
-    assert step.render('path: "${p}"', {"p": 'a"b\\c'}) == 'path: "a\\"b\\\\c"'
+    assert render('path: "${p}"', {"p": 'a"b\\c'}) == 'path: "a\\"b\\\\c"'
 
 
 def test_spec_of_ours_goes_by_its_name_and_any_other_as_its_text():
-    assert "bbox_rasterizer_config" in step.template_text("facedetect/train")
+    assert "bbox_rasterizer_config" in template_text("facedetect/train")
     for text in ("a: 1", "random_seed: 1\n", "a/b {}"):
-        assert step.template_text(text) == text
+        assert template_text(text) == text
     with pytest.raises(UserError, match="spec facedetect/trian: there is no such template; there are facedetect-cpu/c"):
-        step.template_text("facedetect/trian")
+        template_text("facedetect/trian")
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -321,7 +325,7 @@ def link(name, target):
 def test_unsafe_member_is_refused_and_nothing_escapes(tmp_path, member):
     shard(tmp_path / "set/training", [(member, b"x" if isinstance(member, str) else b"")])
     with pytest.raises(UserError, match="is refused"):
-        step.unpack(tmp_path / "set", "training", tmp_path / "scratch")
+        unpack(tmp_path / "set", "training", tmp_path / "scratch")
     assert not [path for path in tmp_path.rglob("*") if path.name in ("evil", "a", "b.png")]
 
 
@@ -329,14 +333,14 @@ def test_truncated_shard_is_a_user_error(tmp_path):
     file = shard(tmp_path / "set/training", [("images/a.png", b"x" * 5000), ("labels/a.txt", b"")])
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(UserError, match="not a readable tar shard"):
-        step.unpack(tmp_path / "set", "training", tmp_path / "scratch")
+        unpack(tmp_path / "set", "training", tmp_path / "scratch")
 
 
 def test_unpack_takes_a_laid_out_folder_as_it_stands(tmp_path):
     (tmp_path / "set/training/images").mkdir(parents=True)
-    assert step.unpack(tmp_path / "set", "training", tmp_path / "scratch") == tmp_path / "set/training"
+    assert unpack(tmp_path / "set", "training", tmp_path / "scratch") == tmp_path / "set/training"
     with pytest.raises(UserError, match="no KITTI set here"):
-        step.unpack(tmp_path / "set", "validation", tmp_path / "scratch")
+        unpack(tmp_path / "set", "validation", tmp_path / "scratch")
 
 
 # --- TAO stages ------------------------------------------------------------------------------------------------------
@@ -347,9 +351,9 @@ class Bench:
 
     def __init__(self, tmp_path):
         self.root, self.calls_file = tmp_path, tmp_path / "calls"
-        for split in step.SPLITS:
+        for split in SPLITS:
             shard(tmp_path / "kitti" / split, [("images/a.png", b"png"), ("labels/a.txt", b"face\n")])
-        self.artifact("records", "records", {f"{split}/kitti-fold-000": "r" for split in step.SPLITS})
+        self.artifact("records", "records", {f"{split}/kitti-fold-000": "r" for split in SPLITS})
         self.artifact("absent", "model", {}, present=False)
         for name in ("model", "pruned", "retrained"):
             self.artifact(name, "model", {f"weights/{name}.hdf5": "w", "experiment_spec.txt": KEPT}, present=True)
@@ -414,8 +418,8 @@ def bench(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     programs = fake_tao.install(tmp_path / "bin", bench.calls_file)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.delenv(step.STAGE_DIR, raising=False)
-    monkeypatch.delenv(step.TAO_KEY, raising=False)
+    monkeypatch.delenv(STAGE_DIR, raising=False)
+    monkeypatch.delenv(TAO_KEY, raising=False)
     return bench
 
 
@@ -424,7 +428,7 @@ def work_of(call, flag="-e"):
 
 
 def test_train_calls_taos_command_line_and_keeps_spec_weights_and_status(bench):
-    assert step.run(bench.train(), step.tao_stage) == 0
+    assert step.run(bench.train(), run_task) == 0
     (call,) = bench.calls()
     scratch = work_of(call)
     results = scratch.parent / "results"
@@ -442,7 +446,7 @@ def test_train_calls_taos_command_line_and_keeps_spec_weights_and_status(bench):
 
 
 def test_kept_spec_names_no_path_of_this_machine(bench):
-    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    step.run(bench.train(pretrained=bench.root / "model"), run_task)
     kept = (bench.root / "out/model/experiment_spec.txt").read_text()
     assert 'image_directory_path: "${images_validation}"' in kept
     assert "lowest: ${minimum_height}" in kept  # evaluate has its own
@@ -452,8 +456,8 @@ def test_kept_spec_names_no_path_of_this_machine(bench):
 
 
 def test_training_without_pretrained_weights_drops_their_lines(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
-    step.run(bench.train(), step.tao_stage)
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    step.run(bench.train(), run_task)
     spec = (bench.root / "stage/scratch/spec.txt").read_text()
     assert "pretrained_model_file" not in spec
     assert "load_graph" not in spec
@@ -462,60 +466,60 @@ def test_training_without_pretrained_weights_drops_their_lines(bench, monkeypatc
 
 
 def test_retraining_starts_from_the_pruned_model(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
-    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    step.run(bench.train(pretrained=bench.root / "model"), run_task)
     spec = (bench.root / "stage/scratch/spec.txt").read_text()
     assert f'pretrained_model_file: "{bench.root}/model/weights/model.hdf5"' in spec
     assert "load_graph: true" in spec
 
 
 def test_training_from_a_backbone_takes_its_weights_and_not_its_graph(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
     step.write_manifest(bench.root / "model", "model", {"present": True, "detector": False}, {})
-    step.run(bench.train(pretrained=bench.root / "model"), step.tao_stage)
+    step.run(bench.train(pretrained=bench.root / "model"), run_task)
     spec = (bench.root / "stage/scratch/spec.txt").read_text()
     assert f'pretrained_model_file: "{bench.root}/model/weights/model.hdf5"' in spec
     assert "load_graph" not in spec
 
 
 def test_flags_that_tao_lacks_are_passed_only_when_set(bench):
-    step.run(bench.train(width=0.25, threads=2), step.tao_stage)
+    step.run(bench.train(width=0.25, threads=2), run_task)
     assert bench.calls()[0][-4:] == ["--width", "0.25", "--threads", "2"]
 
 
 def test_stage_folder_keeps_results_and_empties_scratch_between_attempts(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
     (bench.root / "stage/results").mkdir(parents=True)
     (bench.root / "stage/results/model.epoch-1.ckzip").write_text("checkpoint")
     (bench.root / "stage/scratch/training/images").mkdir(parents=True)
-    assert step.run(bench.train(), step.tao_stage) == 0
+    assert step.run(bench.train(), run_task) == 0
     assert (bench.root / "stage/results/model.epoch-1.ckzip").exists()
-    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    assert step.run(bench.evaluate(), run_task) == 0
     assert not (bench.root / "stage/results/model.epoch-1.ckzip").exists()
 
 
 def test_checkpoints_of_a_run_outlive_an_attempt_on_a_volume_and_go_when_it_ends_well(bench, monkeypatch):
-    monkeypatch.setenv(step.CHECKPOINTS, str(bench.root / "volume/train"))
-    monkeypatch.setenv(step.RUN_ID, "run-1")
+    monkeypatch.setenv(CHECKPOINTS, str(bench.root / "volume/train"))
+    monkeypatch.setenv(RUN_ID, "run-1")
     results = bench.root / "volume/train/run-1/results"
     monkeypatch.setenv("FAKE_TAO", "fail")
-    assert step.run(bench.train(), step.tao_stage) == 1
+    assert step.run(bench.train(), run_task) == 1
     (results / "model.epoch-1.ckzip").write_text("checkpoint")
     monkeypatch.setenv("FAKE_TAO", "")
-    with step.workplace(keep_results=True) as place:  # a further attempt
+    with workplace(keep_results=True) as place:  # a further attempt
         assert place.results == results
         assert (place.results / "model.epoch-1.ckzip").exists()
         assert bench.root not in place.scratch.parents  # what is unpacked stays off the volume
     assert not results.parent.exists()
-    assert step.run(bench.evaluate(), step.tao_stage) == 0  # keeps nothing there
+    assert step.run(bench.evaluate(), run_task) == 0  # keeps nothing there
     assert list((bench.root / "volume/train").iterdir()) == []
 
 
 def test_runs_never_share_a_folder_of_checkpoints(bench, monkeypatch, capsys):
-    monkeypatch.setenv(step.CHECKPOINTS, str(bench.root / "volume/train"))
-    monkeypatch.delenv(step.RUN_ID, raising=False)
-    assert step.run(bench.train(), step.tao_stage) == 2
-    assert f"set {step.RUN_ID}, too" in capsys.readouterr().err
+    monkeypatch.setenv(CHECKPOINTS, str(bench.root / "volume/train"))
+    monkeypatch.delenv(RUN_ID, raising=False)
+    assert step.run(bench.train(), run_task) == 2
+    assert f"set {RUN_ID}, too" in capsys.readouterr().err
     assert not (bench.root / "volume").exists()
 
 
@@ -527,8 +531,8 @@ def test_parameters_of_a_placement_are_not_the_programs(tmp_path):
 
 
 def test_evaluate_scores_every_model_and_draws_what_the_last_one_finds(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
-    assert step.run(bench.evaluate(pretrained="model"), step.tao_stage) == 0
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    assert step.run(bench.evaluate(pretrained="model"), run_task) == 0
     *scored, drawn = bench.calls()
     for call, (name, model) in zip(
         scored,
@@ -545,17 +549,17 @@ def test_evaluate_scores_every_model_and_draws_what_the_last_one_finds(bench, mo
     out = bench.root / "out"
     files = set(step.read_manifest(out / "evaluations", "evaluations")["files"])
     names = ("manifest.json", "metrics.json", "status.json")
-    assert files == {f"{model}/{name}" for model in step.MODELS for name in names}
+    assert files == {f"{model}/{name}" for model in MODELS for name in names}
     assert step.read_manifest(out / "evaluations/pruned", "evaluation")["counts"]["mean_average_precision"] == 0.8
     assert step.read_manifest(out / "annotated", "annotated")["counts"] == {"images": 1, "detections": 2}
     assert (out / "annotated/images_annotated/a.png").exists()
 
 
 def test_models_are_scored_by_the_spec_that_they_were_trained_with(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
     (bench.root / "pruned/experiment_spec.txt").write_text(KEPT.replace("random_seed: 7", "random_seed: 8"))
-    assert step.run(bench.evaluate(pretrained="retrained"), step.tao_stage) == 0
-    specs = {name: (bench.root / f"stage/scratch/{name}/spec.txt").read_text() for name in step.MODELS}
+    assert step.run(bench.evaluate(pretrained="retrained"), run_task) == 0
+    specs = {name: (bench.root / f"stage/scratch/{name}/spec.txt").read_text() for name in MODELS}
     seeds = {name: text.split()[1] for name, text in specs.items()}
     assert seeds == {"pretrained": "7", "trained": "7", "pruned": "8", "retrained": "7"}
     spec = specs["trained"]
@@ -567,7 +571,7 @@ def test_models_are_scored_by_the_spec_that_they_were_trained_with(bench, monkey
 
 
 def test_evaluations_say_what_the_workflow_shows(bench):
-    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    assert step.run(bench.evaluate(), run_task) == 0
     manifest = step.read_manifest(bench.root / "out/evaluations", "evaluations")
     assert manifest["counts"] == dict.fromkeys(("trained", "pruned", "retrained"), 0.8)
     metrics = bench.metrics()
@@ -578,7 +582,7 @@ def test_evaluations_say_what_the_workflow_shows(bench):
 
 def test_evaluate_builds_metrics_from_taos_status_log(bench, monkeypatch):
     monkeypatch.setenv("FAKE_TAO", "plain TAO")
-    assert step.run(bench.evaluate(), step.tao_stage) == 0
+    assert step.run(bench.evaluate(), run_task) == 0
     figures = json.loads((bench.root / "out/evaluations/retrained/metrics.json").read_text())
     assert figures.pop("seconds") >= 0
     assert figures == {"mean_average_precision": 0.8, "file_bytes": 1}
@@ -587,7 +591,7 @@ def test_evaluate_builds_metrics_from_taos_status_log(bench, monkeypatch):
 @pytest.mark.parametrize("kind", ["absent", "backbone"])
 def test_pretrained_weights_that_detect_nothing_are_skipped_and_it_is_said(bench, capsys, kind):
     bench.artifact("backbone", "model", {"weights/net.hdf5": "w"}, present=True, detector=False)
-    assert step.run(bench.evaluate(pretrained=kind), step.tao_stage) == 0
+    assert step.run(bench.evaluate(pretrained=kind), run_task) == 0
     assert [call[0] for call in bench.calls()] == ["evaluate"] * 3 + ["inference"]
     folder = bench.root / "out/evaluations/pretrained"
     assert json.loads((folder / "metrics.json").read_text()) == {"skipped": True}
@@ -598,14 +602,14 @@ def test_pretrained_weights_that_detect_nothing_are_skipped_and_it_is_said(bench
 @pytest.mark.parametrize("task", ["evaluate", "export"])
 def test_model_without_its_spec_is_refused_with_what_to_give(bench, capsys, task):
     (bench.root / "model/experiment_spec.txt").unlink()
-    assert step.run(getattr(bench, task)(), step.tao_stage) == 2
+    assert step.run(getattr(bench, task)(), run_task) == 2
     said = capsys.readouterr().err
     assert "model/experiment_spec.txt: the model's spec is missing; give the model artifact as train or prune" in said
     assert not (bench.root / "out").exists() or not list((bench.root / "out").iterdir())
 
 
 def test_prune_has_taos_options_and_the_suffix_of_its_input(bench):
-    assert step.run(bench.prune(), step.tao_stage) == 0
+    assert step.run(bench.prune(), run_task) == 0
     call = bench.calls()[0]
     results = call[-1]
     assert call == [
@@ -619,27 +623,27 @@ def test_prune_has_taos_options_and_the_suffix_of_its_input(bench):
 
 
 def test_prune_passes_excluded_layers_and_the_target_ratio_when_set(bench):
-    step.run(bench.prune(excluded_layers="conv1 conv2", target_ratio=0.5), step.tao_stage)
+    step.run(bench.prune(excluded_layers="conv1 conv2", target_ratio=0.5), run_task)
     call = bench.calls()[0]
     assert call[call.index("-el") : call.index("--results_dir")] == ["-el", "conv1", "conv2", "--target-ratio", "0.5"]
 
 
 def test_dataset_convert_writes_the_records_of_both_splits_and_what_was_dropped(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
     flags = bench.flags("kitti", spec='root: "${root}"', records=bench.root / "out/records")
-    assert step.run(["detectnet_v2", "dataset_convert", *flags], step.tao_stage) == 0
+    assert step.run(["detectnet_v2", "dataset_convert", *flags], run_task) == 0
     manifest = step.read_manifest(bench.root / "out/records", "records")
     names = ("kitti-fold-000-of-002-shard-00000-of-00001", "kitti_warning.json")
-    assert set(manifest["files"]) == {f"{split}/{name}" for split in step.SPLITS for name in names}
+    assert set(manifest["files"]) == {f"{split}/{name}" for split in SPLITS for name in names}
     assert manifest["counts"] == {"shards": 2, "bytes": 14}
-    for split, call in zip(step.SPLITS, bench.calls(), strict=True):
+    for split, call in zip(SPLITS, bench.calls(), strict=True):
         spec = Path(call[call.index("-d") + 1])
         assert spec == bench.root / "stage/scratch" / split / "spec.txt"
         assert spec.read_text() == f'root: "{bench.root}/stage/scratch/{split}/{split}"'
 
 
 def test_export_records_the_true_tensor_names(bench):
-    assert step.run(bench.export(), step.tao_stage) == 0
+    assert step.run(bench.export(), run_task) == 0
     call = bench.calls()[0]
     assert "--gen_ds_config" in call
     assert "--target_opset" not in call
@@ -650,8 +654,8 @@ def test_export_records_the_true_tensor_names(bench):
 
 
 def test_export_takes_the_spec_of_the_model_with_taos_lowest_object(bench, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(bench.root / "stage"))
-    assert step.run(bench.export(opset=13), step.tao_stage) == 0
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    assert step.run(bench.export(opset=13), run_task) == 0
     call = bench.calls()[0]
     assert call[call.index("--target_opset") + 1] == "13"
     spec = Path(call[call.index("-e") + 1]).read_text()
@@ -666,7 +670,7 @@ def test_export_of_nvidias_program_is_described_by_its_spec(bench):
         "  clustering_algorithm: NMS dbscan_eps: 0.2 minimum_bounding_box_height: 6 } } } }"
     )
     (bench.root / "model/experiment_spec.txt").write_text(spec)
-    assert step.run(bench.export(), step.tao_stage) == 0
+    assert step.run(bench.export(), run_task) == 0
     settings = step.read_manifest(bench.root / "out/exported", "exported_model")["settings"]
     assert settings["geometry"] == {"width": 128, "height": 96, "scale": 40.0}
     assert settings["clustering"] == {"face": {"algorithm": "nms", "dbscan_eps": 0.2, "minimum_height": 6}}
@@ -684,7 +688,7 @@ def test_model_artifact_needs_exactly_one_model_file(tmp_path, names):
 
 def test_failure_shows_the_last_40_lines_and_leaves_nothing(bench, monkeypatch, capsys):
     monkeypatch.setenv("FAKE_TAO", "fail")
-    assert step.run(bench.train(), step.tao_stage) == 1
+    assert step.run(bench.train(), run_task) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("gridbox: detectnet_v2 train failed (exit code 1)")
     assert "line 60\n" in captured.err
@@ -695,13 +699,13 @@ def test_failure_shows_the_last_40_lines_and_leaves_nothing(bench, monkeypatch, 
 
 def test_users_mistake_comes_through_as_one_line_and_exit_code_2(bench, monkeypatch, capsys):
     monkeypatch.setenv("FAKE_TAO", "user error")
-    assert step.run(bench.train(), step.tao_stage) == 2
+    assert step.run(bench.train(), run_task) == 2
     assert capsys.readouterr().err == "gridbox: spec.txt:3: unknown field epoch; did you mean epochs?\n"
 
 
 def test_failure_with_exit_code_0_is_noticed(bench, monkeypatch):
     monkeypatch.setenv("FAKE_TAO", "fail quietly")
-    assert step.run(bench.train(), step.tao_stage) == 1
+    assert step.run(bench.train(), run_task) == 1
 
 
 @pytest.mark.parametrize(
@@ -724,7 +728,7 @@ def test_failure_with_exit_code_0_is_noticed(bench, monkeypatch):
 )
 def test_memory_is_blamed_only_where_the_log_names_no_other_cause(bench, monkeypatch, capsys, line, code, cause):
     monkeypatch.setenv("FAKE_TAO", "say " + line)
-    assert step.run(bench.train(), step.tao_stage) == code
+    assert step.run(bench.train(), run_task) == code
     error = capsys.readouterr().err
     assert cause in error
     assert ("memory" in error) == line.startswith("Epoch")
@@ -732,20 +736,20 @@ def test_memory_is_blamed_only_where_the_log_names_no_other_cause(bench, monkeyp
 
 def test_program_that_is_not_installed_is_named(bench, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert step.run(bench.train(), step.tao_stage) == 2
+    assert step.run(bench.train(), run_task) == 2
     assert "detectnet_v2 is not on PATH" in capsys.readouterr().err
 
 
 def test_child_that_the_program_leaves_behind_does_not_hold_the_stage(bench, monkeypatch):
     monkeypatch.setenv("FAKE_TAO", "leave a child")
     begin = time.monotonic()
-    assert step.run(bench.train(), step.tao_stage) == 0
+    assert step.run(bench.train(), run_task) == 0
     assert time.monotonic() - begin < 10
 
 
 def test_key_of_encrypted_models_is_passed_and_never_printed(bench, monkeypatch, capsys):
-    monkeypatch.setenv(step.TAO_KEY, "nvidia_tlt")
-    step.run(bench.train(), step.tao_stage)
+    monkeypatch.setenv(TAO_KEY, "nvidia_tlt")
+    step.run(bench.train(), run_task)
     assert bench.calls()[0][-2:] == ["-k", "nvidia_tlt"]
     captured = capsys.readouterr()
     assert "nvidia_tlt" not in captured.out + captured.err
@@ -756,7 +760,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(bench, monkeypatch, capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "spec.txt")
 
     monkeypatch.setattr(shutil, "copy2", full)
-    assert step.run(bench.train(), step.tao_stage) == 1
+    assert step.run(bench.train(), run_task) == 1
     captured = capsys.readouterr()
     assert captured.err == "gridbox: spec.txt: No space left on device\n"
     assert [path.name for path in (bench.root / "out").iterdir()] == []
@@ -791,8 +795,8 @@ def is_alive(pid):
 
 
 def test_missing_flag_and_unknown_task_are_exit_code_2(capsys):
-    assert step.run(["detectnet_v2", "train"], step.tao_stage) == 2
-    assert step.run(["detectnet_v2", "tarin"], step.tao_stage) == 2
+    assert step.run(["detectnet_v2", "train"], run_task) == 2
+    assert step.run(["detectnet_v2", "tarin"], run_task) == 2
     assert "dataset_convert" in capsys.readouterr().err
 
 
@@ -807,26 +811,36 @@ def python38():
     return None
 
 
-def test_source_is_python_38():
-    ast.parse(SOURCE, feature_version=(3, 8))
+@pytest.fixture
+def sources(tmp_path):
+    """All that travels, by the path below the folder."""
+    folder = travelling_program(tmp_path)
+    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.py")}
 
 
-def test_vermin_finds_nothing_newer_than_python_38():
+def test_source_is_python_38(sources):
+    for file in sources.values():
+        ast.parse(file.read_text(), feature_version=(3, 8))
+
+
+def test_vermin_finds_nothing_newer_than_python_38(sources):
     vermin = Path(sys.executable).with_name("vermin")
     if not vermin.exists():
         pytest.skip("vermin is not installed (extra `lint`)")
-    found = subprocess.run([vermin, "-t=3.8-", step.__file__], capture_output=True, check=False)
+    found = subprocess.run([vermin, "-t=3.8-", *sources.values()], capture_output=True, check=False)
     assert found.returncode == 0, found.stdout.decode()
 
 
-def test_source_imports_the_standard_library_only():
+def test_source_imports_the_standard_library_and_what_travels_only(sources):
     names = set()
-    for node in ast.walk(ast.parse(SOURCE)):
+    for node in (node for file in sources.values() for node in ast.walk(ast.parse(file.read_text()))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").partition(".")[0])
-    assert names <= sys.stdlib_module_names
+            names.add(node.module or "")
+    ours = {name for name in names if name.partition(".")[0] == "components"}
+    assert {name.replace(".", "/") + ".py" for name in ours} <= set(sources)
+    assert {name.partition(".")[0] for name in names - ours} <= sys.stdlib_module_names
 
 
 def run_alone(python, bench, words, tmp_path, **document):
@@ -858,21 +872,23 @@ def test_program_that_travels_runs_by_its_path_where_nothing_of_ours_is_installe
 
 
 def test_program_that_travels_has_our_specs_with_it(bench, tmp_path, monkeypatch):
-    monkeypatch.setenv(step.STAGE_DIR, str(tmp_path / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(tmp_path / "stage"))
     words = ["detectnet_v2", "dataset_convert", "--spec=facedetect/convert"]
     inputs, outputs = artifacts(bench.root, "kitti"), artifacts(tmp_path / "out", "records")
     run_alone(sys.executable, bench, words, tmp_path, inputs=inputs, outputs=outputs)
     spec = (tmp_path / "stage/scratch/training/spec.txt").read_text()
     assert f'root_directory_path: "{tmp_path}/stage/scratch/training/training"' in spec
     names = {file.relative_to(bench.root / "program").as_posix() for file in (bench.root / "program").rglob("*.*")}
-    assert names == {"__main__.py", "manifest.json"} | {
-        f"specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES
-    }
+    specs = {f"components/detectnet_v2/specs/{folder}/{name}.txt" for folder in FOLDERS for name in SPEC_NAMES}
+    code = {"__main__.py", "components/__init__.py", "components/step.py"}
+    code |= {f"components/detectnet_v2/{name}.py" for name in ("__init__", "stage")}
+    code |= {f"components/tao/{file.name}" for file in Path(step.__file__).parent.joinpath("tao").glob("*.py")}
+    assert names == {"manifest.json"} | code | specs
 
 
 def test_time_between_two_attempts_does_not_count(tmp_path):
     moments = [("STARTED", "7:0:0"), ("RUNNING", "7:0:30"), ("STARTED", "9:0:0"), ("SUCCESS", "9:1:5")]
     lines = [json.dumps({"date": "11/21/2026", "time": time, "status": status}) for status, time in moments]
     (tmp_path / "status.json").write_text("\n".join([*lines, '{"date": "11/2']))
-    assert step.status_seconds(tmp_path / "status.json") == 30 + 65
-    assert step.status_seconds(tmp_path / "nowhere.json") is None
+    assert status_seconds(tmp_path / "status.json") == 30 + 65
+    assert status_seconds(tmp_path / "nowhere.json") is None

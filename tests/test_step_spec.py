@@ -1,4 +1,4 @@
-"""The spec reader of `step.py`, which has no schema, against protobuf's own, which has."""
+"""The spec reader of TAO's stages, which has no schema, against protobuf's own, which has."""
 
 import pytest
 from google.protobuf import text_format
@@ -7,9 +7,10 @@ from components import step
 from components.decode.grid.clustering import Clustering
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.experiment import to_clustering
-from components.step import template_text
+from components.detectnet_v2.stage import PLACEHOLDERS, _clustering, render_spec
+from components.tao.rendering import parse_spec, template_text
 
-VALUES = dict.fromkeys(step.PLACEHOLDERS["experiment"], 2)
+VALUES = dict.fromkeys(PLACEHOLDERS["experiment"], 2)
 
 
 def read_with_schema(message):
@@ -48,22 +49,22 @@ def assert_same(plain, read):
 
 @pytest.mark.parametrize("folder", ["facedetect", "facedetect-cpu"])
 def test_what_it_reads_is_what_protobuf_reads(folder):
-    text = step.render_spec(template_text(f"{folder}/train"), VALUES)
-    assert_same(step.parse_spec(text), read_with_schema(text_format.Parse(text, spec_pb2.Experiment())))
+    text = render_spec(template_text(f"{folder}/train"), VALUES)
+    assert_same(parse_spec(text), read_with_schema(text_format.Parse(text, spec_pb2.Experiment())))
 
 
 def test_comments_quotes_and_separators_are_those_of_protobuf_text():
     text = "a: 1, b: 'x#y'; # c { \nd { e: \"}\" } d {f: -2.5}"
-    assert step.parse_spec(text) == {"a": ["1"], "b": ["x#y"], "d": [{"e": ["}"]}, {"f": ["-2.5"]}]}
+    assert parse_spec(text) == {"a": ["1"], "b": ["x#y"], "d": [{"e": ["}"]}, {"f": ["-2.5"]}]}
 
 
 @pytest.mark.parametrize("algorithm", ["DBSCAN", "NMS", "HYBRID"])
 def test_clustering_is_what_the_open_engine_makes_of_it(algorithm):
-    text = step.render_spec(template_text("facedetect/train"), VALUES).replace("DBSCAN", algorithm)
+    text = render_spec(template_text("facedetect/train"), VALUES).replace("DBSCAN", algorithm)
     message = text_format.Parse(text, spec_pb2.Experiment())
     config = message.postprocessing_config.target_class_config["face"].clustering_config
-    classes = step.parse_spec(text)["postprocessing_config"][0]["target_class_config"]
-    found, wanted = Clustering(**step._clustering(classes)["face"]), to_clustering(config)
+    classes = parse_spec(text)["postprocessing_config"][0]["target_class_config"]
+    found, wanted = Clustering(**_clustering(classes)["face"]), to_clustering(config)
     # The schema's numbers have 32 bits; those that the spec leaves out are 0 there, unused by its algorithm.
     written = {name: pytest.approx(getattr(wanted, name), rel=1e-6) for name in ("dbscan_eps", "coverage_threshold")}
     assert found.algorithm == wanted.algorithm == algorithm.lower()
@@ -74,4 +75,4 @@ def test_clustering_is_what_the_open_engine_makes_of_it(algorithm):
 @pytest.mark.parametrize("text", ["a {", "a { b: 1 } }", "}", "a: 1 b", '{ a: "x" }'])
 def test_spec_with_loose_braces_is_refused(text):
     with pytest.raises(step.UserError, match="braces do not match"):
-        step.parse_spec(text)
+        parse_spec(text)

@@ -8,11 +8,11 @@ import s3_server
 
 from components import store
 from components.step import UserError
-from components.store import Patience, fetch, fetch_prefix
+from components.store import RetryPolicy, fetch, fetch_prefix
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(attempts=3, pause=0.01, timeout=2.0)
+QUICK = RetryPolicy(attempts=3, pause=0.01, timeout=2.0)
 
 
 class Server(ThreadingHTTPServer):
@@ -81,7 +81,7 @@ def test_a_download_is_whole_and_leaves_nothing_beside_it(server, tmp_path):
 
 def test_cut_connections_resume_where_they_broke_off(server, tmp_path):
     server.cuts = [300_000, 200_000, 100]
-    fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-", "bytes=500000-", "bytes=500100-"]
 
@@ -89,10 +89,10 @@ def test_cut_connections_resume_where_they_broke_off(server, tmp_path):
 def test_a_later_run_resumes_an_earlier_one(server, tmp_path):
     server.cuts = [300_000, 0, 0]
     with pytest.raises(UserError, match=r"300000 of 1048576 bytes; gave up after 3 tries, run again to resume"):
-        fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+        fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     assert names(tmp_path) == ["file.zip.partial", "file.zip.partial.tag"]
     server.asked.clear()
-    fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     assert server.asked == ["bytes=300000-"]
     assert names(tmp_path) == ["file.zip"]
 
@@ -100,16 +100,16 @@ def test_a_later_run_resumes_an_earlier_one(server, tmp_path):
 def test_a_server_that_ignores_ranges_is_read_from_the_start(server, tmp_path):
     server.ranges = False
     server.cuts = [300_000]
-    fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
 
 
 def test_content_that_changed_meanwhile_is_never_spliced(server, tmp_path):
     server.cuts = [300_000, 0, 0]
     with pytest.raises(UserError, match="gave up"):
-        fetch(server.url, tmp_path / "file.zip", patience=QUICK)
+        fetch(server.url, tmp_path / "file.zip", retry=QUICK)
     server.content, server.etag = CONTENT[::-1], '"v2"'
-    fetch(server.url, tmp_path / "file.zip", patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", retry=QUICK)
     assert (tmp_path / "file.zip").read_bytes() == CONTENT[::-1]
 
 
@@ -117,13 +117,13 @@ def test_content_that_changed_meanwhile_is_never_spliced(server, tmp_path):
 def test_without_a_strong_tag_a_cut_download_starts_anew(server, tmp_path, etag):
     server.etag = etag
     server.cuts = [300_000]
-    fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     assert server.asked == [None, None]
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_stays(server, tmp_path):
     with pytest.raises(UserError, match=f"SHA-256 is {SHA256}, expected 000000"):
-        fetch(server.url, tmp_path / "file.zip", "0" * 64, patience=QUICK)
+        fetch(server.url, tmp_path / "file.zip", "0" * 64, retry=QUICK)
     assert names(tmp_path) == []
 
 
@@ -131,23 +131,23 @@ def test_a_refused_download_leaves_the_former_file(server, tmp_path):
     (tmp_path / "file.zip").write_text("former")
     server.statuses = [404]
     with pytest.raises(UserError, match=r"/folder/file\.zip: the server answers 404 Not Found$"):
-        fetch(server.url, tmp_path / "file.zip", patience=QUICK)
+        fetch(server.url, tmp_path / "file.zip", retry=QUICK)
     assert server.asked == [None]
     assert (tmp_path / "file.zip").read_text() == "former"
 
 
 def test_a_busy_server_is_asked_again_but_not_for_ever(server, tmp_path):
     server.statuses = [503, 500]
-    fetch(server.url, tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(server.url, tmp_path / "file.zip", SHA256, retry=QUICK)
     server.statuses = [503] * 3
     with pytest.raises(UserError, match="503 Service Unavailable; gave up after 3 tries"):
-        fetch(server.url, tmp_path / "other.zip", patience=QUICK)
+        fetch(server.url, tmp_path / "other.zip", retry=QUICK)
 
 
 def test_an_unreachable_server_an_unknown_name_and_a_silent_one_are_one_line(server, tmp_path, monkeypatch):
     def lines(url):
         with pytest.raises(UserError) as caught:
-            fetch(url, tmp_path / "file.zip", patience=Patience(attempts=2, pause=0.01, timeout=0.2))
+            fetch(url, tmp_path / "file.zip", retry=RetryPolicy(attempts=2, pause=0.01, timeout=0.2))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -165,9 +165,9 @@ def test_an_unreachable_server_an_unknown_name_and_a_silent_one_are_one_line(ser
 def test_secrets_in_a_url_do_not_reach_the_message(server, tmp_path):
     server.statuses = [403]
     url = server.url.replace("http://", "http://user:secret@") + "?X-Amz-Signature=secret"
-    assert "secret" not in store.shown(url)
+    assert "secret" not in store.redacted(url)
     with pytest.raises(UserError) as caught:
-        fetch(server.url + "?X-Amz-Signature=secret", tmp_path / "file.zip", patience=QUICK)
+        fetch(server.url + "?X-Amz-Signature=secret", tmp_path / "file.zip", retry=QUICK)
     assert "secret" not in str(caught.value)
 
 
@@ -223,7 +223,7 @@ def proxy(s3, bucket, monkeypatch):  # noqa: ARG001 - the bucket's environment c
 
 def test_an_s3_object_is_fetched_and_checked(bucket, tmp_path):
     bucket("dir/file.zip", CONTENT)
-    fetch(f"s3://{bucket.name}/dir/file.zip", tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(f"s3://{bucket.name}/dir/file.zip", tmp_path / "file.zip", SHA256, retry=QUICK)
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
     assert names(tmp_path) == ["file.zip"]
 
@@ -239,7 +239,7 @@ def test_an_s3_download_resumes_only_the_same_object(bucket, tmp_path):
     assert seen[0] == (1000, len(CONTENT))
     partial.write_bytes(b"of another object")
     tag.write_text('"another"')
-    fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip", SHA256, patience=QUICK)
+    fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip", SHA256, retry=QUICK)
     assert (tmp_path / "file.zip").read_bytes() == CONTENT
 
 
@@ -248,14 +248,14 @@ def test_a_spliced_s3_object_fails_its_md5(bucket, tmp_path):
     (tmp_path / "file.zip.partial").write_bytes(b"\xff" * 1000)
     (tmp_path / "file.zip.partial.tag").write_text(f'"{hashlib.md5(CONTENT).hexdigest()}"')
     with pytest.raises(UserError, match="MD5"):
-        fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip", patience=QUICK)
+        fetch(f"s3://{bucket.name}/file.zip", tmp_path / "file.zip", retry=QUICK)
     assert names(tmp_path) == []
 
 
 def test_a_prefix_is_fetched_as_a_folder(bucket, tmp_path):
     for key in ("set/a.txt", "set/deep/b.txt", "setting/c.txt"):
         bucket(key, key.encode())
-    assert fetch_prefix(f"s3://{bucket.name}/set", tmp_path / "out", patience=QUICK) == ["a.txt", "deep/b.txt"]
+    assert fetch_prefix(f"s3://{bucket.name}/set", tmp_path / "out", retry=QUICK) == ["a.txt", "deep/b.txt"]
     assert (tmp_path / "out/deep/b.txt").read_text() == "set/deep/b.txt"
 
 
@@ -264,7 +264,7 @@ def test_s3_mistakes_are_one_line_without_secrets(bucket, s3, tmp_path, monkeypa
 
     def message(call, uri):
         with pytest.raises(UserError) as caught:
-            call(uri, tmp_path / "out", patience=Patience(attempts=2, pause=0.01, timeout=1.0))
+            call(uri, tmp_path / "out", retry=RetryPolicy(attempts=2, pause=0.01, timeout=1.0))
         assert "\n" not in str(caught.value)
         assert secret not in str(caught.value)
         assert not (tmp_path / "out").exists()
@@ -291,7 +291,7 @@ def test_a_busy_s3_store_is_asked_again(bucket, proxy, tmp_path):
     faults = ["error", (503, "SlowDown"), "drop", "lost"] * 2
     proxy.arm(lambda request: faults[request.number // 2] if request.number % 2 == 0 else None)
     for number in range(4):
-        fetch_prefix(f"s3://{bucket.name}/set", tmp_path / str(number), patience=QUICK)
+        fetch_prefix(f"s3://{bucket.name}/set", tmp_path / str(number), retry=QUICK)
         assert (tmp_path / str(number) / "file.zip").read_bytes() == CONTENT
     assert len(proxy.seen) == 16
 
@@ -303,7 +303,7 @@ def asks(bucket, proxy, tmp_path):
     def ask():
         proxy.arm(lambda _request: (404, "NoSuchKey"))
         with pytest.raises(UserError, match="NoSuchKey"):
-            fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+            fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", retry=QUICK)
         return proxy.seen[0].headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
 
     return ask
@@ -343,7 +343,7 @@ def test_a_wrong_credentials_file_is_named_but_not_quoted(bucket, tmp_path, monk
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UserError, match=words) as caught:
-        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", retry=QUICK)
     assert "AWS_SHARED_CREDENTIALS_FILE" in str(caught.value)
     assert "hush" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -352,7 +352,7 @@ def test_a_wrong_credentials_file_is_named_but_not_quoted(bucket, tmp_path, monk
 def test_half_a_pair_of_keys_is_refused(bucket, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UserError, match="the environment: only one of"):
-        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", patience=QUICK)
+        fetch(f"s3://{bucket.name}/none.zip", tmp_path / "none.zip", retry=QUICK)
 
 
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])

@@ -19,9 +19,13 @@ from typer.main import get_command
 
 from components import step
 from components.detectnet_v2 import commands, tao_double
+from components.detectnet_v2.stage import PLACEHOLDERS, SPEC_FILE, SPLITS
 from components.detectnet_v2.tao_double import arguments, faults, models, specs
 from components.detectnet_v2.tao_double.__main__ import main
-from components.step import template_text
+from components.tao.call import TAO_KEY, call
+from components.tao.rendering import render, template_text
+from components.tao.tasks import run_task
+from components.tao.workplace import CHECKPOINTS, STAGE_DIR
 from components.vision.checkpoint import load_network, load_pretrained
 
 TASKS = sorted(arguments.TASKS)
@@ -142,7 +146,7 @@ def test_blank_in_a_path_breaks_the_command_line_as_it_does_taos(capsys):
 
 # --- Specs -----------------------------------------------------------------------------------------------------------
 
-FIXED = dict.fromkeys((name for kind in step.PLACEHOLDERS.values() for name in kind), "x") | {
+FIXED = dict.fromkeys((name for kind in PLACEHOLDERS.values() for name in kind), "x") | {
     **EXPERIMENT,
     "minimum_learning_rate": 5e-6,
     "minimum_height": 4,
@@ -157,7 +161,7 @@ LOADERS = {
 
 def written(tmp_path, text):
     file = tmp_path / "spec.txt"
-    file.write_text(step.render(text, FIXED))
+    file.write_text(render(text, FIXED))
     return str(file)
 
 
@@ -234,12 +238,12 @@ def programs(tmp_path_factory):
 @pytest.fixture
 def on_path(programs, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    for name in (step.STAGE_DIR, step.CHECKPOINTS, step.TAO_KEY, faults.VARIABLE):
+    for name in (STAGE_DIR, CHECKPOINTS, TAO_KEY, faults.VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
 def stage(task, **values):
-    return step.run(["detectnet_v2", task, *flags(values)], step.tao_stage)
+    return step.run(["detectnet_v2", task, *flags(values)], run_task)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +255,7 @@ def results(tmp_path_factory, programs):
     step.write_manifest(root / "absent", "model", {"present": False}, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-        patch.delenv(step.TAO_KEY, raising=False)
+        patch.delenv(TAO_KEY, raising=False)
         sets = {"kitti": kitti, "records": root / "records"}
         assert stage("dataset_convert", kitti=kitti, spec=spec("convert"), records=root / "records") == 0
         # What the open engine alone has stands at its neutral value.
@@ -273,7 +277,7 @@ def results(tmp_path_factory, programs):
 
 
 def test_records_have_taos_names(results):
-    for split in step.SPLITS:
+    for split in SPLITS:
         names = [path.name for path in (results.root / "records" / split).glob("kitti-fold-*")]
         assert names
         assert all(re.fullmatch(r"kitti-fold-00\d-of-002-shard-0000\d-of-00010", name) for name in names)
@@ -456,8 +460,8 @@ def test_mistake_in_a_spec_is_one_line_and_exit_code_2(attempt, capfd, old, new,
 def test_failure_that_tao_ends_with_0_is_noticed(attempt, capfd, tmp_path):
     # TAO 5.0 takes the exit of its own validator for an interruption.
     model = shutil.copytree(attempt.results.root / "model", tmp_path / "model")
-    text = (model / step.SPEC_FILE).read_text()
-    (model / step.SPEC_FILE).write_text(text.replace('arch: "resnet"', 'arch: "alexnet"'))
+    text = (model / SPEC_FILE).read_text()
+    (model / SPEC_FILE).write_text(text.replace('arch: "resnet"', 'arch: "alexnet"'))
     assert attempt.evaluate(trained=model) == 2
     captured = capfd.readouterr()
     assert "Execution status: PASS" in captured.out
@@ -478,7 +482,7 @@ def test_parameter_of_the_open_engine_alone_is_refused_by_name(attempt, capfd, t
 
 
 def test_training_that_was_killed_goes_on_from_its_checkpoint(attempt, monkeypatch, capfd, tmp_path):
-    monkeypatch.setenv(step.STAGE_DIR, str(tmp_path / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(tmp_path / "stage"))
     monkeypatch.setenv(faults.VARIABLE, "train:killed")
     often = spec("retrain").replace("checkpoint_interval: 10", "checkpoint_interval: 1")
     pruned = attempt.results.root / "pruned"
@@ -498,7 +502,7 @@ def test_training_that_was_killed_goes_on_from_its_checkpoint(attempt, monkeypat
 
 
 def test_failure_of_an_earlier_attempt_does_not_count_against_a_later_one(attempt, monkeypatch, capfd, tmp_path):
-    monkeypatch.setenv(step.STAGE_DIR, str(tmp_path / "stage"))
+    monkeypatch.setenv(STAGE_DIR, str(tmp_path / "stage"))
     (tmp_path / "stage/results").mkdir(parents=True)
     failure = {"date": "1/1/2026", "time": "0:0:0", "status": "FAILURE", "message": "Ran out of GPU memory"}
     (tmp_path / "stage/results/status.json").write_text(json.dumps(failure) + "\n")
@@ -532,7 +536,7 @@ def encrypted(results, tmp_path):
 
 
 def test_key_from_the_environment_opens_an_encrypted_model_and_is_never_printed(attempt, encrypted, monkeypatch, capfd):
-    monkeypatch.setenv(step.TAO_KEY, "canary-4711")
+    monkeypatch.setenv(TAO_KEY, "canary-4711")
     assert attempt.evaluate(pretrained=encrypted) == 0
     captured = capfd.readouterr()
     assert "canary" not in captured.out + captured.err
@@ -541,7 +545,7 @@ def test_key_from_the_environment_opens_an_encrypted_model_and_is_never_printed(
 
 
 def test_pruning_an_encrypted_model_names_a_plain_file_as_tao_writes_no_other(attempt, encrypted, monkeypatch, capfd):
-    monkeypatch.setenv(step.TAO_KEY, "canary-4711")
+    monkeypatch.setenv(TAO_KEY, "canary-4711")
     monkeypatch.setenv(faults.VARIABLE, "prune:silence")
     assert attempt.prune(model=encrypted) == 1
     captured = capfd.readouterr()
@@ -551,7 +555,7 @@ def test_pruning_an_encrypted_model_names_a_plain_file_as_tao_writes_no_other(at
 
 @pytest.mark.parametrize("key", ["", "another"])
 def test_wrong_key_is_one_clear_line(attempt, encrypted, monkeypatch, capfd, key):
-    monkeypatch.setenv(step.TAO_KEY, key)
+    monkeypatch.setenv(TAO_KEY, key)
     assert attempt.train(pretrained=encrypted) == 2
     captured = capfd.readouterr()
     assert_one_line(captured, "the model cannot be decrypted; the environment variable TAO_KEY must hold its key")
@@ -560,14 +564,14 @@ def test_wrong_key_is_one_clear_line(attempt, encrypted, monkeypatch, capfd, key
 
 @pytest.mark.usefixtures("on_path")
 def test_conversion_gets_no_key_which_it_would_print(results, monkeypatch, capfd, tmp_path):
-    monkeypatch.setenv(step.TAO_KEY, "canary-4711")
+    monkeypatch.setenv(TAO_KEY, "canary-4711")
     assert stage("dataset_convert", kitti=results.kitti, spec=spec("convert"), records=tmp_path / "records") == 0
     captured = capfd.readouterr()
     assert "canary" not in captured.out + captured.err
 
 
 def test_key_that_a_shell_would_change_is_refused_unprinted(attempt, monkeypatch, capfd):
-    monkeypatch.setenv(step.TAO_KEY, "canary 4711")
+    monkeypatch.setenv(TAO_KEY, "canary 4711")
     assert attempt.evaluate() == 2
     captured = capfd.readouterr()
     assert_one_line(captured, "TAO_KEY: NVIDIA's program hands the key to a shell")
@@ -576,7 +580,7 @@ def test_key_that_a_shell_would_change_is_refused_unprinted(attempt, monkeypatch
 
 def test_program_that_prints_the_key_is_silenced(capfd):
     with pytest.raises(step.StageError) as caught:
-        step.call(["sh", "-c", 'echo the key is "$1"; exit 1', "sh", "canary-4711"], secret="canary-4711")
+        call(["sh", "-c", 'echo the key is "$1"; exit 1', "sh", "canary-4711"], secret="canary-4711")
     captured = capfd.readouterr()
     assert "the key is ***" in captured.out
     assert "canary" not in captured.out + captured.err + str(caught.value)

@@ -15,10 +15,10 @@ from discs import detectnet_v2, edit, experiment_spec
 from components.detectnet_v2.evaluation import evaluate
 from components.detectnet_v2.spec import load_experiment
 from components.detectnet_v2.train import TrainOptions, train
-from components.detectnet_v2.trainer import Trainer
 from components.step import StageError
 from components.vision.checkpoint import load_tensors
 from components.vision.cost_scaling import CostScaling
+from components.vision.trainer import Trainer
 from components.vision.training import RESUME_FILE, TrainingState
 
 EPOCHS, STEPS = 3, 4
@@ -39,7 +39,7 @@ def spec(tmp_path, kitti, records):
 
 def run(spec, results, **options):
     options = {"width": 0.125, "threads": 1, **options}
-    return train(load_experiment(spec).message, TrainOptions(results, **options))
+    return train(load_experiment(spec).message, TrainOptions(results=results, **options))
 
 
 def status(results):

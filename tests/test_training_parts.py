@@ -138,7 +138,8 @@ def test_adam_equals_tensorflows_form(seed):
     for t in range(1, 6):
         gradient, rate = random.normal(size=3), random.uniform(1e-4, 1e-1)
         parameter.grad = torch.tensor(gradient)
-        adam.step(rate)
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
         for i in range(3):
             mean[i] = 0.9 * mean[i] + 0.1 * gradient[i]
             variance[i] = 0.999 * variance[i] + 0.001 * gradient[i] ** 2

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from components.ngc import registry
+from components.ngc import download, registry
 from components.serve.answering import question
 from components.serve.deploy import endpoint
 from components.serve.kserve import Protocol
 from components.step import UserError
-from components.store import Patience, bucket_and_key, fetch, local_path, s3_client
+from components.store import RetryPolicy, bucket_and_key, fetch, local_path, s3_client
 from pipeline.compiling import check_arguments, compile_to
 from pipeline.options import Options
 from pipeline.placement import Placement
@@ -20,16 +20,23 @@ from pipeline.settings import load
 def test_an_object_stores_address_is_scheme_host_and_port_alone(monkeypatch, tmp_path, rest):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://store.example.com:9000{rest}")
     with pytest.raises(UserError, match=r"AWS_ENDPOINT_URL: must be https://store\.example\.com:9000 alone"):
-        s3_client(Patience())
+        s3_client(RetryPolicy())
     options = Options(placement=dataclasses.replace(Placement(), store_endpoint=f"http://store:9000{rest}"))
     with pytest.raises(UserError, match="store_endpoint: must be http://store:9000 alone"):
         compile_to("facedetect", tmp_path / "compiled.yaml", "micro", options)
 
 
+def test_an_object_stores_address_has_no_user(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://somebody:canary@store.example.com:9000")
+    with pytest.raises(UserError, match="AWS_ENDPOINT_URL: must be http://host:port") as caught:
+        s3_client(RetryPolicy())
+    assert "canary" not in str(caught.value)
+
+
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9000", "http://127.0.0.1:9000/"])
 def test_a_slash_at_its_end_is_nothing(monkeypatch, address):
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    assert s3_client(Patience())
+    assert s3_client(RetryPolicy())
 
 
 def test_a_bucket_has_no_port():
@@ -69,6 +76,12 @@ def test_ngcs_address_has_neither_query_nor_fragment(monkeypatch, rest):
         with pytest.raises(UserError, match="NGC_ENDPOINT: must start with https") as caught:
             registry._endpoint("NGC_ENDPOINT", "")
         assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["ngc://org/team/model:1.0?x=1", "ngc://org/team/model:1.0#x", "ngc://me@org/model:1"])
+def test_a_model_of_ngc_has_neither_user_nor_query_nor_fragment(uri):
+    with pytest.raises(UserError, match="write org/team/model:version"):
+        download.probe(uri)
 
 
 def test_kubeflows_address_has_no_query():

@@ -80,11 +80,9 @@ def test_scores_are_those_of_the_slow_walk(seed, levels):
     truth = truth_of(images, **flags)
     for name, score in wider.score(truth, predictions).items():
         if truth.subsets[name].any():
-            assert score.average_precision() == pytest.approx(
-                slow_average_precision(truth, predictions, name), abs=1e-12
-            )
+            assert score.value() == pytest.approx(slow_average_precision(truth, predictions, name), abs=1e-12)
         else:
-            assert np.isnan(score.average_precision())
+            assert np.isnan(score.value())
 
 
 FACE = (0, 0, 20, 20)
@@ -94,9 +92,9 @@ def test_detection_of_a_face_outside_the_subset_is_as_if_it_were_not_there():
     truth = truth_of([boxes(FACE, (50, 0, 70, 20))], easy=[True, False])
     predictions = flat_sets.predictions_of([found((50, 0, 70, 20, 0.9), (*FACE, 0.5))])
     scores = wider.score(truth, predictions)
-    assert scores["easy"].average_precision() == 1.0
+    assert scores["easy"].value() == 1.0
     assert len(scores["easy"].image) == 1
-    assert scores["hard"].average_precision() == 1.0
+    assert scores["hard"].value() == 1.0
 
 
 def test_detection_only_ever_looks_at_the_face_it_overlaps_most():
@@ -126,7 +124,7 @@ def test_detections_in_an_image_without_faces_do_not_count_but_stretch_the_score
     truth = truth_of([boxes(FACE), boxes()])
     predictions = flat_sets.predictions_of([found((*FACE, 0.5)), found((*FACE, 0.0), (*FACE, 1.0))])
     score = wider.score(truth, predictions)["hard"]
-    assert score.average_precision() == 1.0
+    assert score.value() == 1.0
     assert score.image.tolist() == [0]
     assert score.step.tolist() == [499]  # the threshold 0.5
     assert score.thresholds()[score.step[0]] == pytest.approx(0.5)
@@ -174,7 +172,7 @@ def test_figures_of_a_public_model_are_the_published_ones(official):
     truth, predictions, findings, reading = official
     assert (len(truth.images), len(predictions.scores)) == (3226, 297_333)
     start = time.perf_counter()
-    figures = {name: 100 * score.average_precision() for name, score in wider.score(truth, predictions).items()}
+    figures = {name: 100 * score.value() for name, score in wider.score(truth, predictions).items()}
     seconds = time.perf_counter() - start
     assert figures == {
         "easy": pytest.approx(90.70, abs=0.01),

@@ -11,12 +11,12 @@ from typer.main import get_command
 from components import program
 from components.formats.wider import ARCHIVES, Face, WiderImage, WiderSource, format_annotations
 from components.step import UserError, read_manifest
-from components.store import Patience
+from components.store import RetryPolicy
 from components.widerface.acquire import acquire
 from components.widerface.commands import app
 from components.widerface.fetch import fetch_archives, read_checksums
 
-QUICK = Patience(attempts=2, pause=0.01, timeout=2.0)
+QUICK = RetryPolicy(attempts=2, pause=0.01, timeout=2.0)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

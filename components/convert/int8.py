@@ -12,16 +12,8 @@ from components.convert.quantize import Runtime, quantize
 from components.formats.kitti import Sample, read_split
 from components.measure.matching import HeightBand
 from components.measure.summary import summarise
-from components.step import (
-    MANIFEST,
-    STATUS_FILE,
-    StageError,
-    UserError,
-    check_target,
-    publish,
-    read_manifest,
-    write_manifest,
-)
+from components.step import MANIFEST, StageError, UserError, check_target, publish, read_manifest, write_manifest
+from components.tao.status import STATUS_FILE
 from components.vision.inputs import Image, InputSpec
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
 from components.vision.scoring import KittiImages, network_input, score

@@ -3,12 +3,10 @@
 Options have TAO's names. Those that TAO lacks say so in their help.
 """
 
-import shutil
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -34,20 +32,9 @@ Key = Annotated[
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Accepted as TAO does; the output is the same.")]
 
 
-class Normalizer(StrEnum):
-    """How norms are normalised before they are compared with the threshold."""
-
-    max = "max"
-    L2 = "L2"
-
-
-class Equalization(StrEnum):
-    """How the norms of channels that meet in an addition are merged."""
-
-    union = "union"
-    intersection = "intersection"
-    arithmetic_mean = "arithmetic_mean"
-    geometric_mean = "geometric_mean"
+def _without_effect(*names: str) -> Any:  # noqa: ANN401 - an option of any type
+    """Returns an option of TAO's that is accepted, see `_warn_of_idle`."""
+    return typer.Option(*names, hidden=True)
 
 
 def _several(*names: str) -> type[TyperCommand]:
@@ -102,21 +89,15 @@ def dataset_convert(
     status.write("SUCCESS", "Conversion finished successfully", categorical=categorical)
 
 
-class Compatibility(StrEnum):
-    """Whose behaviour to reproduce where TAO has a defect."""
-
-    none = "none"
-    tao5 = "tao5"
-
-
 Compat = Annotated[
-    Compatibility,
+    Literal["none", "tao5"],
     typer.Option("--compat", help="Not in TAO: tao5 reproduces the defects of TAO 5, listed in docs/compatibility.md."),
 ]
 
 
 @app.command("train", cls=_several("--gpu_index"))
 def train(
+    context: typer.Context,
     spec_file: Annotated[
         Path | None,
         typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text; a training resumed has its own."),
@@ -146,8 +127,8 @@ def train(
     launch_cuda_blocking: Annotated[
         bool, typer.Option("--launch_cuda_blocking", help="Wait for every kernel; to find the one that fails.")
     ] = False,
-    mpirun_arg: Annotated[str | None, typer.Option("--mpirun-arg", hidden=True)] = None,
-    compat: Compat = Compatibility.none,
+    mpirun_arg: Annotated[str | None, _without_effect("--mpirun-arg")] = None,
+    compat: Compat = "none",
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Not in TAO: torch.compile; pays on GPUs, after a minute or two.")
     ] = False,
@@ -171,8 +152,7 @@ def train(
 
     if launch_cuda_blocking:
         launch.block_launches()
-    if mpirun_arg is not None:
-        _warn(("without effect, processes are started by torchrun: --mpirun-arg",))
+    _warn_of_idle(context, "processes are started by torchrun")
     if multi_node:
         raise UserError("--multi-node: use torchrun --nnodes N … --no-python detectnet_v2 train … on each machine")
     if log_file:
@@ -196,14 +176,14 @@ def train(
     from components.detectnet_v2.train import train as run
 
     options = TrainOptions(
-        results,
-        name,
-        width,
-        threads,
+        results=results,
+        name=name,
+        width=width,
+        threads=threads,
         deterministic=enable_determinism,
         mixed_precision=use_amp,
         compiled=compile_network,
-        tao5=compat is Compatibility.tao5,
+        tao5=compat == "tao5",
     )
     run(spec.message, options)
 
@@ -215,15 +195,9 @@ def _spec_of(results: Path | None) -> Path:
     return results / SPEC_COPY
 
 
-class Framework(StrEnum):
-    """What runs the model, in TAO's words."""
-
-    tlt = "tlt"
-    tensorrt = "tensorrt"
-
-
 @app.command("evaluate")
 def evaluate(
+    context: typer.Context,
     spec_file: Annotated[
         Path, typer.Option("-e", "--experiment_spec", "--experiment_spec_file", help="Spec file, protobuf text.")
     ],
@@ -232,19 +206,19 @@ def evaluate(
     ],
     key: Key = "",
     framework: Annotated[
-        Framework,
+        Literal["tlt", "tensorrt"],
         typer.Option("-f", "--framework", help="tlt: a checkpoint or an ONNX file; tensorrt is refused, see ONNX."),
-    ] = Framework.tlt,
+    ] = "tlt",
     use_training_set: Annotated[
         bool, typer.Option("--use_training_set", help="Score on the training images instead of the validation ones.")
     ] = False,
     results: Annotated[
         Path | None, typer.Option("-r", "--results_dir", help="Where status.json and metrics.json are written.")
     ] = None,
-    compat: Compat = Compatibility.none,
-    image_dir: Annotated[str | None, typer.Option("-i", "--image_dir", hidden=True)] = None,
-    label_dir: Annotated[str | None, typer.Option("-l", "--label_dir", hidden=True)] = None,
-    batch_size: Annotated[int | None, typer.Option("-b", "--batch_size", hidden=True)] = None,
+    compat: Compat = "none",
+    image_dir: Annotated[str | None, _without_effect("-i", "--image_dir")] = None,
+    label_dir: Annotated[str | None, _without_effect("-l", "--label_dir")] = None,
+    batch_size: Annotated[int | None, _without_effect("-b", "--batch_size")] = None,
     verbose: Verbose = False,
 ) -> None:
     """Score a checkpoint or an exported ONNX model on the spec's validation images.
@@ -254,14 +228,12 @@ def evaluate(
     from components.detectnet_v2.evaluation import evaluate_model
     from components.detectnet_v2.spec import load_experiment
 
-    if framework is Framework.tensorrt:
+    if framework == "tensorrt":
         raise UserError("-f tensorrt: TensorRT engines are not run here; give the ONNX file the engine was built from")
-    given = {"-i": image_dir, "-l": label_dir, "-b": batch_size}
-    if idle := [name for name, value in given.items() if value is not None]:
-        _warn((f"without effect, the spec says what to score on: {', '.join(idle)}",))
+    _warn_of_idle(context, "the spec says what to score on")
     spec = load_experiment(spec_file)
     _warn(spec.warnings)
-    tao5 = compat is Compatibility.tao5
+    tao5 = compat == "tao5"
     evaluate_model(spec.message, model, results, use_training_set=use_training_set, tao5=tao5)
 
 
@@ -275,10 +247,11 @@ def prune(
         ),
     ],
     key: Key = "",
-    normalizer: Annotated[Normalizer, typer.Option("-n", "--normalizer", help="Of the norms.")] = Normalizer.max,
+    normalizer: Annotated[Literal["max", "L2"], typer.Option("-n", "--normalizer", help="Of the norms.")] = "max",
     equalization: Annotated[
-        Equalization, typer.Option("-eq", "--equalization_criterion", help="Where channels meet in an addition.")
-    ] = Equalization.union,
+        Literal["union", "intersection", "arithmetic_mean", "geometric_mean"],
+        typer.Option("-eq", "--equalization_criterion", help="Where channels meet in an addition."),
+    ] = "union",
     granularity: Annotated[
         int, typer.Option("-pg", "--pruning_granularity", min=1, help="Channel counts are multiples of this.")
     ] = 8,
@@ -308,7 +281,7 @@ def prune(
     from components.vision.pruning import PruneSettings
 
     settings = PruneSettings(
-        threshold, granularity, minimum_filters, normalizer.value, equalization.value, tuple(excluded_layers or ())
+        threshold, granularity, minimum_filters, normalizer, equalization, tuple(excluded_layers or ())
     )
     prune_model(model, output, settings, target_ratio, results)
 
@@ -329,7 +302,7 @@ def inference(
     model: Annotated[
         Path | None, typer.Option("-m", "--model_path", "--model", help="Replaces the spec's model; may be ONNX.")
     ] = None,
-    compat: Compat = Compatibility.none,
+    compat: Compat = "none",
     verbose: Annotated[
         bool, typer.Option("-v", "--verbosity", "--verbose", help="Accepted as TAO does; the output is the same.")
     ] = False,
@@ -344,25 +317,14 @@ def inference(
 
     spec = load_inference(spec_file)
     _warn(spec.warnings)
-    done = infer(spec.message, source, results, model, batch_size, tao5=compat is Compatibility.tao5)
+    done = infer(spec.message, source, results, model, batch_size, tao5=compat == "tao5")
     rate = done.images / done.seconds
     print(f"{done.detections} detections in {done.images} images, {rate:.1f} images a second: {results}")
 
 
-class DataType(StrEnum):
-    """The precision of an engine."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
-
-
-def _without_effect(name: str) -> Any:  # noqa: ANN401 - an option of any type
-    return typer.Option(name, hidden=True)
-
-
 @app.command("export")
 def export(
+    context: typer.Context,
     model: ModelFile,
     output: Annotated[
         Path | None, typer.Option("-o", "--output_file", callback=_named, help="ONNX file; beside the model if unset.")
@@ -384,9 +346,9 @@ def export(
         bool, typer.Option("--tensor-suffix", help="Not in TAO: tensor names end in :0, as in TAO 5's ONNX files.")
     ] = False,
     data_type: Annotated[
-        DataType,
+        Literal["fp32", "fp16", "int8"],
         typer.Option("--data_type", help="Of the engine that DeepStream builds; int8: use gridbox convert int8."),
-    ] = DataType.fp32,
+    ] = "fp32",
     cal_cache_file: Annotated[
         Path | None,
         typer.Option("--cal_cache_file", help="TensorRT's calibration cache, to go with the model; never written."),
@@ -404,8 +366,8 @@ def export(
     opt_batch_size: Annotated[int | None, _without_effect("--opt_batch_size")] = None,
     max_batch_size: Annotated[int | None, _without_effect("--max_batch_size")] = None,
     max_workspace_size: Annotated[int | None, _without_effect("--max_workspace_size")] = None,
-    strict_type_constraints: Annotated[bool, typer.Option("-s", "--strict_type_constraints", hidden=True)] = False,
-    force_ptq: Annotated[bool, typer.Option("--force_ptq", hidden=True)] = False,
+    strict_type_constraints: Annotated[bool, _without_effect("-s", "--strict_type_constraints")] = False,
+    force_ptq: Annotated[bool, _without_effect("--force_ptq")] = False,
     onnx_route: Annotated[str | None, _without_effect("--onnx_route")] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -418,26 +380,11 @@ def export(
     from components.detectnet_v2.export import ExportOptions, export_model
     from components.detectnet_v2.spec import load_experiment
 
-    if data_type is DataType.int8:
+    if data_type == "int8":
         raise UserError("--data_type int8: export in fp32, then quantise the ONNX file with 'gridbox convert int8'")
     if engine_file:
         raise UserError("--engine_file: engines are built where they run; give the ONNX file to trtexec or DeepStream")
-    given = {
-        "--cal_json_file": cal_json_file,
-        "--cal_data_file": cal_data_file,
-        "--cal_image_dir": cal_image_dir,
-        "--batches": batches,
-        "--batch_size": batch_size,
-        "--min_batch_size": min_batch_size,
-        "--opt_batch_size": opt_batch_size,
-        "--max_batch_size": max_batch_size,
-        "--max_workspace_size": max_workspace_size,
-        "-s": strict_type_constraints or None,
-        "--force_ptq": force_ptq or None,
-        "--onnx_route": onnx_route,
-    }
-    if idle := [name for name, value in given.items() if value is not None]:
-        _warn((f"without effect, no engine is built here: {', '.join(idle)}",))
+    _warn_of_idle(context, "no engine is built here")
     message = load_experiment(spec_file).message if spec_file else None
     target = output or weights_file(model).with_suffix(".onnx")
     options = ExportOptions(
@@ -445,7 +392,7 @@ def export(
         static_batch=static_batch_size,
         tensor_suffix=tensor_suffix,
         deepstream=gen_ds_config,
-        precision="fp16" if data_type is DataType.fp16 else "fp32",
+        precision=data_type,
         calibration_cache=cal_cache_file,
         results=results,
     )
@@ -455,7 +402,7 @@ def export(
 @app.command("calibration_tensorfile")
 def calibration_tensorfile(
     spec_file: Annotated[Path, typer.Option("-e", "--experiment_spec_file", help="Spec file, protobuf text.")],
-    output: Annotated[Path, typer.Option("-o", "--output_path", help="The file; it must not exist.")],
+    output: Annotated[Path, typer.Option("-o", "--output_path", callback=_named, help="The file; it must not exist.")],
     max_batches: Annotated[int, typer.Option("-m", "--max_batches", help="-1 for all whole batches.")] = -1,
     use_validation_set: Annotated[
         bool, typer.Option("--use_validation_set", help="Take the validation images, not the training ones.")
@@ -490,16 +437,13 @@ def pretrained(
     ] = None,
 ) -> None:
     """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
-    from components import step
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
+    from components.tao.program import write_program
 
     if program is not None:
-        with publish(program) as scratch:
-            shutil.copytree(step.SPECS, scratch / step.SPECS.name)
-            shutil.copyfile(step.__file__, scratch / "__main__.py")
-            write_manifest(scratch, "program", {}, {})
+        write_program("detectnet_v2", program)
     if uri.startswith(NGC):
         download_uri(uri, model)
         return
@@ -520,6 +464,13 @@ def pretrained(
 def _warn(warnings: tuple[str, ...]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _warn_of_idle(context: typer.Context, why: str) -> None:
+    """Names the hidden options that were given: they are accepted as TAO does, and change nothing here."""
+    given = [option for option in context.command.params if context.params.get(option.name or "") not in (None, False)]
+    if idle := [option.opts[0] for option in given if getattr(option, "hidden", False)]:
+        _warn((f"without effect, {why}: {', '.join(idle)}",))
 
 
 spec_app = typer.Typer(name="spec", help="Not in TAO: what a spec file says.")

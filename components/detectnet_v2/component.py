@@ -1,8 +1,8 @@
 # ruff: noqa: ARG001 - the arguments of a container component declare its interface; the program gets them by name
 """How Kubeflow sees DetectNet_v2: one container component a task of TAO's program, the same for both engines.
 
-A stage runs `step.py` by its path: in an artifact that `pretrained_weights` writes once, with our spec templates beside
-it, so that NVIDIA's unmodified image runs it as well as ours.
+A stage runs `stage.py` in a folder that `pretrained_weights` writes once, as an artifact (`components.tao.program`), so
+that NVIDIA's unmodified image runs it as well as ours.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def pretrained_weights(uri: str, version: str, model: Output[Model], program: Ou
             or empty for none.
         version: What changes with what lies there, so that unchanged weights are not brought again; or empty.
         model: The weights as a model artifact; `present` in its metadata says whether there are any.
-        program: `step.py` as `__main__.py`, and the spec templates beside it.
+        program: The stages' code and our spec templates, as Python runs a folder.
     """
     return dsl.ContainerSpec(
         image=OPEN_ENGINE,

@@ -1,50 +1,42 @@
 """`detectnet_v2 inference`: overlays and KITTI labels for an image, a folder of images, or a video."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from components.decode.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.detectnet_v2 import experiment, spec_pb2
-from components.formats.images import Image, ImageError, decode
+from components.detectnet_v2.decoding import grid_decoder
+from components.formats.images import Image, ImageError
 from components.formats.kitti import Label
-from components.formats.listing import IMAGE_SUFFIXES, image_files, label_names, some
-from components.formats.video import OUTPUT_SUFFIX, VideoReader, VideoWriter
-from components.formats.video import SUFFIXES as VIDEO_SUFFIXES
-from components.progress import track
+from components.formats.listing import some
 from components.step import StageError, UserError, publish_files
-from components.vision.overlay import LABELS, OVERLAYS, Drawing, Found, draw, spare_source
 from components.vision.predictor import Predictor, detect_images, load_predictor
+from components.vision.sinks import (
+    LABELS,
+    OVERLAYS,
+    Done,
+    Drawing,
+    Found,
+    Result,
+    Sink,
+    check_apart,
+    kitti_labels,
+    overlays,
+    write_results,
+)
+from components.vision.sources import Source, SourceImage, open_files
 from components.vision.status import StatusLog
 
 _GREEN = (0, 255, 0)
 
 Item = TypeVar("Item")
 Handler = spec_pb2.BboxHandlerConfig.ClasswiseBboxHandlerConfig
-
-
-@dataclass
-class Inferred:
-    """What an inference did.
-
-    Attributes:
-        images: Images or frames looked at.
-        detections: Found in them.
-        seconds: From the first image to the last, reading and writing included.
-        troubles: What could not be read, each in words.
-    """
-
-    images: int = 0
-    detections: int = 0
-    seconds: float = 0.0
-    troubles: list[str] = field(default_factory=list)
 
 
 def infer(
@@ -55,7 +47,7 @@ def infer(
     batch_size: int = 0,
     *,
     tao5: bool = False,
-) -> Inferred:
+) -> Done:
     """Detects in an image, in all images of a folder, or in a video.
 
     The files in `images_annotated/` and `labels/` appear in the results directory when all is done, in the place of
@@ -75,26 +67,26 @@ def infer(
             the source.
         StageError: Some of the images, or a part of the video, could not be read; the rest is done.
     """
-    spare_source(source, results)
+    check_apart(source, results)
     status = StatusLog(results)
     status.write("STARTED", "Starting DetectNet_v2 Inference")
-    config = spec.bbox_handler_config
     detector = ImageDetector(spec, model or Path(spec.inferencer_config.tlt_config.model), tao5=tao5)
+    images, config = open_files(source), spec.bbox_handler_config
     size = batch_size or spec.inferencer_config.batch_size or 1
-    begin = time.monotonic()
-    with publish_files(results / OVERLAYS) as overlays, publish_files(results / LABELS) as labels:
-        output = _Output(
-            None if config.disable_overlay else overlays,
-            labels if config.kitti_dump else None,
-            max(config.overlay_linewidth, 1),
-        )
-        if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
-            done = _infer_video(detector, source, size, output)
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        if config.disable_overlay:
+            stack.enter_context(publish_files(results / OVERLAYS))  # TAO makes both folders in any case
         else:
-            done = _infer_images(detector, image_files(source), size, output)
+            sinks.append(overlays(stack, results, images))
+        if config.kitti_dump:
+            sinks.append(kitti_labels(stack, results, kitti_line))
+        else:
+            stack.enter_context(publish_files(results / LABELS))
+        found = _results(detector, images, size, max(config.overlay_linewidth, 1))
+        done = write_results(found, images, sinks)
         if not done.images:
             raise UserError(f"{source}: nothing here can be read: {some(done.troubles)}")
-    done.seconds = time.monotonic() - begin
     kpi = {"images": done.images, "detections": done.detections, "images_per_second": done.images / done.seconds}
     if done.troubles:
         message = f"{source}: {some(done.troubles)}; the {done.images} others are in {results}"
@@ -115,13 +107,13 @@ class ImageDetector:
         """
         config = spec.inferencer_config
         self._predictor = load_predictor(model, tuple(config.target_classes))
-        _refuse_stranger(model, self._predictor, config)
+        _check_model(model, self._predictor, config)
         names = tuple(spec.bbox_handler_config.postproc_classes) or tuple(config.target_classes)
         self._drawings = {name: _drawing(spec, name) for name in names}
         # Classes without an entry are not looked for.
         handlers = {name: _handler(spec, name)[1] for name in names}
         self._decoder = replace(
-            experiment.grid_decoder(self._predictor.decoder, model),
+            grid_decoder(self._predictor.decoder, model),
             clustering={name: experiment.inference_clustering(handler, tao5) for name, handler in handlers.items()},
             detector=detect_for_inference_like_tao5 if tao5 else detect_for_inference,
         )
@@ -132,76 +124,29 @@ class ImageDetector:
         width, height = spec.width, spec.height
         stretched = np.stack([spec.place(image)[0] for image in images])
         found = detect_images(self._predictor, stretched, self._decoder)
+        drawings = [(self._decoder.class_names.index(name), drawing) for name, drawing in self._drawings.items()]
         return [
             [
-                Found(
-                    _label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name),
-                    drawing,
-                )
-                for name, drawing in self._drawings.items()
-                for row in instances.select(self._decoder.class_names.index(name)).rows().tolist()
+                Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)
+                for kind, drawing in drawings
+                for row in instances.select(kind).rows().tolist()
             ]
             for image, instances in zip(images, found, strict=True)
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Where overlays and labels go, None for nowhere, and the width of the lines drawn."""
-
-    overlays: Path | None
-    labels: Path | None
-    line_width: int
-
-    def write_labels(self, name: str, found: Sequence[Found]) -> None:
-        if self.labels:
-            text = "".join(kitti_line(entry.label) + "\n" for entry in found)
-            (self.labels / f"{name}.txt").write_text(text, encoding="utf-8")
-
-
-def _infer_images(detector: ImageDetector, files: Sequence[Path], size: int, output: _Output) -> Inferred:
-    done = Inferred()
-    names = label_names(files)
-    for batch in _batches(track(files, len(files), "detecting in images"), size):
-        images: dict[Path, Image] = {}
-        for file in batch:
+def _results(detector: ImageDetector, source: Source, size: int, line_width: int) -> Iterator[Result | str]:
+    """Yields the detections in each image, or why it cannot be read."""
+    for batch in _batches(source, size):
+        images: list[tuple[SourceImage, Image]] = []
+        for image in batch:
             try:
-                images[file] = decode(file.read_bytes())
-            except (ImageError, OSError) as error:
-                done.troubles.append(f"{file.name}: {error}")
-        if not images:
-            continue
-        for (file, image), found in zip(images.items(), detector(list(images.values())), strict=True):
-            output.write_labels(names[file], found)
-            if output.overlays:
-                draw(image, found, output.line_width)
-                name = file.name if file.suffix.lower() in IMAGE_SUFFIXES else f"{file.name}.png"
-                (output.overlays / name).write_bytes(cv2.imencode(Path(name).suffix, image)[1].tobytes())
-            done.images += 1
-            done.detections += len(found)
-    return done
-
-
-def _infer_video(detector: ImageDetector, file: Path, size: int, output: _Output) -> Inferred:
-    done = Inferred()
-    reader = VideoReader(file)
-    with ExitStack() as stack:
-        writer = None
-        if output.overlays:
-            writer = stack.enter_context(VideoWriter(output.overlays / f"{file.stem}{OUTPUT_SUFFIX}", reader.rate))
-        for batch in _batches(track(reader, reader.announced, "detecting in frames"), size):
-            for image, found in zip(batch, detector(batch), strict=True):
-                output.write_labels(f"{file.stem}_{done.images:06d}", found)
-                if writer:
-                    draw(image, found, output.line_width)
-                    writer.add(image)
-                done.images += 1
-                done.detections += len(found)
-    if reader.missing():
-        done.troubles.append(
-            f"{reader.missing()} of {reader.announced} frames could not be read, the video is damaged or cut off"
-        )
-    return done
+                images.append((image, image.pixels()))
+            except ImageError as error:
+                yield f"{image.name}: {error}"
+        detections = detector([pixels for _, pixels in images]) if images else []
+        for (image, pixels), found in zip(images, detections, strict=True):
+            yield Result(replace(image, frame=pixels), (pixels.shape[1], pixels.shape[0]), found, line_width)
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -222,7 +167,7 @@ def kitti_line(label: Label) -> str:
     return f"{label.class_name} 0.00 0 0.00 {box} {'0.00 ' * 7}{label.score:.3f}"
 
 
-def _refuse_stranger(model: Path, predictor: Predictor, config: spec_pb2.InferencerConfig) -> None:
+def _check_model(model: Path, predictor: Predictor, config: spec_pb2.InferencerConfig) -> None:
     for name in ("width", "height"):
         wanted, is_ = getattr(config, f"image_{name}"), getattr(predictor.input, name)
         if wanted not in (0, is_):

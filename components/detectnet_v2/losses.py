@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from components.detectnet_v2.batches import BatchTensors
+
 OBJECTIVES = ("cov", "bbox")
 _EPSILON = 1e-5
 
@@ -54,6 +56,24 @@ def bbox_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Te
     """
     error = (predicted.reshape(target.shape) - target).abs()
     return torch.mean(error * (coverage_norm * mask)[:, :, None], dim=(0, 2, 3, 4))
+
+
+def objective_costs(outputs: tuple[Tensor, Tensor], targets: BatchTensors, foreground_weight: Tensor) -> Tensor:
+    """Returns the costs [C, 2] of each class's objectives.
+
+    Args:
+        outputs: Coverage and bbox, as the network returns them.
+        targets: What they should be.
+        foreground_weight: [C].
+    """
+    coverage, bbox = outputs
+    return torch.stack(
+        [
+            coverage_cost(coverage, targets.coverage, foreground_weight, targets.mask),
+            bbox_cost(bbox, targets.bbox, targets.coverage_norm, targets.mask),
+        ],
+        dim=1,
+    )
 
 
 class ObjectiveWeights:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from components.decode.decoder import Tensors
 from components.decode.grid.decoder import BBOX, COVERAGE
-from components.detectnet_v2.dataset import BatchMaker
-from components.detectnet_v2.losses import ObjectiveWeights, bbox_cost, coverage_cost
+from components.detectnet_v2.batches import BatchMaker
+from components.detectnet_v2.losses import ObjectiveWeights, objective_costs
 from components.step import UserError
 from components.vision.inputs import Images
 from components.vision.predictor import Predictor
@@ -70,13 +70,7 @@ class CostMeter:
         shown = np.arange(self._seen, self._seen + len(images))
         batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
-        costs = torch.stack(
-            [
-                coverage_cost(coverage, target.coverage, self._weights.foreground.cpu(), target.mask),
-                bbox_cost(bbox, target.bbox, target.coverage_norm, target.mask),
-            ],
-            dim=1,
-        )
+        costs = objective_costs((coverage, bbox), target, self._weights.foreground.cpu())
         self._sum += float(self._weights.total(costs)) * len(images)
         self._seen += len(images)
         return outputs

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from components.decode.grid.decode import decode
 from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.losses import OBJECTIVES
+from components.detectnet_v2.losses import OBJECTIVES, ObjectiveWeights
 from components.step import UserError
 from components.vision.gridnet import GridNet
+from components.vision.task import Step
 
 EVENTS = "events"
 _GREEN = (0, 255, 0)
@@ -48,7 +49,7 @@ class Visualizer:
                 "training_config.visualizer needs TensorBoard: pip install 'gridbox[visualizer]', or set enabled: false"
             ) from error
         self._writer = SummaryWriter(str(results / EVENTS), purge_step=first_step or None)
-        self._network = network
+        self._network, self._steps = network, steps
         logs, warning = scalar_logs_per_epoch(config, steps)
         if warning:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -56,40 +57,37 @@ class Visualizer:
         self._epochs, self._images = config.infrequent_logging_frequency, config.num_images
         self._thresholds = {name: value.coverage_threshold for name, value in config.target_class_config.items()}
 
-    def is_scalar_step(self, step: int) -> bool:
-        """Whether scalars of this step (counted over the whole training) are wanted."""
-        return (step + 1) % self._scalar_steps == 0
+    def stepped(self, step: Step, weights: ObjectiveWeights) -> None:
+        """Writes a step's costs, rate and cost scaling, and at an epoch's end images and histograms, where due."""
+        if (step.number + 1) % self._scalar_steps == 0:
+            for name, costs in zip(self._network.config.class_names, step.losses.tolist(), strict=True):
+                by_objective = zip(OBJECTIVES, costs, strict=True)
+                self._scalars(step.number, {f"cost/{name}/{objective}": cost for objective, cost in by_objective})
+            values = {"cost/total": float(weights.total(step.losses)), "learning_rate": step.rate}
+            if scaling := step.scaling:
+                values |= {"cost_scaling/exponent": scaling.exponent, "cost_scaling/overflows": scaling.overflows}
+            self._scalars(step.number, values)
+        if step.ends_epoch:
+            self._epoch(step)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes values by name."""
+    def _scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def costs(self, step: int, costs: Tensor) -> None:
-        """Writes the costs [C, 2] of each class's objectives."""
-        for name, row in zip(self._network.config.class_names, costs.tolist(), strict=True):
-            self.scalars(step, {f"cost/{name}/{objective}": v for objective, v in zip(OBJECTIVES, row, strict=True)})
-
-    def epoch(self, epoch: int, step: int, images: Tensor) -> None:
-        """Writes images and histograms if they are due after `epoch` epochs.
-
-        Args:
-            epoch: Finished epochs.
-            step: Finished steps.
-            images: [N, 3, H, W] a batch as the network saw it, 0..1.
-        """
-        if epoch % self._epochs == 0:
-            for index, image in enumerate(self._annotated(images[: self._images])):
-                self._writer.add_image(f"images/{index}", image, step, dataformats="HWC")
+    def _epoch(self, step: Step) -> None:
+        epochs = (step.number + 1) // self._steps
+        if epochs % self._epochs == 0:
+            for index, image in enumerate(self._annotated(step.inputs[: self._images])):
+                self._writer.add_image(f"images/{index}", image, step.number, dataformats="HWC")
             for name, parameter in self._network.named_parameters():
-                self._writer.add_histogram(name, parameter.detach(), step)
+                self._writer.add_histogram(name, parameter.detach(), step.number)
         self._writer.flush()
 
     def validated(self, step: int, figures: Mapping[str, Any], cost: float) -> None:
         """Writes a validation's figures."""
         by_class = {f"average_precision/{name}": value for name, value in figures["average_precision"].items()}
         values = {"validation/cost": cost, "validation/mean_average_precision": figures["mean_average_precision"]}
-        self.scalars(step, {name: value for name, value in {**values, **by_class}.items() if value is not None})
+        self._scalars(step, {name: value for name, value in {**values, **by_class}.items() if value is not None})
 
     def close(self) -> None:
         """Writes what is still in memory."""

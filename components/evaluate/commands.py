@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 from components.evaluate import measuring_options as options
-from components.step import MODELS, UserError, read_manifest
+from components.step import UserError, read_manifest
+from components.tao.tasks import MODELS
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
@@ -96,7 +97,7 @@ def measure(
     height_bands: options.PixelBands = options.PIXEL_BANDS,
     confidence: options.Confidence = 0.95,
     replicates: options.Replicates = 1000,
-    endpoint_model: options.EndpointModel = "facenet_ensemble",
+    endpoint_model: options.EndpointModel = "",
     endpoint_host: options.EndpointHost = "",
     certificates: options.Certificates = None,
     in_flight: options.InFlight = 4,
@@ -143,7 +144,7 @@ def score(
     height_bands: Bands = DEFAULT_BANDS,
     ignore_regions: IgnoreRegions = True,
     batch_size: BatchSize = 16,
-    endpoint_model: options.EndpointModel = "facenet_ensemble",
+    endpoint_model: options.EndpointModel = "",
     endpoint_host: options.EndpointHost = "",
     certificates: options.Certificates = None,
     in_flight: options.InFlight = 4,
@@ -171,11 +172,12 @@ def score(
     source = Source(kitti, wider, split.canonical)
     outputs = Outputs(evaluation, metrics, report, markdown)
     if endpoint:
+        from components.serve.families import default_ensemble
         from components.vision.endpoint import Endpoint
 
         with Endpoint(
             endpoint,
-            endpoint_model,
+            endpoint_model or default_ensemble(),
             shared_memory=shared_memory,
             timeout=timeout,
             in_flight=in_flight,
@@ -221,6 +223,7 @@ def endpoint(
         evaluation,
         model=model,
         endpoint=told["endpoint"],
+        endpoint_model=told.get("model_name", ""),
         endpoint_host=told.get("gateway_host", ""),
         version=told.get("repository_digest", ""),
         kitti=kitti,

@@ -35,7 +35,7 @@ def compare(
     height_bands: options.PixelBands = options.PIXEL_BANDS,
     confidence: options.Confidence = 0.95,
     replicates: options.Replicates = 1000,
-    endpoint_model: options.EndpointModel = "facenet_ensemble",
+    endpoint_model: options.EndpointModel = "",
     endpoint_host: options.EndpointHost = "",
     certificates: options.Certificates = None,
     in_flight: options.InFlight = 4,

@@ -11,8 +11,9 @@ import numpy as np
 from components.measure.evidence import FILE as EVIDENCE_FILE
 from components.measure.evidence import Evidence, digest_of, write_evidence
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE, HeightBand, Matching
+from components.measure.metric import AVERAGE_PRECISION
 from components.measure.summary import summarise
-from components.measure.uncertainty import CurveScore
+from components.measure.uncertainty import CurveOutcomes
 from components.progress import track
 from components.step import publish, write_json, write_manifest
 from components.vision.predictor import Predictor
@@ -89,6 +90,7 @@ def summarised(
 ) -> Evaluated:
     """Measures what was found in `images`; `figures` are those that only whoever ran the model knows."""
     metrics = {
+        "metric": AVERAGE_PRECISION,
         **summarise(scored.matchers, protocol.headline, protocol.bands),
         "iou_threshold": protocol.iou_threshold,
         "images": len(scored.ids),
@@ -126,7 +128,7 @@ def write_evaluation(
             for line in _detection_lines(models):
                 stream.write(json.dumps(line) + "\n")
         write_evidence(scratch / EVIDENCE_FILE, {model.name: evidence_of(model, settings) for model in models})
-        summary = {name: final.metrics[name] for name in ("mean_average_precision", "images", "objects")}
+        summary = {name: final.metrics[name] for name in ("metric", "mean_average_precision", "images", "objects")}
         # Times stand in the metrics and in the report.
         write_manifest(scratch, EVALUATION_KIND, {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
 
@@ -134,7 +136,7 @@ def write_evaluation(
 def evidence_of(model: Evaluated, settings: Mapping[str, Any]) -> Evidence:
     """Returns what each image contributed to a model's score, for a paired test against another model later."""
     rules = {name: value for name, value in settings.items() if name not in _SHOWN_ONLY}
-    classes = {name: CurveScore.of(model.scored.matchers[name], m) for name, m in model.matchings.items()}
+    classes = {name: CurveOutcomes.of(model.scored.matchers[name], m) for name, m in model.matchings.items()}
     return Evidence(digest_of(model.scored.ids, {**rules, "classes": sorted(classes)}), classes)
 
 

@@ -16,7 +16,7 @@ from components.evaluate.latency import Latency
 from components.measure.boxes import Floats
 from components.measure.curve import PrecisionRecall
 from components.measure.uncertainty import Interval
-from components.measure.wider import WiderScore
+from components.measure.wider import WiderOutcomes
 
 # Points of a line: more than a screen can show.
 _POINTS = 400
@@ -80,7 +80,7 @@ def precision_recall_line(name: str, color: int, curve: PrecisionRecall) -> Line
     return _thinned(Line(name, color, recall, _envelope(precision), columns, marked))
 
 
-def official_line(name: str, color: int, score: WiderScore) -> Line | None:
+def official_line(name: str, color: int, score: WiderOutcomes) -> Line | None:
     """Returns the curve of the official protocol of WIDER FACE; None where nothing was found or is there."""
     precision, recall = score.curve()
     if not len(score.step) or not score.faces.sum():

@@ -18,6 +18,7 @@ from components.measure.uncertainty import (
     confidence_interval,
     paired_difference,
 )
+from components.serve.families import default_ensemble
 from components.step import UserError
 from components.vision.endpoint import Endpoint
 from components.vision.predictor import MODEL_FILE, load_predictor
@@ -82,7 +83,7 @@ def _stem(path: Path) -> str:
 class Serving:
     """How to talk to an endpoint: the ensemble, the gateway's host name, and the authorities to trust."""
 
-    model: str = "facenet_ensemble"
+    model: str = ""
     host: str = ""
     certificates: Path | None = None
     in_flight: int = 4
@@ -233,7 +234,7 @@ def _detect(source: Source, truth: Truth, pictures: Pictures, findings: Findings
     if source.kind == "endpoint":
         with Endpoint(
             source.place,
-            serving.model,
+            serving.model or default_ensemble(),
             timeout=serving.timeout,
             in_flight=serving.in_flight,
             host=serving.host,
@@ -250,12 +251,12 @@ def _resampled(measurement: Measurement, resampling: Resampling) -> Measurement:
     how = resampling.confidence, resampling.replicates
     for result in measurement.results:
         for name, figure in result.figures.items():
-            if figure.score is None:
+            if figure.outcomes is None:
                 continue
-            intervals[result.name, name] = confidence_interval(figure.score, *how)
-            other = first.figures[name].score
+            intervals[result.name, name] = confidence_interval(figure.outcomes, *how)
+            other = first.figures[name].outcomes
             if result is not first and other is not None:
-                paired = paired_difference(figure.score, other, *how)
+                paired = paired_difference(figure.outcomes, other, *how)
                 differences.append(Difference(result.name, first.name, name, paired))
     return Measurement(
         measurement.truth,

@@ -95,7 +95,9 @@ Confidence = Annotated[
     float, typer.Option("--confidence", min=0.5, max=0.999, help="Share of the draws inside an interval.")
 ]
 Replicates = Annotated[int, typer.Option("--replicates", min=100, help="Draws of an interval.")]
-EndpointModel = Annotated[str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images.")]
+EndpointModel = Annotated[
+    str, typer.Option("--endpoint-model", help="The ensemble that takes encoded images; by default that of detectors.")
+]
 EndpointHost = Annotated[
     str, typer.Option("--endpoint-host", help="Host name to ask a gateway for, as Knative's need it.")
 ]

@@ -12,7 +12,7 @@ from components.measure import coco, tao, wider
 from components.measure.curve import AveragePrecisionMode
 from components.measure.dataset import Predictions, Truth
 from components.measure.matching import BoxSizes, HeightBand, ImageBoxes
-from components.measure.uncertainty import CurveScore, MeanScore, Score
+from components.measure.uncertainty import CurveOutcomes, MeanOutcomes, Outcomes
 from components.step import UserError
 
 
@@ -58,11 +58,11 @@ class Figure:
 
     Attributes:
         value: The number.
-        score: What to resample for its interval, where the protocol's number can be taken again.
+        outcomes: What to resample for its interval, where the protocol's number can be taken again.
     """
 
     value: float | None
-    score: Score | None = None
+    outcomes: Outcomes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Result:
 
     measured: Measured
     figures: Mapping[str, Figure]
-    official: Mapping[str, wider.WiderScore] = field(default_factory=dict)
+    official: Mapping[str, wider.WiderOutcomes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,7 +129,7 @@ def measure(name: str, truth: Truth, predictions: Predictions, rules: Rules) -> 
                 "the official .mat files as --truth, or take --protocol ap50"
             )
         official = wider.score(truth, predictions)
-        return Result(measured, {kind: _of_score(score) for kind, score in official.items()}, official)
+        return Result(measured, {kind: _of(outcomes) for kind, outcomes in official.items()}, official)
     if rules.protocol is Protocol.coco:
         return Result(measured, {**_coco(truth, predictions), AREA: _map(measured, rules)})
     if rules.protocol is Protocol.tao:
@@ -140,15 +140,15 @@ def measure(name: str, truth: Truth, predictions: Predictions, rules: Rules) -> 
     return Result(measured, {"map": _map(measured, rules), **classes})
 
 
-def _of_score(score: Score) -> Figure:
-    value = score.average_precision()
-    return Figure(None, None) if math.isnan(value) else Figure(value, score)
+def _of(outcomes: Outcomes) -> Figure:
+    value = outcomes.value()
+    return Figure(None) if math.isnan(value) else Figure(value, outcomes)
 
 
 def _of_class(measured: Measured, kind: str, rules: Rules) -> Figure:
     matcher, matching = measured.matchers[kind], measured.matchings[kind]
     if rules.mode == "integrate":
-        return _of_score(CurveScore.of(matcher, matching))
+        return _of(CurveOutcomes.of(matcher, matching))
     value = matching.curve().average_precision(rules.mode)
     return Figure(None if math.isnan(value) else value)
 
@@ -157,8 +157,8 @@ def _map(measured: Measured, rules: Rules) -> Figure:
     """Returns the mean over the classes that have objects."""
     of_classes = [_of_class(measured, kind, rules) for kind in measured.matchings]
     values = [figure.value for figure in of_classes if figure.value is not None]
-    scores = [figure.score for figure in of_classes if figure.score is not None]
-    return Figure(math.fsum(values) / len(values) if values else None, MeanScore(scores) if scores else None)
+    outcomes = [figure.outcomes for figure in of_classes if figure.outcomes is not None]
+    return Figure(math.fsum(values) / len(values) if values else None, MeanOutcomes(outcomes) if outcomes else None)
 
 
 def _coco(truth: Truth, predictions: Predictions) -> dict[str, Figure]:

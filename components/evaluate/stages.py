@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.evaluation import METRICS_FILE, Evaluated
-from components.step import STATUS_FILE, UserError, status_seconds
+from components.step import UserError
+from components.tao.status import STATUS_FILE, status_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class CocoAnnotations:
 
 @dataclass(frozen=True, slots=True)
 class CocoResults:
-    """Detections, in the file's order; numbers that are not finite come through.
+    """Detections, in the file's order; `nan` and `inf` are kept.
 
     Attributes:
         image_ids: [D].
@@ -101,7 +101,7 @@ def read_results(file: Path) -> CocoResults:
 
 
 def _numbered(document: Entry, name: str) -> list[Entry]:
-    """Returns the entries of a list; annotations may do without their `id`."""
+    """Returns the entries of a list; annotations need no `id`."""
     rows = document.entries(name)
     counts = Counter(row.whole("id") for row in rows if name != "annotations" or _has_id(row))
     for twice in (number for number, count in counts.items() if count > 1):

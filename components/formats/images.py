@@ -1,4 +1,4 @@
-"""Decoding images as people mean them, and fitting them into a network's input."""
+"""Decodes images, upright, and fits them into a network's input."""
 
 import re
 import struct
@@ -12,28 +12,28 @@ Image = NDArray[np.uint8]
 
 
 class ImageError(ValueError):
-    """Bytes that are no whole image."""
+    """The bytes are not a complete image."""
 
 
-# A JPEG's mark: not the fill, stuffing and restarts that belong to its entropy-coded data.
-_MARK = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
-# Frames and tables, scans, notes: what has a length behind its mark.
+# A JPEG marker, without fill bytes, byte stuffing and restart markers, which belong to entropy-coded data.
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
+# Markers of segments that start with their length: frames, tables, scans, application data, comments.
 _SEGMENTS, _END = {*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0xFE}, 0xD9
 
 
 def _is_whole_jpeg(content: bytes) -> bool:
-    """Walks from mark to mark to the end of the image; what follows (a clip, a trailer, zeros) is not looked at."""
+    """Goes from marker to marker to the end of the image; what follows (a video clip, a trailer, zeros) is ignored."""
     position = 2
-    while mark := _MARK.search(content, position):
-        kind = mark[1][0]
+    while marker := _MARKER.search(content, position):
+        kind = marker[1][0]
         if kind not in _SEGMENTS:
             return kind == _END
-        position = mark.end() + int.from_bytes(content[mark.end() : mark.end() + 2], "big")
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
     return False
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
-    """Returns width and height of what `decode` would give; of most PNGs without decoding them.
+    """Returns width and height of what `decode` returns; most PNGs are not decoded for it.
 
     Raises:
         ImageError: As `decode`.
@@ -44,7 +44,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         if kind == b"IEND" and content[12:16] == b"IHDR":
             width, height = struct.unpack(">II", content[16:24])
             return width, height
-        if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):  # may turn it
+        if kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):  # may hold an orientation
             break
         position += 12 + length
     height, width = decode(content).shape[:2]
@@ -56,18 +56,18 @@ def decode(content: bytes, *, upright: bool = True) -> Image:
 
     Args:
         content: The file's bytes.
-        upright: Whether to turn the image as its EXIF orientation says.
+        upright: Whether to rotate the image by its EXIF orientation.
 
     Raises:
         ImageError: The bytes are not an image, or the image is cut off.
     """
     if content[:2] == b"\xff\xd8" and not _is_whole_jpeg(content):
-        # OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
+        # OpenCV fills the missing part of a truncated JPEG with grey, without an error.
         raise ImageError("the JPEG is cut off (no end marker)")
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error as error:  # a header that promises more pixels than OpenCV takes
+    except cv2.error as error:  # a header with more pixels than OpenCV accepts
         raise ImageError(f"not an image that OpenCV can decode ({error.err})") from error
     if image is None:
         raise ImageError("not an image that OpenCV can decode" if content else "the file is empty")

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from components.formats.listing import IMAGE_SUFFIXES, is_foreign, list_files
@@ -18,7 +17,7 @@ from components.formats.reading import Entry, decode_text, read_bytes, read_text
 from components.step import UserError
 
 SPLITS = ("training", "validation")
-# The class of regions in which a detector is neither rewarded nor punished (KITTI's own word, lower-cased as TAO does).
+# The class of regions in which detections do not count (KITTI's own name, lower-cased as TAO does).
 IGNORED_CLASS = "dontcare"
 SHARD_BYTES = 512 * 1024 * 1024
 _FIELDS = (
@@ -66,7 +65,7 @@ def parse_labels(text: str, source: str, scored: bool | None = None) -> list[Lab
     Args:
         text: The file's content.
         source: The file's name, for messages.
-        scored: Whether labels have a score; None where they may.
+        scored: Whether labels must have a score; None if they may.
 
     Raises:
         UserError: A line has another number of columns, a blank in its class, or a column that is no number. Of
@@ -138,7 +137,7 @@ class ShardWriter:
 
     def _add_member(self, name: str, content: bytes) -> None:
         assert self._tar is not None
-        member = tarfile.TarInfo(name)  # time 0, mode 0644, owner 0: nothing of this machine
+        member = tarfile.TarInfo(name)  # time 0, mode 0644, owner 0: the same on every machine
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
 
@@ -151,14 +150,12 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def read_split(kitti_set: Path, split: str) -> Iterator[Sample]:
-    """Streams the samples of a split, in the order in which they were written.
+    """Yields the samples of a split, in the order in which they were written.
 
     Accepts the artifact's tar shards or TAO's own folders (`<split>/images`, `<split>/labels`, sorted by name).
 

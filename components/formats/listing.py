@@ -1,4 +1,4 @@
-"""Which files of a folder or archive are meant: those that file managers and notebooks leave behind are not."""
+"""Selects the data files of a folder or archive, without those that file managers and notebooks create."""
 
 import sys
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from components.formats.reading import CONTROL
 from components.step import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm")
 _NAMED = 3
 _FOREIGN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 
@@ -20,7 +20,7 @@ class Listing:
 
     Attributes:
         folder: The folder.
-        files: Those that are meant, sorted.
+        files: The data files, sorted.
         left_out: Paths of the others below the folder.
     """
 
@@ -29,28 +29,28 @@ class Listing:
     left_out: Sequence[str]
 
     def tell(self) -> None:
-        """Says on stderr what was left out, if anything."""
+        """Reports on stderr what was left out, if anything."""
         if self.left_out:
             names = some([*map(repr, self.left_out)])
             print(f"{self.folder}: files left out, not meant as data: {len(self.left_out)} ({names})", file=sys.stderr)
 
 
 def some(words: Sequence[str]) -> str:
-    """Names the first ones and counts the others."""
+    """Returns the first names and the number of the others."""
     rest = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
     return ", ".join(words[:_NAMED]) + rest
 
 
 def is_foreign(path: str) -> bool:
-    """Says whether a path below a folder or archive is hidden, one that macOS or Windows leave behind, or no text."""
+    """Returns whether a path is hidden, created by macOS or Windows themselves, or has control characters."""
     parts = PurePosixPath(path).parts
     return any(part.startswith(".") or part.lower() in _FOREIGN or CONTROL.search(part) for part in parts)
 
 
 def list_files(folder: Path, suffixes: Collection[str], *, deep: bool = False) -> Listing:
-    """Lists the regular files of a folder, with `deep` those of its folders too, that end in one of the suffixes.
+    """Lists the regular files of a folder, with `deep` also of its folders, that end in one of the suffixes.
 
-    Suffixes are in lower case, and meant in any.
+    Suffixes are given in lower case; upper case is accepted too.
 
     Raises:
         UserError: The folder cannot be listed.
@@ -85,10 +85,10 @@ def image_files(source: Path) -> Sequence[Path]:
 
 
 def label_names(images: Sequence[Path]) -> dict[Path, str]:
-    """Returns how the label file of each image is called: by its stem, or by its whole name where stems are equal.
+    """Returns the name of each image's label file: its stem, or its whole name if stems are equal.
 
     Raises:
-        UserError: Two would be called the same.
+        UserError: Two names would be equal.
     """
     stems = Counter(file.stem for file in images)
     names = {file: file.stem if stems[file.stem] == 1 else file.name for file in images}

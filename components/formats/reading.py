@@ -1,4 +1,4 @@
-"""Text and JSON that somebody else wrote: read whole and by kind, or refused with file, entry and field."""
+"""Reads external text and JSON: complete and of the right types, or refused with file, entry and field."""
 
 import codecs
 import json
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from components.step import UserError
 
-# Line breaks, other control characters, and halves of characters: those of JSON and of names that are no UTF-8.
+# Control characters, and surrogates, as JSON and file names that are not UTF-8 may hold.
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _WHOLE = re.compile(r"\s*-?\d{1,18}\s*")
 _LIMIT = 2.0**63
@@ -20,7 +20,7 @@ _NUMERIC = (int, float, str)
 
 
 def decode_text(content: bytes, source: str) -> str:
-    """Returns UTF-8 text, or UTF-16 with its mark, without the byte-order mark; `source` is its name in messages.
+    """Decodes UTF-8, or UTF-16 with a byte-order mark, which is removed; `source` is the name in messages.
 
     Raises:
         UserError: It is in another encoding; the message names the line.
@@ -51,7 +51,7 @@ def read_text(file: Path) -> str:
     return decode_text(read_bytes(file), str(file))
 
 
-def parse_json(text: str, source: str) -> Any:  # noqa: ANN401 - what it holds is checked by the caller
+def parse_json(text: str, source: str) -> Any:  # noqa: ANN401 - the caller checks its content
     """Parses JSON.
 
     Raises:
@@ -69,7 +69,7 @@ def read_json(file: Path) -> Any:  # noqa: ANN401 - as above
 
 
 def to_number(value: object) -> float | None:
-    """Returns the number that a value is or spells; None of any other, of a truth value and of Python's own 1_000."""
+    """Returns the number that a value is or spells; None for others, for booleans and for Python's own 1_000."""
     if not isinstance(value, _NUMERIC) or isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         return None
     try:
@@ -86,25 +86,25 @@ class Entry:
 
     Attributes:
         place: The file and the entry, for messages.
-        fields: What it says, of any kind. A field that is null is absent.
+        fields: Values of any type; null counts as absent.
     """
 
     place: str
     fields: Mapping[str, object]
 
     def text(self, field: str, default: str | None = None) -> str:
-        """Returns a text, or a number as text."""
+        """Returns a string, or a number as string."""
         value = self._given(field, default)
         if isinstance(value, bool) or not isinstance(value, _NUMERIC) or CONTROL.search(str(value)):
             self._refuse(field, value, "a text of one line")
         return str(value)
 
     def number(self, field: str, default: float | None = None, *, finite: bool = True) -> float:
-        """Returns a number, however it is spelled; with `finite`, neither `nan` nor beyond 2 to the power of 63."""
+        """Returns a number, which may be a string; with `finite`, neither `nan` nor beyond 2 to the power of 63."""
         return self._number(field, self._given(field, default), finite)
 
     def whole(self, field: str, default: int | None = None) -> int:
-        """Returns a whole number, which may be spelled 1, 1.0 or "1"."""
+        """Returns a whole number, written as 1, 1.0 or "1"."""
         value = self._given(field, default)
         if isinstance(value, str) and _WHOLE.fullmatch(value):
             return int(value)  # a float would round a long one
@@ -114,7 +114,7 @@ class Entry:
         return value if isinstance(value, int) else int(number)
 
     def flag(self, field: str) -> bool:
-        """Returns whether a field is true, or a number other than 0; an absent one is false."""
+        """Returns whether a field is true or a number other than 0; an absent one is false."""
         value = self.fields.get(field)
         return value if isinstance(value, bool) else self.whole(field, 0) != 0
 

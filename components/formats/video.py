@@ -1,4 +1,4 @@
-"""Reading and writing video files with OpenCV, whose wheel brings FFmpeg along."""
+"""Reading and writing video files with OpenCV, whose wheel contains FFmpeg."""
 
 import contextlib
 import math
@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import cv2
@@ -16,11 +15,11 @@ from components.formats.images import Image
 from components.step import StageError, UserError
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
-# MPEG-4 Part 2 in an MP4 container: what OpenCV's wheel can encode everywhere. It has no H.264 encoder.
+# MPEG-4 Part 2 in an MP4 container, which OpenCV's wheel can encode everywhere. It has no H.264 encoder.
 _CODEC = cv2.VideoWriter.fourcc(*"mp4v")
 OUTPUT_SUFFIX = ".mp4"
-_USUAL_RATE = 25.0
-# Of a container that only estimates its number of frames from the duration.
+USUAL_RATE = 25.0
+# Missing frames that are no failure if the container only estimates their number from the duration.
 _TOLERATED_FRAMES, _TOLERATED_SHARE = 2, 0.03
 
 
@@ -33,7 +32,7 @@ class VideoReader:
         Raises:
             UserError: It is not a video that FFmpeg can read.
         """
-        # What is wrong is said here, in one line. FFmpeg's level is read when it is used for the first time.
+        # Errors are reported below, in one line. FFmpeg's log level is read when it is used for the first time.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self._file = file
@@ -46,7 +45,7 @@ class VideoReader:
         if not self._capture.isOpened():
             raise UserError(f"{file}: not a video that can be read; it may be cut off or of an unknown format")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else _USUAL_RATE
+        self.rate = rate if math.isfinite(rate) and 0 < rate <= 1000 else USUAL_RATE
         announced = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.announced = int(announced) if 0 < announced < 2**31 else 0
         self.read = 0
@@ -70,9 +69,9 @@ class VideoReader:
         self._capture.release()
 
     def missing(self) -> int:
-        """Returns how many of the announced frames could not be read, once all others have been, if that is a failure.
+        """Returns how many of the announced frames could not be read, once the others have been; 0 if it is no failure.
 
-        MP4 and AVI have an index, and lose none. Other containers estimate: a few per cent are said, and no failure.
+        MP4 and AVI have an exact index. Other containers estimate: a few per cent are reported, but are no failure.
         """
         lost = self.announced - self.read
         tolerated = 0 if self._has_index else max(_TOLERATED_FRAMES, _TOLERATED_SHARE * self.announced)
@@ -91,7 +90,7 @@ class VideoWriter:
         self._written = 0
 
     def add(self, frame: Image) -> None:
-        """Appends a frame [H, W, 3] BGR; the codec needs even sides, so the last row or column may be doubled."""
+        """Appends a frame [H, W, 3] BGR; the codec needs even sides, so the last row or column may be repeated."""
         height, width = frame.shape[:2]
         frame = np.asarray(cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
         if self._writer is None:
@@ -105,12 +104,10 @@ class VideoWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._writer is None:
             return
         self._writer.release()
         if error is None and (stored := VideoReader(self._file).announced) != self._written:
-            # OpenCV does not say when the disk is full.
+            # OpenCV does not report a full disk.
             raise StageError(f"{self._file}: only {stored} of {self._written} frames could be written")

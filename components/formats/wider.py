@@ -28,7 +28,7 @@ ANNOTATIONS = "wider_face_split"
 ARCHIVES = ("WIDER_train.zip", "WIDER_val.zip", f"{ANNOTATIONS}.zip")
 COLUMNS = 10
 _INTEGER = re.compile("-?[0-9]{1,9}")  # no longer than any picture needs
-# What reading a damaged archive raises.
+# Raised by reading a damaged archive.
 ZIP_ERRORS = (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
@@ -38,11 +38,11 @@ class Face:
 
     Attributes:
         box: x, y, width, height in pixels of the source image, origin top left. Sizes may be zero or negative and
-            boxes may leave the image: this is the file's content, unjudged.
+            boxes may leave the image: this is the file's content, unchecked.
         blur: 0 clear, 1 normal, 2 heavy.
         expression: 0 typical, 1 exaggerated.
         illumination: 0 normal, 1 extreme.
-        invalid: 1 where the annotators themselves discarded the face.
+        invalid: 1 if the annotators discarded the face.
         occlusion: 0 none, 1 partial (1 to 30 % of the face), 2 heavy.
         pose: 0 typical, 1 atypical.
     """
@@ -108,7 +108,7 @@ def format_annotations(images: list[WiderImage]) -> bytes:
 
 
 class _LineReader:
-    """Walks over the lines of an annotation file and knows where it stands."""
+    """Reads an annotation file line by line and keeps the line number."""
 
     def __init__(self, content: bytes, source: str) -> None:
         self._source = source
@@ -119,7 +119,7 @@ class _LineReader:
         raise UserError(f"{self._source}:{self.number}: {problem}")
 
     def more(self) -> bool:
-        """Skips blank lines and says whether anything follows."""
+        """Skips blank lines and returns whether anything follows."""
         while self.number < len(self._lines) and not self._lines[self.number]:
             self.number += 1
         return self.number < len(self._lines)
@@ -163,10 +163,10 @@ class _LineReader:
 
 
 class WiderSource:
-    """A WIDER FACE distribution on disk. Not to be shared between threads or processes: open one in each."""
+    """A WIDER FACE distribution on disk. Not thread-safe: open one in each thread or process."""
 
     def __init__(self, root: Path) -> None:
-        """Opens `root`; parts are looked for when they are needed.
+        """Opens `root`; its parts are opened when they are needed.
 
         Raises:
             UserError: `root` is no folder.
@@ -237,7 +237,7 @@ class WiderSource:
         return (self.root / member).read_bytes() if archive is None else archive.read(member)
 
     def _archive(self, part: str) -> zipfile.ZipFile | None:
-        """Returns the opened archive of a part, or None where the part lies there as a folder (or not at all)."""
+        """Returns the opened archive of a part, or None if the part is a folder or missing."""
         if part not in self._archives:
             file = self.root / f"{part}.zip"
             if (self.root / part).is_dir() or not file.is_file():

@@ -26,8 +26,8 @@ class OfficialFaces:
     Attributes:
         names: [I] `<event>/<image>`, without a suffix.
         counts: [I] number of faces.
-        boxes: [T, 4] x, y, width, height in pixels; ten are without area, one is of negative size, and the protocol
-            counts on them.
+        boxes: [T, 4] x, y, width, height in pixels; ten are without area, one has a negative size, which the protocol
+            needs.
         attributes: By name of `ATTRIBUTES`, [T]; values as in `components.formats.wider.Face`.
         lists: By name of `LISTS`, [T] whether the face belongs to it.
     """

@@ -1,7 +1,7 @@
 """Detections in the text layout of the WIDER FACE evaluation: one file an image, in a folder or a zip archive.
 
-Layout: `<event>/<image>.txt`, at any depth. A file holds the image's name (which no evaluator reads: the path counts),
-the number of detections, and a line `x y width height score` for each, in pixels, origin top left.
+Layout: `<event>/<image>.txt`, at any depth. A file holds the image's name (ignored, the path counts), the number of
+detections, and a line `x y width height score` for each, in pixels, origin top left.
 """
 
 import re
@@ -23,12 +23,12 @@ _COLUMNS = 5
 
 @dataclass(frozen=True, slots=True)
 class PredictedBoxes:
-    """Detections as the files hold them, unjudged, one file after the other.
+    """Detections as in the files, unchecked, one file after the other.
 
     Attributes:
         names: [I] `<event>/<image>`, without a suffix.
         counts: [I] number of detections.
-        rows: [D, 5] x, y, width, height, score; `nan` and `inf` come through.
+        rows: [D, 5] x, y, width, height, score; `nan` and `inf` are kept.
         left_out: Text files that lie in no folder of an event.
     """
 
@@ -92,7 +92,7 @@ def parse_predictions(content: bytes, source: str) -> NDArray[np.float64]:
 
 
 def is_count(line: str) -> bool:
-    """Says whether a line holds the number of detections."""
+    """Returns whether a line holds the number of detections."""
     return bool(re.fullmatch(r"\s*[0-9]{1,9}\s*", line))
 
 

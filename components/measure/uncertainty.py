@@ -20,25 +20,25 @@ CONFIDENCE = 0.95
 _AT_ONCE = 250  # replicates
 
 
-class Score(Protocol):
-    """A score of a set of images that can be taken again with every image counted any number of times."""
+class Outcomes(Protocol):
+    """What each image contributes to a value, which can be taken again with every image counted any number of times."""
 
     @property
     def images(self) -> int:
         """Number of images."""
         ...
 
-    def average_precision(self) -> float:
-        """Returns the score, 0 to 1; NaN when nothing is to be found."""
+    def value(self) -> float:
+        """Returns the value, 0 to 1; NaN when nothing is to be found."""
         ...
 
     def resampled(self, weights: Integers) -> Floats:
-        """Returns [B] the scores, in each row of `weights` [B, I] with image i counted so often."""
+        """Returns [B] the values, in each row of `weights` [B, I] with image i counted so often."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class CurveScore:
+class CurveOutcomes:
     """The area under the precision-recall curve of one class, as `PrecisionRecall.average_precision` takes it.
 
     The interpolated precision is highest where a right detection has just been kept, and equal scores are kept
@@ -81,12 +81,12 @@ class CurveScore:
         """Number of images."""
         return len(self.objects)
 
-    def average_precision(self) -> float:
-        """See `Score`."""
+    def value(self) -> float:
+        """See `Outcomes`."""
         return float(self.resampled(np.ones((1, self.images), np.int64))[0])
 
     def resampled(self, weights: Integers) -> Floats:
-        """See `Score`."""
+        """See `Outcomes`."""
         return np.array([self._weighted(row) for row in weights.astype(np.int32)], np.float64)
 
     def _weighted(self, counts: NDArray[np.int32]) -> float:
@@ -103,22 +103,51 @@ class CurveScore:
 
 
 @dataclass(frozen=True, slots=True)
-class MeanScore:
-    """The mean of the scores, of several classes, that exist."""
+class RatioOutcomes:
+    """A sum over a count: a share of what is right, or a mean error.
 
-    parts: Sequence[Score]
+    Attributes:
+        total: [I] each image's sum.
+        objects: [I] over how many objects.
+    """
+
+    total: Floats
+    objects: Integers
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.objects)
+
+    def value(self) -> float:
+        """See `Outcomes`."""
+        return float(self.resampled(np.ones((1, self.images), np.int64))[0])
+
+    def resampled(self, weights: Integers) -> Floats:
+        """See `Outcomes`."""
+        counts = weights @ self.objects
+        return np.asarray(
+            np.divide(weights @ self.total, counts, out=np.full(len(weights), np.nan), where=counts > 0), np.float64
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOutcomes:
+    """The mean of the values, of several classes, that exist."""
+
+    parts: Sequence[Outcomes]
 
     @property
     def images(self) -> int:
         """Number of images."""
         return self.parts[0].images
 
-    def average_precision(self) -> float:
-        """See `Score`."""
-        return float(_mean(np.array([[part.average_precision()] for part in self.parts]))[0])
+    def value(self) -> float:
+        """See `Outcomes`."""
+        return float(_mean(np.array([[part.value()] for part in self.parts]))[0])
 
     def resampled(self, weights: Integers) -> Floats:
-        """See `Score`."""
+        """See `Outcomes`."""
         return _mean(np.array([part.resampled(weights) for part in self.parts]))
 
 
@@ -159,25 +188,19 @@ class PairedDifference:
         p_value: How likely, were neither model better, a difference at least as large would be in either direction:
             twice the share of the replicates on the far side of 0 (0 itself lies on both). It is below 1 - confidence
             when, and but for the rounding of quantiles only when, 0 lies outside the interval.
-        differences: [B] the difference in each replicate in which it exists, ascending.
     """
 
     interval: Interval
     p_value: float
-    differences: Floats
-
-    def share_below(self, margin: float) -> float:
-        """Returns how likely the first model is worse than the second by more than `margin`, 0 to 1."""
-        return float(np.mean(self.differences < -margin))
 
 
 def confidence_interval(
-    score: Score, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
+    outcomes: Outcomes, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
 ) -> Interval:
     """Returns a score with its percentile interval.
 
     Args:
-        score: What to resample.
+        outcomes: What to resample.
         confidence: Share of the replicates inside the interval, above 0 and below 1.
         replicates: Number of replicates.
         seed: Equal seeds draw equal images.
@@ -185,17 +208,17 @@ def confidence_interval(
     Raises:
         ValueError: Nothing is to be found, in any replicate.
     """
-    values = _resample([score], replicates, seed)[0]
-    return _interval(score.average_precision(), values, confidence)
+    values = _resample([outcomes], replicates, seed)[0]
+    return _interval(outcomes.value(), values, confidence)
 
 
 def paired_difference(
-    first: Score, second: Score, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
+    first: Outcomes, second: Outcomes, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
 ) -> PairedDifference:
     """Compares two models on the same images: both are taken again on the images that each replicate draws.
 
     Args:
-        first: One model's score.
+        first: One model's outcomes.
         second: The other one's, over the same images in the same order.
         confidence: See `confidence_interval`.
         replicates: See `confidence_interval`.
@@ -208,23 +231,23 @@ def paired_difference(
         raise ValueError(f"the two models saw {first.images} and {second.images} images; a pair sees the same ones")
     values = _resample([first, second], replicates, seed)
     differences = values[0] - values[1]
-    interval = _interval(first.average_precision() - second.average_precision(), differences, confidence)
-    known = np.sort(differences[~np.isnan(differences)])
+    interval = _interval(first.value() - second.value(), differences, confidence)
+    known = differences[~np.isnan(differences)]
     # One more on either side: the data themselves are one of the draws, and no finite number of draws proves a 0.
     side = 1 + min(int(np.sum(known <= 0)), int(np.sum(known >= 0)))
-    return PairedDifference(interval, min(1.0, 2 * side / (len(known) + 1)), known)
+    return PairedDifference(interval, min(1.0, 2 * side / (len(known) + 1)))
 
 
-def _resample(scores: Sequence[Score], replicates: int, seed: int) -> Floats:
-    """Returns [len(scores), B] the scores of the same drawn images."""
-    images, random = scores[0].images, np.random.default_rng(seed)
+def _resample(models: Sequence[Outcomes], replicates: int, seed: int) -> Floats:
+    """Returns [len(models), B] the values of the same drawn images."""
+    images, random = models[0].images, np.random.default_rng(seed)
     if not images:
-        return np.full((len(scores), replicates), np.nan)
+        return np.full((len(models), replicates), np.nan)
     parts = []
     for start in range(0, replicates, _AT_ONCE):
         drawn = random.integers(0, images, (min(_AT_ONCE, replicates - start), images))
         weights = np.stack([np.bincount(row, minlength=images) for row in drawn])
-        parts.append(np.stack([score.resampled(weights) for score in scores]))
+        parts.append(np.stack([outcomes.resampled(weights) for outcomes in models]))
     return np.concatenate(parts, axis=1)
 
 

@@ -33,7 +33,7 @@ _NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class WiderScore:
+class WiderOutcomes:
     """What a detector did in one subset, sorted by image, ready to be counted with images left out or repeated.
 
     Attributes:
@@ -66,7 +66,7 @@ class WiderScore:
         found = np.cumsum(np.bincount(self.step[self.right], minlength=THRESHOLDS))
         return _curve(kept.astype(np.float64), found.astype(np.float64), np.asarray(self.faces.sum(), np.float64))
 
-    def average_precision(self) -> float:
+    def value(self) -> float:
         """Returns the average precision, 0 to 1; NaN when there is no face."""
         return float(_average_precision(*self.curve()))
 
@@ -98,7 +98,7 @@ def _average_precision(precision: Floats, recall: Floats) -> Floats:
     return np.asarray(np.sum(np.diff(recall, prepend=0.0, axis=-1) * envelope, axis=-1))
 
 
-def score(truth: Truth, predictions: Predictions) -> dict[str, WiderScore]:
+def score(truth: Truth, predictions: Predictions) -> dict[str, WiderOutcomes]:
     """Scores detections of faces by the official protocol.
 
     Args:
@@ -124,7 +124,7 @@ def score(truth: Truth, predictions: Predictions) -> dict[str, WiderScore]:
         inside = truth.subsets[name]
         counts = annotated & ((favourite == _NONE) | inside[favourite]) if len(inside) else annotated
         faces = np.bincount(truth.image_of_box[inside], minlength=len(truth.images))
-        scores[name] = WiderScore(image[counts], step[counts], first[counts], faces, score_range)
+        scores[name] = WiderOutcomes(image[counts], step[counts], first[counts], faces, score_range)
     return scores
 
 

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
-from components.serve.config import DIGEST_PARAMETER, ENSEMBLE
+from components.serve.config import DIGEST_PARAMETER
 from components.serve.kserve import HTTP_PORT, Mode, Protocol, Service
 from components.step import StageError
 
@@ -29,7 +29,7 @@ def question(url: str, service: Service, gateway: str = "") -> urllib.request.Re
         if service.mode is Mode.knative or gateway or parts.port:
             return None
         host = f"{parts.hostname}:{HTTP_PORT}"  # beside gRPC, which has the service's first port
-    target = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/v2/models/{ENSEMBLE}/config"
+    target = f"{parts.scheme}://{host}{parts.path.rstrip('/')}/v2/models/{service.model_name}/config"
     return urllib.request.Request(target, headers={"Host": parts.netloc})
 
 

@@ -92,12 +92,11 @@ def _say(what: str) -> None:
 
 def introduce(server: "LocalServer", model: Path) -> None:
     """Says where a server answers, and what to do with it."""
-    from components.serve.config import ENSEMBLE
     from components.serve.server import Ports
 
     own_port = "" if server.ports == Ports() else f" --url {server.grpc_url}"
     typer.echo(
-        f"{model}: served as {ENSEMBLE}\n"
+        f"{model}: served as {server.ensemble}\n"
         f"  HTTP     {server.http_url}\n"
         f"  gRPC     {server.grpc_url}\n"
         f"  metrics  {server.metrics_url}\n"

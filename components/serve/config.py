@@ -1,27 +1,20 @@
-"""The configurations of a model repository's four models: one source for all three backends of the network."""
+"""The configurations of a model repository's models: one source for all three backends of the networks."""
 
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from google.protobuf.text_encoding import CEscape
 
-from components.decode.grid.clustering import Clustering
-from components.decode.grid.geometry import GridGeometry
 from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
+from components.serve.task import Model, Network, ServedTask, Step, Tensor
 
 Backend = Literal["tensorrt", "onnxruntime", "python"]
 Preprocessing = Literal["letterbox", "stretch"]
 Message = Mapping[str, Any]
 
-NETWORK, PREPROCESS, POSTPROCESS, ENSEMBLE = (
-    "facenet",
-    "facenet_preprocess",
-    "facenet_postprocess",
-    "facenet_ensemble",
-)
 MODEL_FILES: Mapping[Backend, str] = {
     "tensorrt": "model.plan",
     "onnxruntime": "model.onnx",
@@ -110,46 +103,22 @@ def threads_within(cpu_limit: str, copies: int = 1) -> int:
     return max(1, int(cores / copies))
 
 
-@dataclass(frozen=True, slots=True)
-class Detector:
-    """What a configuration says of the network.
-
-    Attributes:
-        geometry: Its input and grid.
-        class_names: Its classes in the order of the channels.
-        clustering: By class name, how candidates become detections.
-        input: The name of its input.
-        coverage: The name of its coverage output.
-        bbox: The name of its bbox output.
-    """
-
-    geometry: GridGeometry
-    class_names: tuple[str, ...]
-    clustering: Mapping[str, Clustering]
-    input: str
-    coverage: str
-    bbox: str
-
-
 class Word(str):
     """A value of an enumeration; protobuf text has it without quotes."""
 
 
-def configurations(detector: Detector, settings: RepositorySettings) -> dict[str, str]:
-    """Returns the text of `config.pbtxt` for each of the four models."""
-    models = {
-        NETWORK: _network(detector, settings),
-        PREPROCESS: _preprocess(detector, settings),
-        POSTPROCESS: _postprocess(detector, settings),
-        ENSEMBLE: _ensemble(detector, settings),
-    }
+def configurations(task: ServedTask, settings: RepositorySettings) -> dict[str, str]:
+    """Returns the text of `config.pbtxt` for each of a task's models, the ensemble last."""
+    models = {name: _network(network, settings) for name, network in task.networks.items()}
+    models |= {name: _step(step, settings) for name, step in task.steps.items()}
+    models[task.ensemble] = _ensemble(task, settings)
     common = {"max_batch_size": settings.batch}
     return {name: to_text({"name": name, **common, **model}) for name, model in models.items()}
 
 
-def _network(detector: Detector, settings: RepositorySettings) -> Message:
+def _network(network: Network, settings: RepositorySettings) -> Message:
     if settings.backend == "python":
-        runtime = {"backend": "python", "parameters": _parameters(**_runtime(detector, settings))}
+        runtime = {"backend": "python", "parameters": _parameters(**_runtime(network, settings))}
     elif settings.backend == "onnxruntime":
         runtime = {
             "platform": "onnxruntime_onnx",
@@ -161,103 +130,40 @@ def _network(detector: Detector, settings: RepositorySettings) -> Message:
         runtime = {"platform": "tensorrt_plan"}
     # In Python the copies are the ensemble's; this one answers those who ask the network alone.
     count = 1 if settings.backend == "python" else settings.copies
-    pixels, coverage, bbox = _tensors(detector)
     return {
         **runtime,
         "default_model_filename": "model.py" if settings.backend == "python" else MODEL_FILES[settings.backend],
-        # TAO's client of Triton asks for the order of the dimensions, and refuses a model that leaves it open.
-        "input": [{**_tensor(detector.input, "FP32", pixels), "format": Word("FORMAT_NCHW")}],
-        "output": [_tensor(detector.bbox, "FP32", bbox), _tensor(detector.coverage, "FP32", coverage)],
+        **_tensors(network.inputs, network.outputs),
         "instance_group": [{"count": count, "kind": Word("KIND_GPU" if settings.is_gpu else "KIND_CPU")}],
         **_batching(settings),
-        "model_warmup": [_warmup(detector.input, pixels, size) for size in _warmup_batches(settings)],
+        "model_warmup": [_warmup(network.inputs, size) for size in _warmup_batches(settings)],
     }
 
 
-def _preprocess(detector: Detector, settings: RepositorySettings) -> Message:
+def _step(step: Step, settings: RepositorySettings) -> Message:
     return {
         **_python(settings.workers),
         **_batching(settings),
-        # Encoded images have as many bytes as they have: requests of different lengths share a batch.
-        "input": [{**_tensor("input_image_data", "UINT8", [-1]), "allow_ragged_batch": True}],
-        "output": [
-            _tensor("input_1", "FP32", _tensors(detector)[0]),
-            _tensor("placement", "FP64", [4]),
-            _tensor("true_image_size", "INT64", [3]),
-            _tensor("image_error", "UINT8", [-1]),
-        ],
-        "parameters": _parameters(**_fitting(detector, settings)),
+        **_tensors(step.inputs, step.outputs),
+        "parameters": _parameters(**step.parameters),
     }
 
 
-def _postprocess(detector: Detector, settings: RepositorySettings) -> Message:
-    _, coverage, bbox = _tensors(detector)
-    return {
-        **_python(settings.workers),
-        **_batching(settings),
-        "input": [
-            _tensor("output_bbox/BiasAdd", "FP32", bbox),
-            _tensor("output_cov/Sigmoid", "FP32", coverage),
-            _tensor("placement", "FP64", [4]),
-            _tensor("true_image_size", "INT64", [3]),
-        ],
-        "output": [
-            _tensor("true_boxes", "FP32", [-1, 4]),
-            _tensor("true_proba", "FP32", [-1, 1]),
-            _tensor("true_class", "INT32", [-1, 1]),
-            _tensor("num_detections", "INT32", [1]),
-        ],
-        "parameters": _parameters(**_description(detector)),
-    }
-
-
-def _ensemble(detector: Detector, settings: RepositorySettings) -> Message:
-    parameters = _description(detector)
+def _ensemble(task: ServedTask, settings: RepositorySettings) -> Message:
+    parameters = dict(task.parameters)
     if settings.backend == "python":
-        parameters |= {**_fitting(detector, settings), **_runtime(detector, settings)}
+        for step in task.steps.values():
+            parameters |= step.parameters
+        for network in task.networks.values():
+            parameters |= _runtime(network, settings)
         runtime = _python(settings.copies)
     else:
-        runtime = {"platform": "ensemble", "ensemble_scheduling": _schedule(detector)}
+        steps = [_scheduled(task.name_of(model), model) for model in task.models]
+        runtime = {"platform": "ensemble", "ensemble_scheduling": {"step": steps}}
     return {
         **runtime,
-        "input": [_tensor("input_image_data", "UINT8", [-1])],
-        "output": [
-            _tensor("true_boxes", "FP32", [-1, 4]),
-            _tensor("true_proba", "FP32", [-1, 1]),
-            _tensor("true_class", "INT32", [-1, 1]),
-            _tensor("num_detections", "INT32", [1]),
-            _tensor("true_image_size", "INT64", [3]),
-            _tensor("image_error", "UINT8", [-1]),
-        ],
+        **_tensors(task.contract.request, task.contract.answer),
         "parameters": _parameters(**parameters),
-    }
-
-
-def _schedule(detector: Detector) -> Message:
-    return {
-        "step": [
-            _step(
-                PREPROCESS,
-                {"input_image_data": "input_image_data"},
-                {
-                    "input_1": "pixels",
-                    "placement": "placement",
-                    "true_image_size": "true_image_size",
-                    "image_error": "image_error",
-                },
-            ),
-            _step(NETWORK, {detector.input: "pixels"}, {detector.bbox: "bbox", detector.coverage: "coverage"}),
-            _step(
-                POSTPROCESS,
-                {
-                    "output_bbox/BiasAdd": "bbox",
-                    "output_cov/Sigmoid": "coverage",
-                    "placement": "placement",
-                    "true_image_size": "true_image_size",
-                },
-                {name: name for name in ("true_boxes", "true_proba", "true_class", "num_detections")},
-            ),
-        ]
     }
 
 
@@ -286,25 +192,9 @@ def _batching(settings: RepositorySettings) -> Message:
     return {"dynamic_batching": {**joined, "default_queue_policy": queue}}
 
 
-def _description(detector: Detector) -> dict[str, Any]:
-    return {
-        "class_names": list(detector.class_names),
-        "geometry": asdict(detector.geometry),
-        "clustering": {name: asdict(detector.clustering[name]) for name in detector.class_names},
-    }
-
-
-def _fitting(detector: Detector, settings: RepositorySettings) -> dict[str, Any]:
-    return {
-        "geometry": asdict(detector.geometry),
-        "preprocessing": settings.preprocessing,
-        "max_image_pixels": settings.max_image_pixels,
-    }
-
-
-def _runtime(detector: Detector, settings: RepositorySettings) -> dict[str, Any]:
-    outputs = [detector.bbox, detector.coverage]
-    return {"file": NETWORK_FILE, "input": detector.input, "outputs": outputs, "threads": settings.threads}
+def _runtime(network: Network, settings: RepositorySettings) -> dict[str, Any]:
+    outputs = [tensor.name for tensor in network.outputs]
+    return {"file": NETWORK_FILE, "input": network.inputs[0].name, "outputs": outputs, "threads": settings.threads}
 
 
 def digest_parameter(digest: str) -> str:
@@ -317,22 +207,31 @@ def _parameters(**values: object) -> Sequence[Message]:
     return [{"key": key, "value": {"string_value": json.dumps(value)}} for key, value in values.items()]
 
 
-def _tensors(detector: Detector) -> tuple[list[int], list[int], list[int]]:
-    """Returns the shapes of one image's input, coverage and bbox."""
-    geometry, classes = detector.geometry, len(detector.class_names)
-    cells = [geometry.rows, geometry.columns]
-    return [3, geometry.height, geometry.width], [classes, *cells], [4 * classes, *cells]
+def _tensors(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Message:
+    return {"input": [_tensor(tensor) for tensor in inputs], "output": [_tensor(tensor) for tensor in outputs]}
 
 
-def _tensor(name: str, kind: str, dims: Sequence[int]) -> Message:
-    return {"name": name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
+def _tensor(tensor: Tensor) -> Message:
+    message: dict[str, Any] = {
+        "name": tensor.name,
+        "data_type": Word(f"TYPE_{tensor.kind}"),
+        "dims": list(tensor.dims),
+    }
+    if tensor.format:
+        message["format"] = Word(tensor.format)
+    return {**message, "allow_ragged_batch": True} if tensor.ragged else message
 
 
-def _step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Message:
-    def pairs(mapping: Mapping[str, str]) -> list[Message]:
-        return [{"key": key, "value": value} for key, value in mapping.items()]
+def _scheduled(name: str, model: Model) -> Message:
+    def pairs(tensors: Sequence[Tensor]) -> list[Message]:
+        return [{"key": key, "value": value} for key, value in model.wired(tensors).items()]
 
-    return {"model_name": model, "model_version": -1, "input_map": pairs(inputs), "output_map": pairs(outputs)}
+    return {
+        "model_name": name,
+        "model_version": -1,
+        "input_map": pairs(model.inputs),
+        "output_map": pairs(model.outputs),
+    }
 
 
 def _warmup_batches(settings: RepositorySettings) -> list[int]:
@@ -340,9 +239,15 @@ def _warmup_batches(settings: RepositorySettings) -> list[int]:
     return sorted({1, *(settings.preferred_batches if settings.is_gpu else [])})
 
 
-def _warmup(name: str, dims: Sequence[int], batch: int) -> Message:
-    value = {"data_type": Word("TYPE_FP32"), "dims": list(dims), "zero_data": True}
-    return {"name": f"batch of {batch}", "batch_size": batch, "inputs": [{"key": name, "value": value}]}
+def _warmup(inputs: Sequence[Tensor], batch: int) -> Message:
+    zeros = [
+        {
+            "key": tensor.name,
+            "value": {"data_type": Word(f"TYPE_{tensor.kind}"), "dims": list(tensor.dims), "zero_data": True},
+        }
+        for tensor in inputs
+    ]
+    return {"name": f"batch of {batch}", "batch_size": batch, "inputs": zeros}
 
 
 def to_text(message: Message, indent: str = "") -> str:

@@ -11,8 +11,7 @@ from components.serve import marks
 from components.serve.answering import PAUSE, question, verify
 from components.serve.canaries import check_canaries
 from components.serve.cluster import INFERENCE_SERVICE, SERVING_RUNTIME, Changed, Cluster
-from components.serve.config import ENSEMBLE
-from components.serve.gate import Score, Verdict, judge, score_of_predictor, write_score
+from components.serve.gate import ScoredModel, Verdict, judge, score_of_predictor, write_score
 from components.serve.host import ask
 from components.serve.kept_evidence import find_evidence, keep_evidence
 from components.serve.kserve import (
@@ -48,14 +47,14 @@ class Gate:
     """What the quality gate asks for.
 
     Attributes:
-        points: Points (hundredths) of average precision that the served model may be better.
+        points: Points (hundredths) of the score that the served model may be better.
         accept_incomparable: Lets a model pass that was not scored on the same images as the served one.
         champion: The served model's score, where it is not to be read from the cluster.
     """
 
     points: float = 1.0
     accept_incomparable: bool = False
-    champion: Score | None = None
+    champion: ScoredModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class Deployed:
 
 
 def write_deployment(
-    output: Path, service: Service, target: Target, deployed: Deployed, candidate: Score, gateway: str = ""
+    output: Path, service: Service, target: Target, deployed: Deployed, candidate: ScoredModel, gateway: str = ""
 ) -> None:
     """Writes the deployment artifact: what was deployed, where it answers, and its score for later comparisons."""
     connect, host = endpoint(deployed.url, service.protocol, gateway)
@@ -140,7 +139,7 @@ def write_deployment(
                 # What a client connects to, and what it must find there.
                 "endpoint": connect,
                 "gateway_host": host,
-                "model_name": ENSEMBLE,
+                "model_name": service.model_name,
                 "repository_digest": digest,
             },
             shown=("target", "url", "canary_percent", "gate"),
@@ -167,7 +166,7 @@ def manifest_text(service: Service) -> str:
     return text
 
 
-def deploy_manifest(candidate: Score, gate: Gate) -> Deployed:
+def deploy_manifest(candidate: ScoredModel, gate: Gate) -> Deployed:
     """Judges the model; whoever applies its manifest deploys.
 
     Raises:
@@ -177,7 +176,7 @@ def deploy_manifest(candidate: Score, gate: Gate) -> Deployed:
     return Deployed("", "", 0, verdict.reason)
 
 
-def deploy_local(repository: Path, candidate: Score, gate: Gate, protocol: Protocol) -> Deployed:
+def deploy_local(repository: Path, candidate: ScoredModel, gate: Gate, protocol: Protocol) -> Deployed:
     """Judges the model and has the run that this stage belongs to serve it on this machine.
 
     Args:
@@ -196,7 +195,7 @@ def deploy_local(repository: Path, candidate: Score, gate: Gate, protocol: Proto
     return Deployed(url, url, 0, verdict.reason)
 
 
-def deploy_kserve(cluster: Cluster, service: Service, candidate: Score, gate: Gate, rollout: Rollout) -> Deployed:
+def deploy_kserve(cluster: Cluster, service: Service, candidate: ScoredModel, gate: Gate, rollout: Rollout) -> Deployed:
     """Deploys to KServe and waits until the new model answers; goes back to what was served when it does not.
 
     Raises:
@@ -239,7 +238,9 @@ def _ledger(cluster: Cluster, service: Service) -> Ledger:
     return read_ledger(cluster, service.name, service.namespace)
 
 
-def _champion(live: Live | None, ledger: Ledger, service: Service, gate: Gate, candidate: Score) -> Score | None:
+def _champion(
+    live: Live | None, ledger: Ledger, service: Service, gate: Gate, candidate: ScoredModel
+) -> ScoredModel | None:
     """Returns the score of what is to be replaced, with the evidence that the candidate's can be paired with."""
     former = replaced(live, ledger, service.run_id)
     served = {former.uri if former else "", live.uri if live and live.run_id != service.run_id else ""}
@@ -253,12 +254,12 @@ def _champion(live: Live | None, ledger: Ledger, service: Service, gate: Gate, c
     return gate.champion or _score_of(former, candidate)
 
 
-def _score_of(entry: Entry | None, candidate: Score) -> Score | None:
+def _score_of(entry: Entry | None, candidate: ScoredModel) -> ScoredModel | None:
     """Returns the score of a deployment that was judged; a trial's counts for nothing."""
     if entry is None or entry.state is not State.promoted:
         return None
-    score = score_of_predictor(entry.predictor)
-    return find_evidence(entry.uri, score) if candidate.evidence else score
+    scored = score_of_predictor(entry.predictor)
+    return find_evidence(entry.uri, scored) if candidate.evidence else scored
 
 
 def _passed(verdict: Verdict) -> Verdict:
@@ -271,7 +272,7 @@ def _passed(verdict: Verdict) -> Verdict:
 
 
 def promote(
-    cluster: Cluster, name: str, namespace: str, run_id: str, measured: Score | None, gate: Gate, rollout: Rollout
+    cluster: Cluster, name: str, namespace: str, run_id: str, measured: ScoredModel | None, gate: Gate, rollout: Rollout
 ) -> Deployed:
     """Gives the deployed model all traffic if its endpoint's score passes the gate; otherwise goes back.
 
@@ -302,7 +303,7 @@ def promote(
     document = ready or _existing(cluster, name, namespace).document
     best = None
     if measured is not None and measured.is_number and measured.value is not None:
-        best = Best(measured.value, measured.data, live.run_id)
+        best = Best(measured.value, measured.data, live.run_id, measured.score.metric)
     predictor = Live(document).predictor
     _note(cluster, name, namespace, lambda ledger: ledger.promoted(predictor, best))
     marks.point_at(Live(document).uri)
@@ -311,7 +312,7 @@ def promote(
     return Deployed(str(address), str(status.get("url", "")), 0, verdict.reason)
 
 
-def promote_local(storage_uri: str, measured: Score | None, gate: Gate) -> str:
+def promote_local(storage_uri: str, measured: ScoredModel | None, gate: Gate) -> str:
     """Makes what this machine serves the promoted version of its store, if its endpoint's score passes the gate.
 
     Returns:

@@ -15,7 +15,7 @@ from components.step import StageError, UserError
 
 if TYPE_CHECKING:
     from components.serve.deploy import Deployed, Gate, Rollout
-    from components.serve.gate import Score
+    from components.serve.gate import ScoredModel
     from components.serve.kserve import Service
 
 
@@ -27,7 +27,7 @@ class Backend(StrEnum):
     tensorrt = "tensorrt"
 
 
-Name = Annotated[str, typer.Option("--name", help="Name of the InferenceService.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the InferenceService; by default that of the served model.")]
 Namespace = Annotated[str, typer.Option("--namespace", help="Its namespace.")]
 RunId = Annotated[str, typer.Option("--run-id", help="The run that deploys; by default, the published version.")]
 Context = Annotated[str, typer.Option("--context", help="Context of the kubeconfig; by default the current one.")]
@@ -36,7 +36,7 @@ Timeout = Annotated[float, typer.Option("--timeout", min=1, help="Seconds until 
 MaxPointsLost = Annotated[
     float,
     typer.Option(
-        "--max-points-lost", min=0, max=100, help="Points (hundredths) of AP by which the served may be better."
+        "--max-points-lost", min=0, max=100, help="Points (hundredths) of the score by which the served may be better."
     ),
 ]
 AcceptIncomparable = Annotated[
@@ -84,7 +84,7 @@ def publish(
 
     if not base:
         skip(published)
-        print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/facenet")
+        print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/faces")
         return
     settings = RepositorySettings("tensorrt" if plan else backend.value, threads=threads_within(cpu_limit))
     with tempfile.TemporaryDirectory(prefix="gridbox-publish-") as folder:
@@ -103,7 +103,7 @@ def deploy(
     target: Annotated[
         Target, typer.Option("--target", help="Where to: KServe, a file for kubectl, a local Triton.")
     ] = (Target.manifest),
-    name: Name = "facenet",
+    name: Name = "",
     namespace: Namespace = "gridbox",
     run_id: RunId = "",
     mode: Annotated[Mode, typer.Option("--mode", help="How KServe runs it; cannot be changed later.")] = Mode.standard,
@@ -142,11 +142,13 @@ def deploy(
     Target manifest writes YAML for kubectl apply; kserve applies it, waits, and goes back if it does not get ready.
     """
     from components.serve import deploy as program
+    from components.serve.families import family
     from components.serve.fit import fitted
     from components.serve.gate import read_score
     from components.serve.kserve import Resources, Service, inference_service
     from components.serve.kubernetes import gateway_problems
     from components.serve.published import fetch_repository, read_published
+    from components.serve.task import ensemble_of
 
     source = read_published(published)
     if source is None:
@@ -154,13 +156,14 @@ def deploy(
         return
     candidate = read_score(evaluation, scored_model)
     service = Service(
-        name=name,
+        name=_named(name),
         namespace=namespace,
         storage_uri=source.storage_uri,
         run_id=run_id or source.version,
         model_digest=source.digest,
         repository_digest=str(source.settings.get("repository_digest", "")),
-        score=candidate.value if candidate.is_number else None,
+        model_name=ensemble_of(str(source.settings.get("model_name") or family().PREFIX)),
+        score=candidate.score if candidate.is_number else None,
         data_digest=candidate.data,
         mode=mode,
         protocol=protocol,
@@ -205,7 +208,7 @@ def _deploy_nothing(target: Target, deployment: Path) -> None:
 
 
 def _deploy(
-    target: Target, service: "Service", candidate: "Score", gate: "Gate", rollout: "Rollout", context: str
+    target: Target, service: "Service", candidate: "ScoredModel", gate: "Gate", rollout: "Rollout", context: str
 ) -> "Deployed":
     from components.serve import deploy as program
 
@@ -252,17 +255,17 @@ def promote(
     print(f"Promoted: {done.verdict}. {done.url}")
 
 
-def status(name: Name = "facenet", namespace: Namespace = "gridbox", context: Context = "") -> None:
+def status(name: Name = "", namespace: Namespace = "gridbox", context: Context = "") -> None:
     """Show what is live: version, run, trial or promoted, score, pods, canary, and what a roll-back can serve."""
     from components.serve.cluster import Cluster
     from components.serve.standing import standing
 
-    for line in standing(Cluster(context), name, namespace):
+    for line in standing(Cluster(context), _named(name), namespace):
         print(line)
 
 
 def rollback(
-    name: Name = "facenet",
+    name: Name = "",
     namespace: Namespace = "gridbox",
     run_id: Annotated[str, typer.Option("--run-id", help="Only if this run is what was deployed last.")] = "",
     to: Annotated[
@@ -279,17 +282,18 @@ def rollback(
     if to and run_id:
         raise UserError("--to and --run-id: give one of them")
     cluster, rollout = Cluster(context), program.Rollout(0, force, timeout)
+    service = _named(name)
     if to:
-        print(program.roll_back_to(cluster, name, namespace, to, rollout))
+        print(program.roll_back_to(cluster, service, namespace, to, rollout))
     else:
-        print(program.roll_back(cluster, name, namespace, run_id, rollout))
+        print(program.roll_back(cluster, service, namespace, run_id, rollout))
 
 
 def conclude(
     summary: Annotated[Path, typer.Option("--summary", help="Markdown file to write: how the run ended.")],
     status: Annotated[str, typer.Option("--status", help="Kubeflow's final status of the run (JSON).")],
     target: Annotated[Target, typer.Option("--target", help="Where it deployed.")] = Target.kserve,
-    name: Name = "facenet",
+    name: Name = "",
     namespace: Namespace = "gridbox",
     run_id: Annotated[str, typer.Option("--run-id", help="The run.")] = "",
     force: Force = False,
@@ -306,7 +310,7 @@ def conclude(
             from components.serve.cluster import Cluster
 
             rollout = program.Rollout(0, force, timeout)
-            undone = program.undo_trial(Cluster(context), name, namespace, run_id, rollout)
+            undone = program.undo_trial(Cluster(context), _named(name), namespace, run_id, rollout)
     except (UserError, StageError) as error:
         undone = f"not rolled back: {error}"
         raise
@@ -329,6 +333,12 @@ def _gate(points: float, accept_incomparable: bool, champion: str) -> "Gate":
     from components.serve.gate import champion_score
 
     return Gate(points, accept_incomparable, champion_score(champion) if champion else None)
+
+
+def _named(name: str) -> str:
+    from components.serve.families import family
+
+    return name or family().PREFIX
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ either: otherwise many small losses would add up.
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,8 +18,9 @@ from urllib.parse import urlsplit
 from components import store
 from components.measure.evidence import FILE as EVIDENCE_FILE
 from components.measure.evidence import Evidence, read_evidence, write_evidence
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.measure.uncertainty import paired_difference
-from components.serve.kserve import DATA, RUN, SCORE
+from components.serve.kserve import DATA, METRIC, RUN, SCORE
 from components.serve.ledger import Best
 from components.step import MANIFEST, UserError, read_manifest, sha256, write_json
 
@@ -33,25 +33,30 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScoredModel:
     """What a model scored, and on what.
 
     Attributes:
         model: What messages call it.
-        value: Mean average precision at IoU 0.5, 0 to 1; None where there is none, and NaN is none.
+        score: Its score; a value of None or NaN is none.
         data: Digest of the images and of the rules by which they were scored, or empty where nobody wrote it down.
         evidence: What each image contributed to it, where that was kept.
     """
 
     model: str
-    value: float | None
+    score: Score
     data: str
     evidence: Evidence | None = field(default=None, repr=False)
 
     @property
+    def value(self) -> float | None:
+        """The score's value."""
+        return self.score.value
+
+    @property
     def is_number(self) -> bool:
         """Whether there is a score that means something."""
-        return self.value is not None and math.isfinite(self.value) and 0 <= self.value <= 1
+        return self.score.is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,8 @@ class Verdict:
 
 
 def judge(
-    candidate: Score,
-    champion: Score | None,
+    candidate: ScoredModel,
+    champion: ScoredModel | None,
     points: float,
     accept_incomparable: bool = False,
     best: Best | None = None,
@@ -74,7 +79,7 @@ def judge(
     Args:
         candidate: The new model's score.
         champion: That of the one that is served; None where none is.
-        points: Points (hundredths) of average precision that the champion may be better.
+        points: Points (hundredths) of the score that the champion may be better.
         accept_incomparable: Lets the candidate pass where the two were not scored on the same images.
         best: The best score that was ever promoted; it counts where it is of the same images.
 
@@ -97,20 +102,23 @@ def judge(
     if candidate.evidence and champion.evidence:
         verdict = _judge_pair(candidate, champion, candidate.evidence, champion.evidence, points)
     else:
-        without = " and ".join(score.model for score in (candidate, champion) if not score.evidence)
+        without = " and ".join(scored.model for scored in (candidate, champion) if not scored.evidence)
         how = f"judged by the plain margin, since no {EVIDENCE_FILE} of {without} is at hand"
         verdict = _judge_margin(candidate, champion, points, _scores(candidate, champion), how)
     return _judge_floor(verdict, candidate, champion, points, best)
 
 
-def _judge_pair(candidate: Score, champion: Score, first: Evidence, second: Evidence, points: float) -> Verdict:
+def _judge_pair(
+    candidate: ScoredModel, champion: ScoredModel, first: Evidence, second: Evidence, points: float
+) -> Verdict:
     """Judges by where the whole interval of the difference lies; undecided, by the plain margin."""
-    difference = paired_difference(first.score, second.score)
+    pair = (first.outcomes, second.outcomes)
+    difference = paired_difference(*(reversed(pair) if candidate.score.scale.lower_is_better else pair))
     interval = difference.interval
     low, value, high = (100 * edge for edge in (interval.low, interval.value, interval.high))
     scores = (
         f"{_scores(candidate, champion)}, {value:+.2f} points ({interval.confidence:.0%} interval {low:+.2f} to "
-        f"{high:+.2f}, p = {difference.p_value:.3f}, paired over {first.score.images:,} images)"
+        f"{high:+.2f}, p = {difference.p_value:.3f}, paired over {first.outcomes.images:,} images)"
     )
     if low > 0:
         return Verdict(True, f"{scores}: better for certain")
@@ -120,23 +128,23 @@ def _judge_pair(candidate: Score, champion: Score, first: Evidence, second: Evid
     return _judge_margin(candidate, champion, points, scores, how)
 
 
-def _judge_margin(candidate: Score, champion: Score, points: float, scores: str, how: str) -> Verdict:
-    assert candidate.value is not None
-    assert champion.value is not None
-    lead = 100 * (champion.value - candidate.value)
+def _judge_margin(candidate: ScoredModel, champion: ScoredModel, points: float, scores: str, how: str) -> Verdict:
+    lead = champion.score.points_above(candidate.score)
     if lead > points + 1e-9:  # exactly the margin is allowed, whatever a float makes of it
         better = f"what is served is better by {lead:.2f} points, at most {points:g} are allowed"
         return Verdict(False, f"{scores}: {better} ({how})")
     return Verdict(True, f"{scores} ({how})")
 
 
-def _judge_floor(verdict: Verdict, candidate: Score, champion: Score, points: float, best: Best | None) -> Verdict:
+def _judge_floor(
+    verdict: Verdict, candidate: ScoredModel, champion: ScoredModel, points: float, best: Best | None
+) -> Verdict:
     """Refuses what is below what is served, and too far below the best."""
-    assert candidate.value is not None
-    assert champion.value is not None
-    if not verdict.accepted or best is None or best.data != candidate.data or candidate.value >= champion.value:
+    if not verdict.accepted or best is None or (best.data, best.metric) != (candidate.data, candidate.score.metric):
         return verdict
-    lead = 100 * (best.value - candidate.value)
+    lead = best.score.points_above(candidate.score)
+    if candidate.score.points_above(champion.score) >= 0:
+        return verdict
     if lead <= points + 1e-9:
         return verdict
     return Verdict(
@@ -146,35 +154,41 @@ def _judge_floor(verdict: Verdict, candidate: Score, champion: Score, points: fl
     )
 
 
-def _scores(candidate: Score, champion: Score) -> str:
+def _scores(candidate: ScoredModel, champion: ScoredModel) -> str:
     return f"{candidate.model} scores {candidate.value:.4f}, {champion.model} {champion.value:.4f} on the same images"
 
 
-def _incomparable(candidate: Score, champion: Score) -> str:
+def _incomparable(candidate: ScoredModel, champion: ScoredModel) -> str:
     if not champion.is_number:
         return f"{champion.model} has no score ({champion.value})"
+    if candidate.score.metric != champion.score.metric:
+        return (
+            f"{candidate.model} was scored by {candidate.score.metric}, {champion.model} by {champion.score.metric}, "
+            "and only scores of one metric can be compared"
+        )
     if not candidate.data or not champion.data:
         nameless = candidate.model if not candidate.data else champion.model
         return f"the score of {nameless} does not say on which images"
     if candidate.data != champion.data:
         return f"{candidate.model} was scored on other images, or by other rules, than {champion.model}"
     first, second = candidate.evidence, champion.evidence
-    if first and second and (first.digest, first.score.images) != (second.digest, second.score.images):
+    if first and second and (first.digest, first.outcomes.images) != (second.digest, second.outcomes.images):
         return f"the evidence of {candidate.model} is about other images, or other rules, than that of {champion.model}"
     return ""
 
 
-def score_of_predictor(predictor: Mapping[str, Any]) -> Score:
+def score_of_predictor(predictor: Mapping[str, Any]) -> ScoredModel:
     """Returns the score that stands at a predictor of a deployed InferenceService."""
     annotations = predictor.get("annotations", {})
     try:
         value = float(annotations[SCORE])
     except (KeyError, ValueError):
         value = None
-    return Score(f"the model of run {annotations.get(RUN, '(unknown)')}", value, annotations.get(DATA, ""))
+    score = Score(annotations.get(METRIC, AVERAGE_PRECISION), value)
+    return ScoredModel(f"the model of run {annotations.get(RUN, '(unknown)')}", score, annotations.get(DATA, ""))
 
 
-def read_score(evaluation: Path, model: str = "") -> Score:
+def read_score(evaluation: Path, model: str = "") -> ScoredModel:
     """Reads a score from an evaluation artifact, with its evidence where the artifact has it.
 
     Args:
@@ -185,31 +199,35 @@ def read_score(evaluation: Path, model: str = "") -> Score:
         UserError: It is no evaluation, has no such model, or its evidence is damaged or another score's.
     """
     manifest = read_manifest(evaluation, "evaluation")
-    value = manifest["counts"].get("mean_average_precision")
+    figures = manifest["counts"]
+    metric = str(figures.get("metric", AVERAGE_PRECISION))
     if model:
         models = _json(evaluation / _METRICS_FILE).get("models", {})
         if model not in models:
             known = ", ".join(sorted(models)) or "none"
             raise UserError(f"{evaluation}: no model {model!r} was scored here, but {known}; name one of them")
-        value = models[model].get("mean_average_precision")
-    digest = data_digest(manifest["settings"])
-    score = Score(model or "the new model", None if value is None else float(value), digest)
-    return with_evidence(score, evaluation / EVIDENCE_FILE, model)
+        figures = models[model]
+    score = _score({metric: None, **figures, "metric": metric}, str(evaluation))
+    return with_evidence(
+        ScoredModel(model or "the new model", score, data_digest(manifest["settings"])),
+        evaluation / EVIDENCE_FILE,
+        model,
+    )
 
 
-def with_evidence(score: Score, file: Path, model: str = "") -> Score:
+def with_evidence(scored: ScoredModel, file: Path, model: str = "") -> ScoredModel:
     """Adds the evidence from a file; none where there is no such file, or no score.
 
     Raises:
         UserError: It is damaged, or that of another score.
     """
-    if not score.is_number or not file.is_file():
-        return score
+    if not scored.is_number or not file.is_file():
+        return scored
     evidence = read_evidence(file, model)
-    found = evidence.score.average_precision()
-    if score.value is None or not abs(found - score.value) <= _ROUNDING:
-        raise UserError(f"{file}: evidence of a score of {found:.4f}, not {score.value}; evaluate the model again")
-    return replace(score, evidence=evidence)
+    found = evidence.outcomes.value()
+    if scored.value is None or not abs(found - scored.value) <= _ROUNDING:
+        raise UserError(f"{file}: evidence of a score of {found:.4f}, not {scored.value}; evaluate the model again")
+    return replace(scored, evidence=evidence)
 
 
 def data_digest(settings: Mapping[str, Any]) -> str:
@@ -220,7 +238,7 @@ def data_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
-def champion_score(location: str) -> Score:
+def champion_score(location: str) -> ScoredModel:
     """Reads the champion's score from where a deployment or an evaluation was kept, with its evidence if it is there.
 
     Args:
@@ -248,29 +266,34 @@ def champion_score(location: str) -> Score:
     return _score_file(path, location)
 
 
-def _score_file(file: Path, location: str) -> Score:
+def _score_file(file: Path, location: str) -> ScoredModel:
     document = _json(file)
-    value = document.get("mean_average_precision")
-    if "mean_average_precision" not in document or not (value is None or isinstance(value, int | float)):
-        raise UserError(f"{store.shown(location)}: mean_average_precision is missing or no number; give a {SCORE_FILE}")
-    score = Score("the champion", None if value is None else float(value), str(document.get("data_digest") or ""))
+    score = _score(document, f"{store.redacted(location)}: not a {SCORE_FILE}")
+    scored = ScoredModel("the champion", score, str(document.get("data_digest") or ""))
     digest, evidence = _evidence_digest(document), file.with_name(EVIDENCE_FILE)
     if not digest:
-        return score
+        return scored
     if not evidence.is_file() or sha256(evidence) != digest:
-        raise UserError(f"{store.shown(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
-    return with_evidence(score, evidence)
+        raise UserError(f"{store.redacted(location)}: the {EVIDENCE_FILE} it names is not beside it; keep both")
+    return with_evidence(scored, evidence)
+
+
+def _score(document: Mapping[str, Any], place: str) -> Score:
+    try:
+        return Score.read(document)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def _evidence_digest(document: Mapping[str, Any]) -> str:
     return str(document.get("evidence_sha256") or "")
 
 
-def write_score(folder: Path, score: Score) -> None:
+def write_score(folder: Path, scored: ScoredModel) -> None:
     """Writes what `champion_score` reads: `score.json` and, beside it, the evidence, which it names by its digest."""
-    document = {"mean_average_precision": score.value if score.is_number else None, "data_digest": score.data}
-    if score.evidence:
-        write_evidence(folder / EVIDENCE_FILE, {score.model: score.evidence})
+    document = {**scored.score.written(), "data_digest": scored.data}
+    if scored.evidence:
+        write_evidence(folder / EVIDENCE_FILE, {scored.model: scored.evidence})
         document["evidence_sha256"] = sha256(folder / EVIDENCE_FILE)
     write_json(folder / SCORE_FILE, document)
 

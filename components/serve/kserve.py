@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.serve import kubernetes
 from components.serve.release import LIVENESS_COMMAND, SERVER_ARGUMENTS, TRITON_IMAGE
 from components.step import UserError
@@ -27,6 +28,8 @@ TAG_ROUTING = f"{GROUP}/enable-tag-routing"
 # KServe copies annotations, wherever they stand, to the pods (v0.20: `buildPredictorResources`): they may only say what
 # never changes for this predictor. What changes with time is in the ledger.
 RUN, DIGEST, SCORE, DATA = "gridbox/run-id", "gridbox/model-digest", "gridbox/score", "gridbox/data-digest"
+# Of what metric the score is; without it, of mean average precision.
+METRIC = "gridbox/metric"
 REPOSITORY = "gridbox/repository-digest"
 # A digest of the predictor itself: pods that have it were made of exactly this predictor.
 REVISION = "gridbox/revision"
@@ -101,7 +104,8 @@ class Service:
         run_id: The run that made the model.
         model_digest: Of the published model repository.
         repository_digest: What the served ensemble says of itself, or empty for a repository of an older release.
-        score: Its average precision, 0 to 1, or None where it was not measured.
+        model_name: The model that clients ask for: the ensemble.
+        score: Its score, or None where it was not measured.
         data_digest: Of the images and the rules of that measurement, or empty.
         mode: See `Mode`.
         protocol: See `Protocol`.
@@ -120,7 +124,8 @@ class Service:
     run_id: str
     model_digest: str
     repository_digest: str = ""
-    score: float | None = None
+    model_name: str = ""
+    score: Score | None = None
     data_digest: str = ""
     mode: Mode = Mode.standard
     protocol: Protocol = Protocol.http
@@ -221,7 +226,9 @@ def _predictor(service: Service) -> Document:
     if service.repository_digest:
         provenance[REPOSITORY] = service.repository_digest
     if service.score is not None:
-        provenance |= {SCORE: repr(service.score), DATA: service.data_digest}
+        provenance |= {SCORE: repr(service.score.value), DATA: service.data_digest}
+        if service.score.metric != AVERAGE_PRECISION:
+            provenance[METRIC] = service.score.metric
     predictor: Document = {
         "annotations": provenance,
         "serviceAccountName": service.service_account,
@@ -357,7 +364,7 @@ def _predictor_violations(predictor: Mapping[str, Any], mode: Mode, where: str) 
         yield f"{where}.model.modelFormat.name is missing"
     if "storageUris" in predictor:
         yield f"{where}.storageUris excludes model.storageUri, which is needed"
-    # A prefix is matched as text: without the slash facenet/ would bring facenet_ensemble/ too.
+    # A prefix is matched as text: without the slash the folder a/ would bring a_b/ too.
     if not model.get("storageUri", "").endswith("/"):
         yield f"{where}.model.storageUri must end with '/'"
     containers = [model, *predictor.get("containers", []), *predictor.get("initContainers", [])]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.serve.cluster import CONFIG_MAP, Cluster
 from components.serve.kserve import LABELS, RUN, Document
 from components.step import UserError
@@ -56,11 +57,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best score that was ever promoted, and on what images and rules."""
+    """The best score that was ever promoted, by which metric, and on what images and rules."""
 
     value: float
     data: str
     run: str
+    metric: str = AVERAGE_PRECISION
+
+    @property
+    def score(self) -> Score:
+        """The score itself."""
+        return Score(self.metric, self.value)
+
+    def is_worse_than(self, other: "Best") -> bool:
+        """Tells whether another one takes its place: it is better, or of other images, rules or metric."""
+        if (self.data, self.metric) != (other.data, other.metric):
+            return True
+        return other.score.points_above(self.score) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +130,7 @@ class Ledger:
             for each in self.entries
         )
         best = self.best
-        if score and (best is None or best.data != score.data or best.value < score.value):
+        if score and (best is None or best.is_worse_than(score)):
             best = score
         return replace(self, entries=entries, best=best)
 

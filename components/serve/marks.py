@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from components import publication
 from components.publication import VERSIONS
 from components.step import UserError
-from components.store import Patience
+from components.store import RetryPolicy
 
 _STORAGE_URI = re.compile(rf"(?P<base>.+)/{VERSIONS}(?P<version>[^/]+)/")
 # Whoever deploys may be where the store cannot be reached; that costs a warning, and not minutes.
-PATIENCE = Patience(attempts=2, pause=0.5, timeout=15)
+PATIENCE = RetryPolicy(attempts=2, pause=0.5, timeout=15)
 
 
 @dataclass(frozen=True, slots=True)

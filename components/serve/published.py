@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from components import publication
 from components.progress import Download
 from components.step import UserError, publish, read_manifest, write_manifest
-from components.store import shown
+from components.store import redacted
 
 KIND = "published_repository"
 REPOSITORY_KIND, REPOSITORY_FOLDER = "model_repository", "repository"
@@ -48,7 +48,7 @@ def publish_repository(repository: Path, base: str, output: Path) -> Published:
     """
     settings = read_manifest(repository, REPOSITORY_KIND)["settings"]
     _check_paths(repository / REPOSITORY_FOLDER, base)
-    with Download(f"publishing the model repository to {shown(base)}") as moved:
+    with Download(f"publishing the model repository to {redacted(base)}") as moved:
         done = publication.publish(repository, base, serve=False, report=moved.report)
     published = Published(_absolute(base), f"{done.uri}{REPOSITORY_FOLDER}/", done.version, done.digest, settings)
     with publish(output) as scratch:
@@ -88,10 +88,10 @@ def fetch_repository(published: Published, destination: Path) -> None:
     Raises:
         UserError: It is gone or damaged, or the store cannot be reached.
     """
-    with Download(f"fetching {shown(published.storage_uri)}") as moved:
+    with Download(f"fetching {redacted(published.storage_uri)}") as moved:
         found = publication.fetch_published(published.base, destination, published.version, report=moved.report)
     if found.digest != published.digest:
-        raise UserError(f"{shown(published.storage_uri)}: not what was published; publish the model anew")
+        raise UserError(f"{redacted(published.storage_uri)}: not what was published; publish the model anew")
 
 
 def read_published(path: Path) -> Published | None:

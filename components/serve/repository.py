@@ -8,24 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from components.decode.description import upgraded
-from components.decode.grid.decoder import BBOX, COVERAGE, INPUT, GridDecoder, load
 from components.serve import models
-from components.serve.config import (
-    ENSEMBLE,
-    MODEL_FILES,
-    NETWORK,
-    POSTPROCESS,
-    PREPROCESS,
-    VERSION,
-    Detector,
-    RepositorySettings,
-    configurations,
-    digest_parameter,
-)
+from components.serve.config import MODEL_FILES, VERSION, RepositorySettings, configurations, digest_parameter
+from components.serve.families import DEFAULT, family, family_of
+from components.serve.task import ServedTask
 from components.serve.tensorrt import KIND as PLAN_KIND
 from components.serve.tensorrt import PLAN_FILE
 from components.step import MANIFEST, UserError, publish, read_manifest, sha256, write_json, write_manifest
-from components.vision.predictor import MODEL_FILE, TENSOR_SUFFIX, OnnxPredictor, description_file
+from components.vision.predictor import MODEL_FILE, description_file
 
 KIND = "model_repository"
 # In the artifact: what Triton is given.
@@ -55,40 +45,29 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
         need = "needs a plan; build one: gridbox serve tensorrt" if settings.is_gpu else "takes no plan; use tensorrt"
         raise UserError(f"backend {settings.backend}: it {need}")
     file = onnx_file(exported)
-    predictor = OnnxPredictor(file)
-    names = _tensor_names(file)
-    decoder = predictor.decoder
-    assert isinstance(decoder, GridDecoder)
-    detector = Detector(decoder.geometry, decoder.class_names, decoder.clustering, **names)
-    description = {
-        "class_names": list(detector.class_names),
-        "geometry": asdict(detector.geometry),
-        "clustering": {name: asdict(value) for name, value in detector.clustering.items()},
-        "parameters": predictor.parameters,
-        "tensors": names,
-    }
+    name = family_of(file)
+    task = family(name).served(file, settings)
+    description = {**task.description, **({} if name == DEFAULT else {"family": name})}
     bound_to: dict[str, Any] = {}
     if plan:
         settings, bound_to = _fitted_to_plan(plan, description, settings)
     with publish(output) as scratch:
-        sources = {PREPROCESS: "preprocess", POSTPROCESS: "postprocess"}
-        if settings.backend == "python":
-            sources |= {NETWORK: "network", ENSEMBLE: "ensemble"}
-        _write_models(scratch / REPOSITORY, configurations(detector, settings), sources)
         repository = scratch / REPOSITORY
-        version = repository / NETWORK / VERSION
-        shutil.copyfile(plan / PLAN_FILE if plan else file, version / MODEL_FILES[settings.backend])
-        if settings.backend == "python":
-            shutil.copyfile(file, repository / ENSEMBLE / VERSION / MODEL_FILE)
+        _write_models(repository, task, settings, plan)
         if plan is None:
             # With it the network is an exported model like any other.
-            write_json(description_file(version / MODEL_FILE), description)
+            for network in task.networks:
+                write_json(description_file(repository / network / VERSION / MODEL_FILE), description)
         digest = _digest(repository)
-        with (repository / ENSEMBLE / CONFIG_FILE).open("a", encoding="utf-8") as config:
+        with (repository / task.ensemble / CONFIG_FILE).open("a", encoding="utf-8") as config:
             config.write(digest_parameter(digest))
-        counts = {"backend": settings.backend, "classes": len(detector.class_names), "parameters": predictor.parameters}
+        counts = {
+            "backend": settings.backend,
+            "classes": len(description["class_names"]),
+            "parameters": description["parameters"],
+        }
         served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
-        write_manifest(scratch, KIND, counts, {"model_name": NETWORK, **description, **served, **bound_to})
+        write_manifest(scratch, KIND, counts, {"model_name": task.prefix, **description, **served, **bound_to})
 
 
 def _digest(repository: Path) -> str:
@@ -107,11 +86,10 @@ def _fitted_to_plan(
     Raises:
         UserError: It is another model's, another Triton release's, or cannot take the batches.
     """
-    found, model = (upgraded(each) for each in (read_manifest(plan, PLAN_KIND)["settings"], description))
-    geometries = [load(each).geometry for each in (found, model)]
-    for name in ("class_names", "geometry", "tensors"):
-        theirs, ours = geometries if name == "geometry" else (found[name], model[name])
-        if theirs != ours:
+    found = read_manifest(plan, PLAN_KIND)["settings"]
+    theirs, ours = (_network_of(each) for each in (found, description))
+    for name in theirs:
+        if not _agree(theirs[name], ours[name]):
             raise UserError(f"{plan}: its {name} are not the model's; build the plan of this model")
     if found["triton_release"] != settings.triton_release:
         made, wanted = found["triton_release"], settings.triton_release
@@ -123,6 +101,20 @@ def _fitted_to_plan(
         )
     fitted = replace(settings, max_batch_size=settings.max_batch_size or largest)
     return fitted, {name: found[name] for name in ("gpu", "compute_capability", "tensorrt_version", "precision")}
+
+
+def _network_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a plan has to share with the model that it is served as."""
+    whole = upgraded(description)
+    geometry = {**whole["input"], **whole["decoder"].get("geometry", {})}
+    return {"class_names": whole.get("class_names"), "geometry": geometry, "tensors": whole.get("tensors")}
+
+
+def _agree(one: object, other: object) -> bool:
+    """Tells whether two descriptions say the same wherever both say something: TAO's say less than ours."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys())
+    return one == other
 
 
 def onnx_file(model: Path) -> Path:
@@ -137,39 +129,27 @@ def onnx_file(model: Path) -> Path:
         return model / MODEL_FILE
     if not (model / MANIFEST).is_file():
         raise UserError(f"{model}: no exported model here ({MODEL_FILE} is missing); make one: detectnet_v2 export")
-    backend = read_manifest(model, KIND)["settings"]["backend"]
-    file = model / REPOSITORY / NETWORK / VERSION / MODEL_FILE
+    settings = read_manifest(model, KIND)["settings"]
+    file = model / REPOSITORY / str(settings["model_name"]) / VERSION / MODEL_FILE
     if not file.is_file():
+        backend = settings["backend"]
         raise UserError(f"{model}: this repository for {backend} holds no {MODEL_FILE}; give the exported model")
     return file
 
 
-def _write_models(repository: Path, texts: Mapping[str, str], sources: Mapping[str, str]) -> None:
-    for name, text in texts.items():
+def _write_models(repository: Path, task: ServedTask, settings: RepositorySettings, plan: Path | None) -> None:
+    sources = {name: step.name for name, step in task.steps.items()}
+    if settings.backend == "python":
+        sources |= {**dict.fromkeys(task.networks, "network"), task.ensemble: "ensemble"}
+    for name, text in configurations(task, settings).items():
         (repository / name / VERSION).mkdir(parents=True)
         (repository / name / CONFIG_FILE).write_text(text, encoding="utf-8")
     for name, source in sources.items():
         shutil.copyfile(Path(models.__path__[0], f"{source}.py"), repository / name / VERSION / "model.py")
-    if ENSEMBLE not in sources:
-        (repository / ENSEMBLE / VERSION / PLACEHOLDER_FILE).write_text(PLACEHOLDER, encoding="utf-8")
-
-
-def _tensor_names(file: Path) -> dict[str, str]:
-    """Returns what the graph calls its input, coverage and bbox: TAO's names, perhaps with `:0`.
-
-    Raises:
-        UserError: It has others, or its batch size is fixed.
-    """
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    found = {value.name.removesuffix(TENSOR_SUFFIX): value for value in [*inputs, *graph.output]}
-    for name in (INPUT, COVERAGE, BBOX):
-        if name not in found:
-            raise UserError(f"{file}: no tensor {name!r}; it has {', '.join(value.name for value in found.values())}")
-    batch = found[INPUT].type.tensor_type.shape.dim[0].dim_value
-    if batch:
-        raise UserError(f"{file}: its batch size is fixed to {batch}; export it without --batch_size for serving")
-    return {"input": found[INPUT].name, "coverage": found[COVERAGE].name, "bbox": found[BBOX].name}
+    for name, network in task.networks.items():
+        file = plan / PLAN_FILE if plan else network.file
+        shutil.copyfile(file, repository / name / VERSION / MODEL_FILES[settings.backend])
+        if settings.backend == "python":
+            shutil.copyfile(file, repository / task.ensemble / VERSION / MODEL_FILE)
+    if task.ensemble not in sources:
+        (repository / task.ensemble / VERSION / PLACEHOLDER_FILE).write_text(PLACEHOLDER, encoding="utf-8")

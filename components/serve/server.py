@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from components.serve import watchdog, wheel
+from components.serve.task import ensemble_of
 from components.step import StageError, UserError
 
 HOST = "127.0.0.1"
@@ -96,6 +97,12 @@ class LocalServer:
         self._failure: Exception | None = None
         self._stopping, self._ended = threading.Event(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="triton", daemon=True)
+
+    @property
+    def ensemble(self) -> str:
+        """The model that does everything; without one, what there is."""
+        names = sorted(folder.name for folder in self._repository.iterdir() if folder.is_dir())
+        return ", ".join([name for name in names if name.endswith(ensemble_of(""))] or names)
 
     @property
     def http_url(self) -> str:
@@ -404,7 +411,7 @@ def _die_with_parent() -> None:
 
 
 def _stubs(server: int) -> dict[str, int]:
-    """Returns the models' live processes by the name of their instance, for example facenet_0_0."""
+    """Returns the models' live processes by the name of their instance, `<model>_<instance>_<number>`."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if _state(folder.name)[1] == str(server):

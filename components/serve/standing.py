@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from components.measure.metric import AVERAGE_PRECISION
 from components.serve.cluster import INFERENCE_SERVICE, Cluster
-from components.serve.kserve import DIGEST, SCORE
+from components.serve.gate import score_of_predictor
+from components.serve.kserve import DIGEST
 from components.serve.ledger import Entry, Ledger, read_ledger, uri_of
 from components.serve.marks import place_of
 from components.serve.rollout import Live
@@ -38,11 +40,12 @@ def standing(cluster: Cluster, name: str, namespace: str) -> Iterator[str]:
 
 def _line(entry: Entry) -> str:
     annotations, place = entry.predictor.get("annotations", {}), place_of(entry.uri)
+    score = score_of_predictor(entry.predictor).score
     told = [
         place.version if place else entry.uri,
         f"run {entry.run or '(unknown)'}",
         entry.state.value,
-        f"scores {float(annotations[SCORE]):.4f}" if SCORE in annotations else "without a score",
+        "without a score" if score.value is None else f"scores {score.value:.4f}{_of(score.metric)}",
         f"digest {annotations.get(DIGEST, '(unknown)')[:12]}",
     ]
     return ", ".join(told)
@@ -64,4 +67,9 @@ def _history(ledger: Ledger, latest: Entry) -> Iterator[str]:
         if entry.uri != latest.uri:
             yield f"kept     {_line(entry)}" + (" (a roll-back serves it)" if entry.uri == latest.before else "")
     if ledger.best:
-        yield f"best     {ledger.best.value:.4f}, run {ledger.best.run}"
+        yield f"best     {ledger.best.value:.4f}{_of(ledger.best.metric)}, run {ledger.best.run}"
+
+
+def _of(metric: str) -> str:
+    """Names a metric, but for the one that scores have always been of."""
+    return "" if metric == AVERAGE_PRECISION else f" {metric}"

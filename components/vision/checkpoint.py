@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.step import UserError, publish, weights_file
 from components.vision.gridnet import GridNet, GridNetConfig
@@ -64,8 +64,9 @@ def refuse_encrypted(path: Path) -> None:
         )
 
 
-def save_network(path: Path, network: GridNet) -> None:
+def save_network(path: Path, network: nn.Module) -> None:
     """Writes a network and its description: in TAO's layout when the path ends in `.hdf5`, else in ours."""
+    assert isinstance(network, GridNet)
     if path.suffix == KERAS_SUFFIX:
         from components.vision.keras_weights import save_keras
 

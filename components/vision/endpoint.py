@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from components.step import StageError, UserError
 from components.vision.endpoint_connection import Address, Connection, Protocol, RefusedError, Regions
 
-ENSEMBLE = "facenet_ensemble"
 INPUT = "input_image_data"
 BOXES, SCORES, CLASSES, COUNT, SIZE = (
     "true_boxes",
@@ -71,7 +69,7 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        model: str = ENSEMBLE,
+        model: str,
         protocol: Protocol = "http",
         shared_memory: bool = False,
         timeout: float = TIMEOUT_SECONDS,
@@ -242,9 +240,7 @@ class Endpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

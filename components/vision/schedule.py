@@ -1,4 +1,4 @@
-"""DetectNet_v2's learning rates over the steps of a training."""
+"""Learning rates over the steps of a training, as TAO's specs describe them."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What every training loop needs: a state that can be saved and resumed at any step, and progress lines."""
+"""What a training loop is made of: a state that can be resumed at any step, signals that wait for it, and a clock."""
 
 import hashlib
 import json
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from components.step import UserError
 from components.vision.checkpoint import SUFFIX, load_tensors, save_tensors
-from components.vision.optimizer import Adam
+from components.vision.optimizer import Optimizer, flattened, restore
 
 RESUME_FILE = f"resume{SUFFIX}"
+# Of the file; one of another layout counts as a training with other settings.
+_LAYOUT = 2
 
 
 class Resumable(Protocol):
@@ -39,8 +41,8 @@ class TrainingState:
     """Everything that a later step depends on.
 
     Attributes:
-        network: The trained network.
-        optimizer: Its optimiser.
+        modules: The trained network, and averages of it, by name.
+        optimizer: The network's optimiser.
         parts: Further parts of the loop by name (objective weights, schedule, cost scaling).
         settings: What the training depends on; a checkpoint of other settings is refused.
         epoch: Finished epochs.
@@ -49,8 +51,8 @@ class TrainingState:
         finished: Whether training has ended before its last epoch.
     """
 
-    network: nn.Module
-    optimizer: Adam
+    modules: Mapping[str, nn.Module]
+    optimizer: Optimizer
     parts: Mapping[str, Resumable]
     settings: Mapping[str, Any]
     epoch: int = 0
@@ -61,11 +63,11 @@ class TrainingState:
 
     def save(self, results: Path) -> None:
         """Writes the state; the former one stays until this one is complete."""
-        tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
+        tensors = {f"optimizer/{name}": value for name, value in flattened(self.optimizer).items()}
+        for prefix, module in self.modules.items():
+            tensors |= {f"{prefix}/{name}": value for name, value in module.state_dict().items()}
         header = {
             "progress": [self.epoch, self.step, self.loss_sum, self.finished],
-            "steps": self.optimizer.step_count,
             "parts": {name: part.state() for name, part in self.parts.items()},
             "settings": self._fingerprint(),
         }
@@ -93,14 +95,21 @@ class TrainingState:
                 "name an empty results directory, or delete this one to start afresh"
             )
         self.epoch, self.step, self.loss_sum, self.finished = header["progress"]
-        self.network.load_state_dict(_under("network/", tensors))
-        self.optimizer.load(_under("optimizer/", tensors), header["steps"])
+        for prefix, module in self.modules.items():
+            module.load_state_dict(_under(f"{prefix}/", tensors))
+        restore(self.optimizer, _under("optimizer/", tensors))
         for name, part in self.parts.items():
             part.restore(header["parts"][name])
         return True
 
+    def end_epoch(self) -> float:
+        """Goes on to the next epoch; returns the sum of the losses of the one that has ended."""
+        loss_sum, self.loss_sum = self.loss_sum, 0.0
+        self.epoch, self.step = self.epoch + 1, 0
+        return loss_sum
+
     def _fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([_LAYOUT, self.settings], sort_keys=True).encode()).hexdigest()
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Brings a data set in: from a folder, a web server or an object store, or draws a synthetic one."""
+"""Imports a data set from a folder, a web server or an object store, or draws a synthetic one."""
 
 import shutil
 import urllib.parse
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from components.formats.wider import ANNOTATIONS, ARCHIVES, OFFICIAL_NAMES, WiderSource
 from components.step import UserError, publish, write_manifest
-from components.store import Patience, fetch_prefix, local_path, shown
+from components.store import RETRY, RetryPolicy, fetch_prefix, local_path, redacted
 from components.widerface.fetch import fetch_archives
 from components.widerface.synthesize import KIND, NOTICE, synthesize
 
@@ -22,7 +22,7 @@ def acquire(
     seed: int,
     image_width: int,
     image_height: int,
-    patience: Patience | None = None,
+    retry: RetryPolicy = RETRY,
     version: str = "",
 ) -> dict[str, object]:
     """Writes an artifact of kind `raw_faces`: the three official archives.
@@ -37,14 +37,14 @@ def acquire(
         seed: Seed of the drawn pictures.
         image_width: Width of the drawn pictures, pixels.
         image_height: Height of the drawn pictures, pixels.
-        patience: Tries, pauses and timeouts of downloads.
-        version: What changes with what lies at `uri`; kept in the manifest where it is known.
+        retry: Attempts, pauses and timeouts of downloads.
+        version: Version of the content of `uri`, for the manifest; empty if it is not known.
 
     Returns:
-        The counts that also stand in the manifest.
+        The counts of the manifest.
 
     Raises:
-        UserError: The location is wrong, or what lies there is no WIDER FACE set.
+        UserError: The location is wrong, or holds no WIDER FACE set.
     """
     scheme = urllib.parse.urlsplit(uri).scheme
     settings: dict[str, object] = {"version": version} if version else {}
@@ -56,13 +56,13 @@ def acquire(
             print(NOTICE)
             synthesize(gathered, training_images, validation_images, seed, image_width, image_height)
         elif scheme in ("http", "https"):
-            fetch_archives([uri], gathered, patience=patience)
+            fetch_archives([uri], gathered, retry=retry)
         elif scheme == "s3":
-            fetch_prefix(uri, gathered, patience=patience)
+            fetch_prefix(uri, gathered, retry=retry)
         elif scheme in ("", "file"):
             gathered = local_path(uri)
         else:
-            raise UserError(f"--uri {shown(uri)}: use a path, file://, https:// or s3://, or leave it out")
+            raise UserError(f"--uri {redacted(uri)}: use a path, file://, https:// or s3://, or leave it out")
         counts: dict[str, object] = {"synthetic": not uri, **_counts(gathered)}
         for archive in ARCHIVES:
             _bring(gathered, archive, scratch)
@@ -73,7 +73,7 @@ def acquire(
 
 
 def _counts(folder: Path) -> dict[str, int]:
-    """Counts images and faces, which also shows whether the annotations can be read."""
+    """Counts images and faces, which also checks the annotations."""
     source = WiderSource(folder)
     counts = {}
     for split in OFFICIAL_NAMES:
@@ -84,11 +84,11 @@ def _counts(folder: Path) -> dict[str, int]:
 
 
 def _bring(folder: Path, archive: str, target: Path) -> None:
-    """Puts one archive into `target`: packed from a folder where there is one, otherwise copied as it is."""
+    """Puts one archive into `target`: packed from a folder if there is one, otherwise copied."""
     part = Path(archive).stem
     if (folder / part).is_dir():
         pack(folder, part, target / archive)
-    elif folder.parent == target:  # downloaded just now
+    elif folder.parent == target:  # downloaded
         (folder / archive).rename(target / archive)
     else:
         shutil.copyfile(folder / archive, target / archive)

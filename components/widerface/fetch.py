@@ -8,7 +8,7 @@ from components.formats.reading import read_text
 from components.formats.wider import ARCHIVES
 from components.progress import Download
 from components.step import UserError
-from components.store import Patience, join, shown
+from components.store import RETRY, RetryPolicy, join, redacted
 from components.store import fetch as fetch_file
 
 
@@ -16,17 +16,17 @@ def fetch_archives(
     sources: Sequence[str],
     output: Path,
     checksums: Mapping[str, str] | None = None,
-    patience: Patience | None = None,
+    retry: RetryPolicy = RETRY,
 ) -> None:
-    """Brings the three archives into the folder `output`; those that are there already are kept.
+    """Downloads the three archives into the folder `output`; existing ones are kept.
 
-    A download that breaks off resumes where it stopped when the command runs again.
+    An interrupted download resumes when the command runs again.
 
     Args:
-        sources: Locations under which the archives lie, tried in turn: paths, `https://` or `s3://` URIs.
+        sources: Locations that hold the archives, tried in turn: paths, `https://` or `s3://` URIs.
         output: The folder to fill. It may exist.
         checksums: SHA-256 by archive name; archives that are not named are not checked.
-        patience: Tries, pauses and timeouts of a download.
+        retry: Attempts, pauses and timeouts of a download.
 
     Raises:
         UserError: No source is given or none has the archive, or an archive's checksum differs.
@@ -38,15 +38,15 @@ def fetch_archives(
         raise UserError(f"checksums name {unknown[0]}, the archives are {', '.join(ARCHIVES)}")
     for name in ARCHIVES:
         if not (output / name).is_file():
-            _fetch_one(sources, name, output / name, (checksums or {}).get(name, ""), patience)
+            _fetch_one(sources, name, output / name, (checksums or {}).get(name, ""), retry)
 
 
-def _fetch_one(sources: Sequence[str], name: str, destination: Path, checksum: str, patience: Patience | None) -> None:
+def _fetch_one(sources: Sequence[str], name: str, destination: Path, checksum: str, retry: RetryPolicy) -> None:
     problems = []
     for source in sources:
         try:
-            with Download(f"{name} from {shown(source)}") as download:
-                fetch_file(join(source, name), destination, checksum, download.report, patience)
+            with Download(f"{name} from {redacted(source)}") as download:
+                fetch_file(join(source, name), destination, checksum, download.report, retry)
             return
         except UserError as error:
             problems.append(str(error))

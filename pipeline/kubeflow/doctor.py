@@ -337,23 +337,23 @@ def _is_known(host: str) -> bool:
 def store(base: str) -> Finding:
     """Writes, reads and removes an object below a base."""
     from components.objects import Entry, open_objects
-    from components.store import Interrupted, Patience, shown
+    from components.store import RetryPolicy, TransientError, redacted
 
     if not base:
         return Finding("store", "skipped", "no store is set", "set store to s3://bucket/prefix to have it tried")
-    objects = open_objects(base, Patience(attempts=2, pause=0.5, timeout=10))
+    objects = open_objects(base, RetryPolicy(attempts=2, pause=0.5, timeout=10))
     name = f".gridbox-doctor-{uuid.uuid4().hex}"
     content = b"gridbox doctor"
     try:
         objects.write(name, content)
         found = objects.read(name)
         objects.remove(Entry(name, len(content), datetime.now(UTC)))
-    except (Interrupted, OSError) as error:
+    except (TransientError, OSError) as error:
         is_perhaps_full = base.startswith("s3://") and "cannot be reached" not in str(error)
         room = (
             "; so does a store without free room: Kubeflow's own SeaweedFS holds 8 volumes" if is_perhaps_full else ""
         )
-        raise UserError(f"{shown(base)}: {error}{room}") from error
+        raise UserError(f"{redacted(base)}: {error}{room}") from error
     if found is None or found[0] != content:
-        return Finding("store", "fail", f"{shown(base)}: does not give back what was written", "check the store")
-    return Finding("store", "pass", f"{shown(base)} can be written, read and removed from")
+        return Finding("store", "fail", f"{redacted(base)}: does not give back what was written", "check the store")
+    return Finding("store", "pass", f"{redacted(base)} can be written, read and removed from")

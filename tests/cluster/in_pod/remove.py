@@ -6,9 +6,9 @@ python3 - BASE
 import sys
 
 from components.objects import open_objects
-from components.store import Patience
+from components.store import RetryPolicy
 
-objects = open_objects(sys.argv[1], Patience())
+objects = open_objects(sys.argv[1], RetryPolicy())
 entries = [*objects.listed(""), *objects.unfinished("")]
 for entry in entries:
     objects.remove(entry)

@@ -1,0 +1,29 @@
+"""The program that makes a task of TAO's a step: it travels in an artifact, for NVIDIA's image has nothing of ours."""
+
+import shutil
+from pathlib import Path
+
+from components.step import publish, write_manifest
+from components.tao.rendering import FAMILIES
+
+
+def write_program(family: str, target: Path) -> None:
+    """Writes a folder that Python runs by its path, with what a family's stages import and its spec templates.
+
+    Args:
+        family: The family, for example `detectnet_v2`.
+        target: The folder to write.
+
+    Raises:
+        UserError: Something that is not ours stands at `target`.
+    """
+    names = ["__init__.py", "step.py", f"{family}/__init__.py", f"{family}/stage.py"]
+    files = [*(FAMILIES / name for name in names), *(FAMILIES / "tao").glob("*.py")]
+    files += (FAMILIES / family / "specs").glob("*/*.txt")
+    with publish(target) as scratch:
+        for file in files:
+            copy = scratch / FAMILIES.name / file.relative_to(FAMILIES)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(file), str(copy))
+        shutil.copyfile(str(FAMILIES / "tao/__main__.py"), str(scratch / "__main__.py"))
+        write_manifest(scratch, "program", {}, {})
