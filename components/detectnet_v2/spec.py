@@ -1,4 +1,4 @@
-"""Loads the specs of DetectNet_v2: parses, fills in TAO's defaults and validates, with file and line of each problem."""
+"""Loads the specs of DetectNet_v2: parses, fills in TAO's defaults and validates; problems have file and line."""
 
 import os
 import re
