@@ -160,9 +160,9 @@ def _print(measurement: "Measurement") -> None:
     from components.evaluate.protocols import label
 
     images, rules = len(measurement.truth.images), measurement.rules
-    for result, found in zip(measurement.results, measurement.detected, strict=True):
+    for result in measurement.results:
         objects = f"{result.measured.objects():,} {result.measured.noun}"
-        print(f"{result.name}: {len(found.predictions.scores):,} detections, {objects} in {images:,} images")
+        print(f"{result.name}: {len(result.detected.predictions.scores):,} detections, {objects} in {images:,} images")
         for name, figure in result.figures.items():
             interval = measurement.intervals.get((result.name, name))
             around = f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
