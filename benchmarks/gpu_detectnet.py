@@ -24,7 +24,7 @@ from training import AUGMENTATION, Rates, labelled_images
 
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
-from components.detectnet_v2.dataset import BatchMaker
+from components.detectnet_v2.batches import BatchMaker
 from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 

@@ -24,7 +24,8 @@ import torch
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.augment import AugmentSettings
-from components.detectnet_v2.dataset import Batch, BatchMaker, BatchTensors, LabelledImages, LabelMapping
+from components.detectnet_v2.batches import Batch, BatchMaker, BatchTensors
+from components.detectnet_v2.dataset import LabelledImages, LabelMapping
 from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, objective_costs
 from components.detectnet_v2.records import Frame
 from components.vision.distributed import Group

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from components.detectnet_v2 import augment
 from components.detectnet_v2.augment import AugmentSettings
+from components.vision.data import annotations, warp
 
 WIDTH, HEIGHT = 40, 24
 ALL = {
@@ -133,7 +134,7 @@ def test_colour_matrix_composes_contrast_tint_and_brightness_in_the_loaders_orde
 def test_a_zoom_of_two_shrinks_in_multisource_and_enlarges_in_default(forward, share):
     chosen = AugmentSettings(zoom_min=2.0, zoom_max=2.0, forward=forward)
     matrix = augment.draw_spatial(chosen, WIDTH, HEIGHT, np.random.default_rng(0))
-    box = augment.warp_boxes(np.array([[0, 0, WIDTH, HEIGHT]], np.float32), matrix)[0]
+    box = annotations.warp_boxes(np.array([[0, 0, WIDTH, HEIGHT]], np.float32), matrix)[0]
     np.testing.assert_allclose([box[2] - box[0], box[3] - box[1]], [WIDTH * share, HEIGHT * share], rtol=1e-5)
 
 
@@ -141,7 +142,7 @@ def test_a_zoom_of_two_shrinks_in_multisource_and_enlarges_in_default(forward, s
 def test_zoom_keeps_the_smaller_of_image_and_view_inside_the_other(ratio, seed):
     chosen = AugmentSettings(zoom_min=ratio, zoom_max=ratio)
     matrix = augment.draw_spatial(chosen, WIDTH, HEIGHT, np.random.default_rng(seed))
-    x1, y1, x2, y2 = augment.warp_boxes(np.array([[0, 0, WIDTH, HEIGHT]], np.float32), matrix)[0]
+    x1, y1, x2, y2 = annotations.warp_boxes(np.array([[0, 0, WIDTH, HEIGHT]], np.float32), matrix)[0]
     if ratio > 1:
         assert min(x1, y1) >= -1e-3
         assert x2 <= WIDTH + 1e-3
@@ -182,8 +183,8 @@ def test_neutral_settings_change_nothing():
     image = np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8)
     # TAO's basis is rounded to three decimals, so that white comes out a quarter of a per cent off.
     colour = augment.draw_colour(AugmentSettings(), random)
-    assert np.abs(augment.recolour(image, colour).astype(int) - image).max() <= 1
-    np.testing.assert_array_equal(augment.warp_image(image, np.eye(3)), image)
+    assert np.abs(warp.recolour(image, colour).astype(int) - image).max() <= 1
+    np.testing.assert_array_equal(warp.warp_image(image, np.eye(3)), image)
 
 
 # ---- Boxes -----------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_neutral_settings_change_nothing():
 def test_boxes_are_the_bounds_of_their_corners_under_the_inverse(seed, corners):
     matrix = augment.draw_spatial(AugmentSettings(**ALL), WIDTH, HEIGHT, np.random.default_rng(seed))
     boxes = np.array([[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners], np.float32)
-    mapped = augment.warp_boxes(boxes.reshape(-1, 4), matrix)
+    mapped = annotations.warp_boxes(boxes.reshape(-1, 4), matrix)
     (a, b, _), (c, d, _), (e, f, _) = matrix.tolist()
     determinant = a * d - b * c
     for box, result in zip(boxes.tolist(), mapped, strict=True):
@@ -215,8 +216,8 @@ def test_boxes_stay_on_what_they_enclose():
     for seed in range(40):
         chosen = AugmentSettings(0.5, 0.8, 1.4, 6, 6, vflip_probability=0.5, forward=bool(seed % 2))
         matrix = augment.draw_spatial(chosen, width, height, np.random.default_rng(seed))
-        warped = augment.warp_image(image, matrix)
-        x1, y1, x2, y2 = augment.warp_boxes(box, matrix)[0]
+        warped = warp.warp_image(image, matrix)
+        x1, y1, x2, y2 = annotations.warp_boxes(box, matrix)[0]
         rows, columns = np.where(warped[..., 0] > 200)
         assert abs(columns.min() - max(x1, 0)) <= 1.5
         assert abs(columns.max() + 1 - min(x2, width)) <= 1.5
@@ -238,7 +239,7 @@ def smooth(width, height):
 
 def on_device(image, matrix, size, border):
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    warped = augment.warp_tensor(tensor, torch.from_numpy(matrix)[None], size, border)
+    warped = warp.warp_tensor(tensor, torch.from_numpy(matrix)[None], size, border)
     return warped[0].permute(1, 2, 0).numpy()
 
 
@@ -258,7 +259,7 @@ def test_opencv_samples_as_the_device_on_a_smooth_image(seed, border):
     """OpenCV rounds positions to 1/32 of a pixel and values to bytes."""
     image = smooth(90, 60)
     matrix = augment.draw_spatial(AugmentSettings(**ALL), 80, 48, np.random.default_rng(seed))
-    ours = augment.warp_image(image, matrix, (80, 48), border) / 255
+    ours = warp.warp_image(image, matrix, (80, 48), border) / 255
     difference = np.abs(ours - on_device(image, matrix, (80, 48), border))
     assert np.mean(difference) < 0.003
     assert np.quantile(difference, 0.99) < 0.02  # at the image's edge the border begins within a pixel
@@ -270,11 +271,11 @@ def test_device_colours_as_the_slow_version_and_as_opencv(seed):
     chosen = AugmentSettings(**ALL)
     colour = augment.draw_colour(chosen, np.random.default_rng(seed))
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    ours = augment.recolour_tensor(tensor, torch.from_numpy(colour)[None])[0].permute(1, 2, 0).numpy()
+    ours = warp.recolour_tensor(tensor, torch.from_numpy(colour)[None])[0].permute(1, 2, 0).numpy()
     for row, column in ((0, 0), (3, 7), (19, 29)):
         pixel = slow_colour(chosen, (image[row, column] / 255).tolist(), np.random.default_rng(seed))
         np.testing.assert_allclose(ours[row, column], np.clip(pixel, 0, 1), atol=1e-5)
-    np.testing.assert_allclose(augment.recolour(image, colour) / 255, ours, atol=1.01 / 255)  # fixed point there
+    np.testing.assert_allclose(warp.recolour(image, colour) / 255, ours, atol=1.01 / 255)  # fixed point there
 
 
 def test_a_batch_is_sampled_image_by_image():
@@ -282,7 +283,50 @@ def test_a_batch_is_sampled_image_by_image():
     random = np.random.default_rng(0)
     drawn = [augment.draw_spatial(AugmentSettings(**ALL), 16, 12, random) for _ in range(3)]
     matrices = torch.from_numpy(np.stack(drawn))
-    joined = augment.warp_tensor(images, matrices, (16, 12), 0.5)
+    joined = warp.warp_tensor(images, matrices, (16, 12), 0.5)
     for index in range(3):
-        alone = augment.warp_tensor(images[index : index + 1], matrices[index : index + 1], (16, 12), 0.5)
+        alone = warp.warp_tensor(images[index : index + 1], matrices[index : index + 1], (16, 12), 0.5)
         torch.testing.assert_close(joined[index], alone[0])
+
+
+# ---- Points and masks ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_points_and_boxes_move_alike_and_mirrored_points_change_places(seed, forward):
+    random = np.random.default_rng(seed)
+    matrix = augment.draw_spatial(AugmentSettings(**{**ALL, "forward": forward}), WIDTH, HEIGHT, random)
+    points = random.uniform((0, 0), (WIDTH, HEIGHT), (2, 3, 2)).astype(np.float32)
+    corners = np.concatenate([points[:, 0], points[:, 0]], axis=1)  # boxes of no extent: points themselves
+    visible = np.array([[True, False, True]] * 2)
+    before = annotations.Annotations(corners, np.arange(2), corners[:0], points, visible)
+    after = before.moved(matrix, flip_map=(0, 2, 1))
+    is_mirrored = matrix[0, 0] * matrix[1, 1] < matrix[0, 1] * matrix[1, 0]
+    np.testing.assert_allclose(after.points[:, 0], after.boxes[:, :2], atol=1e-3)
+    back = np.concatenate([after.points, np.ones((2, 3, 1))], axis=2) @ matrix  # output to source
+    places = [0, 2, 1] if is_mirrored else [0, 1, 2]
+    np.testing.assert_allclose(back[..., :2], points[:, places], atol=1e-2)
+    np.testing.assert_array_equal(after.visible, visible[:, places])
+
+
+def test_cutting_drops_an_object_with_its_points():
+    boxes = np.array([[-5, 0, 10, 10], [50, 0, 60, 10]], np.float32)
+    points = np.array([[[1, 2]], [[55, 5]]], np.float32)
+    cut = annotations.Annotations(boxes, np.array([0, 1]), boxes[1:], points, np.ones((2, 1), bool)).cut((40, 20))
+    np.testing.assert_array_equal(cut.boxes, [[0, 0, 10, 10]])
+    assert cut.class_ids.tolist() == [0]
+    assert cut.points.tolist() == [[[1, 2]]]
+    assert cut.visible.shape == (1, 1)
+    assert len(cut.masked) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_mask_moves_with_the_pixels_that_it_covers(seed):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[HEIGHT // 3 : HEIGHT // 2, WIDTH // 4 : WIDTH // 2] = True
+    matrix = augment.draw_spatial(AugmentSettings(**ALL), WIDTH, HEIGHT, np.random.default_rng(seed))
+    empty = np.zeros((0, 4), np.float32)
+    moved = annotations.Annotations(empty, np.zeros(0, np.int64), empty, mask=mask).moved(matrix).mask
+    image = warp.warp_image(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), matrix, border=0.0)
+    assert (moved == (image[..., 0] > 127)).mean() > 0.99

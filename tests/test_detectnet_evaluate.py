@@ -11,11 +11,11 @@ from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detect
 
 from components.decode.grid.clustering import Clustering
 from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.dataset import Objects
 from components.detectnet_v2.evaluation import box_sizes, evaluate, evaluation_status, print_evaluation
 from components.detectnet_v2.validation import scored_by_tao5
 from components.measure.matching import BoxSizes
 from components.step import UserError
+from components.vision.data.annotations import Annotations
 from components.vision.predictor import detect_images, load_predictor
 
 NOTHING = np.zeros((0, 4), np.float32)
@@ -33,7 +33,7 @@ def data_of(*images, masked=NOTHING):
     """Labelled images as the loader makes them; each image is a list of cells that are red, and of labelled ones."""
     pixels = np.stack([picture(red)[..., ::-1] for red, _ in images])
     objects = [
-        Objects(
+        Annotations(
             np.array([cell_box(*cell) for cell in cells], np.float32).reshape(-1, 4), np.zeros(len(cells), int), masked
         )
         for _, cells in images

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
-from components.detectnet_v2 import augment, dataset, sources, spec_pb2
+from components.detectnet_v2 import augment, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
-from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping, covered_cells
+from components.detectnet_v2.batches import BatchMaker, covered_cells
+from components.detectnet_v2.dataset import LabelledImages, LabelMapping
+from components.detectnet_v2.framing import Framing
 from components.detectnet_v2.records import Frame, frame_to_example
 from components.formats.images import upright_size
 from components.formats.tfrecord import write_records
 from components.step import UserError
+from components.vision.data.annotations import Annotations
 
 WIDTH, HEIGHT = 96, 64
 GEOMETRY = GridGeometry(WIDTH, HEIGHT)
@@ -136,7 +139,7 @@ edges = st.floats(-40, 140, width=32)
 def test_boxes_are_cut_to_the_input_and_dropped_outside(corners, smallest):
     boxes = [[min(a, c), min(b, d), max(a, c), max(b, d)] for a, b, c, d in corners]
     array = np.array(boxes, np.float32).reshape(-1, 4)
-    objects = dataset.Objects(array, np.arange(len(boxes)), array)
+    objects = Annotations(array, np.arange(len(boxes)), array)
     result = Framing(clip=True, smallest=smallest).cut(objects, GEOMETRY)
     expected = [(index, cut) for index, box in enumerate(boxes) if (cut := slow_cut(box, smallest))]
     assert result.class_ids.tolist() == [index for index, _ in expected]
@@ -238,7 +241,7 @@ def test_every_image_is_taken_once_before_any_is_repeated(images, batch_size, wo
     data = object.__new__(LabelledImages)
     data.labels, data.source_ids = [None] * images, np.zeros(images, np.int64)
     maker = batch_maker(data, batch_size=batch_size, world_size=world_size)
-    order = maker._order(epoch)
+    order = maker.order.joined(epoch)
     assert len(order) == maker.steps * batch_size * world_size
     assert sorted(order[:images]) == list(range(images))
     assert maker.steps == math.ceil(math.ceil(images / batch_size) / world_size)  # as TAO counts
@@ -249,7 +252,7 @@ def test_uniform_sampling_draws_the_sources_alike_and_each_ones_images_in_turn()
     data.source_ids = np.array([0] * 3 + [2] * 97)  # the middle source has no frame
     data.labels = [None] * 100
     maker = batch_maker(data, batch_size=10, uniform_sources=True)
-    orders = np.stack([maker._order(epoch) for epoch in range(40)])
+    orders = np.stack([maker.order.joined(epoch) for epoch in range(40)])
     assert np.mean(orders < 3) == pytest.approx(0.5, abs=0.03)
     for order in orders[:5]:
         small = order[order < 3]

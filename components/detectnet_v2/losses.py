@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from components.detectnet_v2.dataset import BatchTensors
+from components.detectnet_v2.batches import BatchTensors
 
 OBJECTIVES = ("cov", "bbox")
 _EPSILON = 1e-5

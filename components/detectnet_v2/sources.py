@@ -13,8 +13,10 @@ import torch
 from components.decode.grid.encode import CoverageShape
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
-from components.detectnet_v2.dataset import BatchMaker, Framing, LabelledImages, LabelMapping
+from components.detectnet_v2.batches import BatchMaker
+from components.detectnet_v2.dataset import LabelledImages, LabelMapping
 from components.detectnet_v2.experiment import class_names, geometry
+from components.detectnet_v2.framing import Framing
 from components.detectnet_v2.records import Frame, load_frames
 from components.step import UserError
 

@@ -9,7 +9,8 @@ from google.protobuf import text_format
 from torch import Tensor, nn
 
 from components.detectnet_v2 import experiment, sources, spec_pb2
-from components.detectnet_v2.dataset import BatchTensors, LabelledImages
+from components.detectnet_v2.batches import BatchTensors
+from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.evaluation import evaluate, evaluation_status, print_evaluation
 from components.detectnet_v2.losses import WeightPenalty, objective_costs
 from components.detectnet_v2.network import build_network, freeze

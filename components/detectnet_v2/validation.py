@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.detectnet_v2.dataset import BatchMaker
+from components.detectnet_v2.batches import BatchMaker
 from components.detectnet_v2.losses import ObjectiveWeights, objective_costs
 from components.step import UserError
 from components.vision.predictor import Grids, Images, Predictor

@@ -1,0 +1,204 @@
+"""Training batches of DetectNet_v2: augmented images and grid targets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from components.decode.grid.encode import CoverageShape, encode
+from components.decode.grid.geometry import GridGeometry
+from components.detectnet_v2.augment import AugmentSettings, draw_colour, draw_spatial
+from components.detectnet_v2.dataset import LabelledImages
+from components.vision.data.annotations import Annotations
+from components.vision.data.cache import Pixels
+from components.vision.data.order import EpochOrder, made_ahead
+from components.vision.data.warp import Resampling, recolour, warp_image
+from components.vision.threads import available_cores
+
+
+class BatchTensors(NamedTuple):
+    """A batch on the device that trains; see `Batch`."""
+
+    images: Tensor
+    coverage: Tensor
+    coverage_norm: Tensor
+    bbox: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        images: [N, H, W, 3] RGB: the network's input, or the canvas where there is a resampling.
+        coverage: [N, C, h, w].
+        coverage_norm: [N, C, h, w].
+        bbox: [N, C, 4, h, w].
+        mask: [N, C, h, w], a factor for each cell's cost.
+        resampling: What `to_tensors` does with the images on the device; None where it has been done.
+    """
+
+    images: Pixels
+    coverage: NDArray[np.float32]
+    coverage_norm: NDArray[np.float32]
+    bbox: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    resampling: Resampling | None = None
+
+    def to_tensors(self, device: torch.device) -> BatchTensors:
+        """Moves the batch to a device: images as [N, 3, H, W] float in 0..1 (channels last), then the targets."""
+        arrays = (self.images, self.coverage, self.coverage_norm, self.bbox, self.mask)
+        images, *targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
+        coverage, coverage_norm, bbox, mask = targets
+        images = images.permute(0, 3, 1, 2).float().div_(255)
+        if self.resampling is not None:
+            images = self.resampling.apply(images)
+        return BatchTensors(images, coverage, coverage_norm, bbox, mask)
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes the batches of an epoch from labelled images.
+
+    Attributes:
+        data: The images and labels.
+        geometry: The grid.
+        shapes: Coverage shape of each class.
+        deadzone_radius: See `encode`.
+        augmentation: What is drawn per image; None for none.
+        mask_multiplier: Factor of the cost in masked regions.
+        mask_spares_objects: Whether cells covered by an object keep their full cost there (`preserve_ground_truth`).
+        batch_size: Images of a batch.
+        seed: Of all draws.
+        rank: Of this process.
+        world_size: Number of processes that train together.
+        uniform_sources: Draw each image's data source with equal probability (`sampling_mode: UNIFORM`); otherwise
+            every image is taken once an epoch.
+        on_device: Leave the sampling of pixels to `Batch.to_tensors`. Batches then lie in pinned memory, where CUDA is
+            available, and several threads make them.
+    """
+
+    data: LabelledImages
+    geometry: GridGeometry
+    shapes: tuple[CoverageShape, ...]
+    deadzone_radius: float
+    augmentation: AugmentSettings | None
+    mask_multiplier: float
+    mask_spares_objects: bool
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    uniform_sources: bool = False
+    on_device: bool = False
+    workers: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Without a device, the network's own threads need the cores.
+        workers = max(available_cores() // self.world_size - 1, 1) if self.on_device else 1
+        object.__setattr__(self, "workers", workers)
+
+    @property
+    def order(self) -> EpochOrder:
+        """Which images each step shows."""
+        return EpochOrder(
+            self.data.source_ids, self.batch_size, self.seed, self.rank, self.world_size, self.uniform_sources
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; the last one is filled up from the epoch's beginning."""
+        return self.order.steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yields this process's batches of an epoch (0-based), made ahead of their use.
+
+        Args:
+            epoch: Number of the epoch.
+            first_step: The batches before it are left out.
+        """
+        plan = self.order.own(epoch)
+        return made_ahead(lambda step: self.batch(epoch, step, plan[step]), range(first_step, self.steps), self.workers)
+
+    def batch(self, epoch: int, step: int, indices: NDArray[np.int64]) -> Batch:
+        """Makes a batch of the images with these indices, with the draws that belong to this epoch and step."""
+        count, classes = len(indices), len(self.shapes)
+        grid = (self.geometry.rows, self.geometry.columns)
+        resampling = self._resampling(count)
+        height, width = self.data.canvas.shape[1:3] if resampling else (self.geometry.height, self.geometry.width)
+        batch = Batch(
+            self._empty((count, height, width, 3), torch.uint8).numpy(),
+            self._empty((count, classes, *grid)).numpy(),
+            self._empty((count, classes, *grid)).numpy(),
+            self._empty((count, classes, 4, *grid)).numpy(),
+            self._empty((count, classes, *grid)).numpy(),
+            resampling,
+        )
+        for position, index in enumerate(indices):
+            self._fill(batch, position, int(index), self.order.random(epoch, step, position))
+        return batch
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        # Only from pinned memory does a copy to the device run beside the training.
+        return torch.empty(shape, dtype=dtype, pin_memory=self.on_device and torch.cuda.is_available())
+
+    def _resampling(self, count: int) -> Resampling | None:
+        """Returns room for what the device is to do."""
+        if not self.on_device or self.augmentation is None:
+            return None
+        return Resampling(
+            self._empty((count, 3, 3)).numpy(),
+            self._empty((count, 4, 3)).numpy(),
+            (self.geometry.width, self.geometry.height),
+            self.data.framing.border,
+        )
+
+    def _fill(self, batch: Batch, position: int, index: int, random: np.random.Generator) -> None:
+        framing, settings = self.data.framing, self.augmentation
+        objects, weight = self.data.labels[index], float(self.data.weights[index])
+        size = (self.geometry.width, self.geometry.height)
+        matrix = framing.window
+        if settings is None:
+            batch.images[position] = self.data.pixels[index]
+        else:
+            matrix = draw_spatial(settings, *size, random) @ matrix
+            colour = draw_colour(settings, random)
+            if batch.resampling:
+                batch.images[position] = self.data.canvas[index]
+                batch.resampling.matrices[position] = matrix
+                batch.resampling.colours[position] = colour
+            else:
+                warped = warp_image(self.data.canvas[index], matrix, size, framing.border)
+                batch.images[position] = recolour(warped, colour)
+        if settings or not framing.is_plain:
+            objects = objects.moved(matrix)
+        self._encode(batch, position, framing.cut(objects, self.geometry), weight)
+
+    def _encode(self, batch: Batch, position: int, objects: Annotations, weight: float) -> None:
+        targets = encode(objects.boxes, objects.class_ids, self.shapes, self.geometry, self.deadzone_radius)
+        batch.coverage[position] = targets.coverage
+        batch.coverage_norm[position] = targets.coverage_norm
+        batch.bbox[position] = targets.bbox
+        region = np.broadcast_to(covered_cells(objects.masked, self.geometry), targets.coverage.shape)
+        if self.mask_spares_objects:
+            region = region & (targets.coverage == 0)
+        batch.mask[position] = np.where(region, self.mask_multiplier * weight, weight)
+
+
+def covered_cells(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.bool_]:
+    """Returns [rows, columns]: the cells of which one of 5 x 5 sample points lies inside a box [M, 4] (pixels).
+
+    Source: TAO 5.0, `rasterizers/loss_mask_rasterizer.py` and `core/processors/polygon_rasterizer.py`.
+    """
+    covered = np.zeros((geometry.rows, geometry.columns), bool)
+    x, y = ((np.arange(5 * cells) + 0.5) * geometry.stride / 5 for cells in (geometry.columns, geometry.rows))
+    for x1, y1, x2, y2 in boxes:
+        columns = ((x > x1) & (x < x2)).reshape(-1, 5).any(1)
+        rows = ((y > y1) & (y < y2)).reshape(-1, 5).any(1)
+        covered |= rows[:, None] & columns
+    return covered

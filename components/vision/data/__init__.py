@@ -1,0 +1,1 @@
+"""From labelled images to batches: decoded pixels, the order of an epoch, augmentation. Of no family."""
