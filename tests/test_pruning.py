@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from networks import assert_same_outputs, network_of, small_network
 
 from components.step import UserError
-from components.vision.gridnet import count_parameters
+from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, coupled_convolutions, prune, threshold_for_ratio
 from components.vision.resnet import ResNetConfig
 

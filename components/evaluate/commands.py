@@ -270,10 +270,10 @@ def _print(result: "Evaluated") -> None:
     def ratio(value: float | None) -> str:
         return "none to find" if value is None else f"{value:.4f}"
 
-    figures = result.metrics
+    figures, title = result.metrics, f"{result.score.scale.title}@{result.metrics['iou_threshold']:g}"
     print(
-        f"{result.name}: {result.score.scale.title}@{figures['iou_threshold']:g} {ratio(result.score.value)} over {figures['objects']} "
-        f"objects at least {figures['minimum_height']:g} pixels high in {figures['images']} images, "
+        f"{result.name}: {title} {ratio(result.score.value)} over {figures['objects']} objects at least "
+        f"{figures['minimum_height']:g} pixels high in {figures['images']} images, "
         f"{figures['images_per_second']:.1f} images/s"
     )
     bands = figures["average_precision_by_height"]

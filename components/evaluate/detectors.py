@@ -63,9 +63,9 @@ def detect_here(
     pictures: Pictures,
     truth: Truth,
     findings: Findings,
+    batch_size: int = BATCH_SIZE,
     *,
     stored_pixels: bool = True,
-    batch_size: int = BATCH_SIZE,
 ) -> Detected:
     """Runs a model over the truth's images.
 
@@ -75,8 +75,8 @@ def detect_here(
         pictures: The images.
         truth: What is there.
         findings: Where to count what is remarkable.
-        stored_pixels: Whether boxes are wanted in the pixels of the stored images, or of the network's input.
         batch_size: Images that the network sees at once.
+        stored_pixels: Whether boxes are wanted in the pixels of the stored images, or of the network's input.
 
     Raises:
         UserError: An image is missing or broken; or there are faults and none is allowed.

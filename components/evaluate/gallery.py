@@ -8,9 +8,9 @@ from html import escape
 import cv2
 import numpy as np
 
-from components.measure.average_precision import Measured
 from components.evaluate.pictures import Reader
 from components.formats.images import Image
+from components.measure.average_precision import Measured
 from components.measure.boxes import Floats, iou
 from components.measure.dataset import Integers
 from components.measure.matching import FALSE_POSITIVE, TRUE_POSITIVE

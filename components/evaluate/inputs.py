@@ -153,7 +153,7 @@ def read_labelled(
         if name not in class_names:
             skipped[f"labels of class {name}"] = int((truth.classes == index).sum())
     truth = replace(truth, attributes={}).of_classes(class_names)
-    has_area: Booleans = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(axis=1)
+    has_area: Booleans = np.all(truth.boxes[:, 2:] > truth.boxes[:, :2], axis=1)
     if wider or not has_area.all():
         skipped["faces without area" if wider else "labels without area"] = int((~has_area).sum())
     truth = truth.where(has_area)

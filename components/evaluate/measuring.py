@@ -81,7 +81,7 @@ def _stem(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How to talk to an endpoint: the ensemble (empty: the usual one), the gateway's host name, authorities to trust."""
+    """How to talk to an endpoint: the ensemble, if not the usual one, the gateway's host name, authorities to trust."""
 
     model: str = ""
     host: str = ""

@@ -16,7 +16,6 @@ from components.step import UserError
 from components.vision.inputs import InputSpec
 from components.vision.scoring import network_input
 
-
 # Gives, for names of images, those names with the image [H, W, 3], BGR; the boxes' pixels are its pixels.
 Reader = Callable[[Collection[str]], Iterator[tuple[str, Image]]]
 

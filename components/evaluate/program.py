@@ -129,8 +129,9 @@ class Scoring:
 
     def model(self, name: str, predictor: Predictor) -> Evaluated:
         """Scores a model in this process."""
-        pixels = {"stored_pixels": False, "batch_size": self._source.batch_size}
-        return self._evaluated(name, detect_here(predictor, name, self._pictures, self._truth, Findings(), **pixels))
+        batch_size = self._source.batch_size
+        found = detect_here(predictor, name, self._pictures, self._truth, Findings(), batch_size, stored_pixels=False)
+        return self._evaluated(name, found)
 
     def endpoint(self, endpoint: Endpoint) -> Evaluated:
         """Scores a served detector.

@@ -1,6 +1,5 @@
 """Average precision: what one model found in a set of images, matched class by class with what is there."""
 
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -85,9 +84,7 @@ class Measured:
 
     def score(self, mode: AveragePrecisionMode = "integrate") -> Score:
         """Returns the mean over the classes that have objects."""
-        return Score(
-            AVERAGE_PRECISION, mean_average_precision([*self.curves().values()], mode), count=self.objects()
-        )
+        return Score(AVERAGE_PRECISION, mean_average_precision([*self.curves().values()], mode), count=self.objects())
 
     def outcomes(self) -> dict[str, CurveOutcomes]:
         """Returns by class what each image contributed."""
@@ -185,5 +182,3 @@ def images_of(truth: Truth, predictions: Predictions, class_name: str) -> list[I
             found.offsets[:-1], found.offsets[1:], there.offsets[:-1], there.offsets[1:], strict=True
         )
     ]
-
-
