@@ -117,13 +117,13 @@ def _write_manifest(directory: Path, counts: Mapping[str, Any], settings: Mappin
 
 
 def _average_precision(predictor: Predictor, kitti: Path, min_height: float) -> float:
-    scoring = Scoring(
+    scoring = Scoring.open(
         Source(kitti, None, "validation"),
         Rules(Protocol.ap50, min_height=min_height),
         predictor.input,
         predictor.decoder.class_names,
     )
-    score = scoring.model("model", predictor).score
+    score = scoring.model("", predictor).score
     if score.value is None:
         raise UserError(
             f"{kitti}: no labelled object at least {min_height:g} pixels high in the validation split, so nothing can "

@@ -8,7 +8,7 @@ import numpy as np
 from components.decode.instances import Instances, Placement
 from components.evaluate.inputs import Findings, Found, aligned
 from components.evaluate.latency import MOST_IMAGES, Latency, measure
-from components.evaluate.pictures import Pictures
+from components.evaluate.pictures import Picture, Pictures
 from components.measure.boxes import Floats
 from components.measure.dataset import Predictions, Truth
 from components.progress import track
@@ -71,7 +71,7 @@ def detect_here(
 
     Args:
         predictor: The model.
-        name: What it is called.
+        name: What it is called; without a name no progress is shown.
         pictures: The images.
         truth: What is there.
         findings: Where to count what is remarkable.
@@ -84,7 +84,7 @@ def detect_here(
     inference, found = Inference(predictor, batch_size), _Gathered()
 
     def fitted() -> Iterator[tuple[tuple[str, Placement], Image]]:
-        for picture in track(pictures.encoded(truth.images), len(truth.images), f"detecting with {name}"):
+        for picture in _shown(pictures, truth, name):
             pixels, placement = network_input(picture.content, picture.place, predictor.input)
             yield (picture.name, placement), pixels
 
@@ -126,7 +126,7 @@ def detect_there(
     sent: list[bytes] = []
 
     def outgoing() -> Iterator[tuple[str, bytes]]:
-        for picture in track(pictures.encoded(truth.images), len(truth.images), f"detecting with {name}"):
+        for picture in _shown(pictures, truth, name):
             if len(sent) < MOST_IMAGES:
                 sent.append(picture.content)
             yield picture.name, picture.content
@@ -154,6 +154,12 @@ def detect_there(
         images_per_second=latency.throughput,
         latency=latency,
     )
+
+
+def _shown(pictures: Pictures, truth: Truth, name: str) -> Iterable[Picture]:
+    """Returns the truth's images; how far they are done is shown."""
+    images = pictures.encoded(truth.images)
+    return track(images, len(truth.images), f"detecting with {name}") if name else images
 
 
 class _Gathered:

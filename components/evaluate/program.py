@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.difference import Difference, compare
@@ -108,29 +108,43 @@ class Outputs:
             check_target(file, None)
 
 
+@dataclass(frozen=True, slots=True)
 class Scoring:
-    """Labelled images and the rules by which models are scored on them, in pixels of the network's input."""
+    """Labelled images and the rules by which models are scored on them, in pixels of the network's input.
 
-    def __init__(self, source: Source, rules: Rules, spec: InputSpec, class_names: Sequence[str]) -> None:
+    Attributes:
+        source: Where the images come from.
+        rules: How models are scored.
+        spec: What the network takes.
+        truth: What is there to be found, in pixels of the stored images.
+        skipped: By what was left out of the truth, how often.
+        pictures: The images.
+    """
+
+    source: Source
+    rules: Rules
+    spec: InputSpec
+    truth: Truth
+    skipped: Mapping[str, int]
+    pictures: Pictures
+
+    @classmethod
+    def open(cls, source: Source, rules: Rules, spec: InputSpec, class_names: Sequence[str]) -> Self:
         """Reads what a network with this input and these classes can find.
 
         Raises:
             UserError: It cannot be read.
         """
-        self._source, self._rules, self._spec = source, rules, spec
-        self._truth, self._skipped = read_labelled(
-            source.folder,
-            source.split,
-            class_names,
-            wider=source.wider is not None,
-            ignore_regions=source.ignore_regions,
+        folder, is_wider = source.folder, source.wider is not None
+        truth, skipped = read_labelled(
+            folder, source.split, class_names, wider=is_wider, ignore_regions=source.ignore_regions
         )
-        self._pictures = Pictures(self._truth, source.folder, source.split)
+        return cls(source, rules, spec, truth, skipped, Pictures(truth, folder, source.split))
 
     def model(self, name: str, predictor: Predictor) -> Evaluated:
         """Scores a model in this process."""
-        batch_size = self._source.batch_size
-        found = detect_here(predictor, name, self._pictures, self._truth, Findings(), batch_size, stored_pixels=False)
+        batch_size = self.source.batch_size
+        found = detect_here(predictor, name, self.pictures, self.truth, Findings(), batch_size, stored_pixels=False)
         return self._evaluated(name, found)
 
     def endpoint(self, endpoint: Endpoint) -> Evaluated:
@@ -139,13 +153,13 @@ class Scoring:
         Its boxes come back in pixels of the stored images. They are mapped into the network's input as the labels are,
         so that heights, and with them what counts, are those of a model in this process.
         """
-        found = detect_there(endpoint, "endpoint", self._pictures, self._truth, Findings(), self._spec)
+        found = detect_there(endpoint, "endpoint", self.pictures, self.truth, Findings(), self.spec)
         return self._evaluated("endpoint", found)
 
     def _evaluated(self, name: str, detected: Detected) -> Evaluated:
         assert detected.placements is not None
-        truth: Truth = self._truth.placed(detected.placements.scales, detected.placements.offsets)
-        return Evaluated.of(measure(name, truth, detected, self._rules), self._rules, self._skipped)
+        truth = self.truth.placed(detected.placements.scales, detected.placements.offsets)
+        return Evaluated.of(measure(name, truth, detected, self.rules), self.rules, self.skipped)
 
     def write(
         self,
@@ -156,8 +170,8 @@ class Scoring:
         serving: Serving | None = None,
     ) -> None:
         """Writes the evaluation of models, and the copies of its report that are asked for."""
-        data, rules, source = self._source.describe(), self._rules, self._source
-        page = workflow_page(models, rows, self._pictures, self._spec, data, rules, serving)
+        source, rules, data = self.source, self.rules, self.source.describe()
+        page = workflow_page(models, rows, self.pictures, self.spec, data, rules, serving)
         html = render(page)
         settings: dict[str, Any] = {
             "split": source.split,
@@ -182,7 +196,7 @@ def score_model(model: Path, source: Source, rules: Rules, outputs: Outputs) -> 
         outputs: Where the results go.
     """
     predictor = load_predictor(model)
-    scoring = Scoring(source, rules, predictor.input, predictor.decoder.class_names)
+    scoring = Scoring.open(source, rules, predictor.input, predictor.decoder.class_names)
     result = scoring.model("scored", predictor)
     scoring.write([result], [measured_row(result, model)], outputs, {})
     return result
@@ -211,7 +225,7 @@ def score_endpoint(
     predictor = load_predictor(model) if model else None
     if predictor:
         _refuse_another(endpoint, model, predictor)
-    scoring = Scoring(source, rules, predictor.input if predictor else input_of(endpoint), endpoint.class_names)
+    scoring = Scoring.open(source, rules, predictor.input if predictor else input_of(endpoint), endpoint.class_names)
     served = scoring.endpoint(endpoint)
     results, rows, extra, difference = [served], [measured_row(served, None)], {}, None
     if predictor and model:
@@ -312,7 +326,7 @@ def final_report(
     kinds = [(predictor.input, predictor.decoder.class_names) for predictor in predictors]
     if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
-    scoring = Scoring(source, rules, *kinds[0])
+    scoring = Scoring.open(source, rules, *kinds[0])
     before, after = scoring.model("exported", predictors[0]), scoring.model("quantized", predictors[1])
     rows += [measured_row(before, exported), measured_row(after, quantized)]
     lost = points_lost(before.score, after.score)

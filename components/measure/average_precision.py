@@ -136,7 +136,12 @@ class AveragePrecision:
 
     name = AVERAGE_PRECISION
 
-    def __init__(self, class_names: Sequence[str], sizes: Sizes = ANY_HEIGHT, iou: float = 0.5) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        sizes: Sizes | Mapping[str, Sizes] = ANY_HEIGHT,
+        iou: float | Mapping[str, float] = 0.5,
+    ) -> None:
         """Begins without images; for the arguments see `Measured.of`."""
         self._class_names, self._sizes, self._iou = tuple(class_names), sizes, iou
         self._images: list[str] = []
