@@ -20,7 +20,7 @@ from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
 from components.evaluate.pictures import Picture
 from components.evaluate.program import Scoring, Source, input_of, require_version
-from components.evaluate.protocols import Protocol, Rules
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Label
 from components.measure.matching import HeightBand
 from components.serve.config import RepositorySettings

@@ -10,7 +10,7 @@ import numpy as np
 
 from components.convert.quantize import Runtime, quantize
 from components.evaluate.program import Scoring, Source
-from components.evaluate.protocols import Protocol, Rules
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Sample, read_split
 from components.step import MANIFEST, StageError, UserError, check_target, publish, read_manifest, write_manifest
 from components.tao.status import STATUS_FILE

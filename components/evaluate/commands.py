@@ -7,13 +7,13 @@ import typer
 from typer.core import TyperGroup
 
 from components.evaluate import measuring_options as options
+from components.evaluate.rules import Protocol, Rules
 from components.step import UserError, read_manifest
 from components.tao.tasks import MODELS
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
     from components.evaluate.evaluation import Evaluated
-    from components.evaluate.protocols import Rules
 
 # What `gridbox evaluate` with options and without a word is.
 _MEASURE = "measure"
@@ -68,7 +68,7 @@ DEFAULT_BANDS = "12-16,16-24,24-40,40-80,80+"
 @app.command(_MEASURE)
 def measure(
     truth: options.Truth,
-    protocol: options.ProtocolOption = options.ProtocolName.ap50,
+    protocol: options.ProtocolOption = Protocol.ap50,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -119,7 +119,7 @@ def measure(
         truth,
         images,
         split.canonical,
-        options.rules_of(protocol, iou, min_height, mode, height_bands),
+        Rules(protocol, iou, min_height, mode.value, options.parse_bands(height_bands)),
         strict,
         Resampling(confidence, replicates) if intervals else None,
         Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout),
@@ -262,8 +262,8 @@ def report(
     print(f"Report: {evaluation / 'report.html'}")
 
 
-def _rules(min_height: float, iou: float, bands: str) -> "Rules":
-    return options.rules_of(options.ProtocolName.ap50, iou, min_height, options.CurveMode.integrate, bands)
+def _rules(min_height: float, iou: float, bands: str) -> Rules:
+    return Rules(Protocol.ap50, iou, min_height, bands=options.parse_bands(bands))
 
 
 def _print(result: "Evaluated") -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.evaluate.protocols import Result, Rules
+from components.evaluate.protocols import Result
+from components.evaluate.rules import Rules
 from components.measure.evidence import FILE as EVIDENCE_FILE
 from components.measure.evidence import Evidence, digest_of, write_evidence
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE

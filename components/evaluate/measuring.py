@@ -8,7 +8,8 @@ from typing import Any
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.inputs import Findings, models_in, read_predictions, read_truth
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Result, Rules, measure
+from components.evaluate.protocols import Result, measure
+from components.evaluate.rules import Rules
 from components.measure.dataset import Truth
 from components.measure.uncertainty import (
     CONFIDENCE,

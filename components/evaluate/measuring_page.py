@@ -8,7 +8,8 @@ from components.evaluate.figures import Chart, Whisker, official_line, points
 from components.evaluate.measuring import Difference, Measurement
 from components.evaluate.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import MAIN, Protocol, Result, Rules, label
+from components.evaluate.protocols import Result
+from components.evaluate.rules import MAIN, Protocol, Rules, label
 from components.measure.wider import SUBSETS
 
 _PROTOCOLS = {

@@ -10,7 +10,7 @@ from components.evaluate.figures import Chart, Whisker, precision_recall_line
 from components.evaluate.gallery import SPREAD, WORST, Gallery, make_gallery
 from components.evaluate.latency import Latency
 from components.evaluate.pictures import Reader
-from components.evaluate.protocols import Rules
+from components.evaluate.rules import Rules
 from components.measure.average_precision import Measured
 
 NONE = "–"

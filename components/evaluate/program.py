@@ -18,9 +18,10 @@ from components.evaluate.evaluation import (
 )
 from components.evaluate.inputs import Findings, read_labelled
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Rules, measure
+from components.evaluate.protocols import measure
 from components.evaluate.report import render
 from components.evaluate.report_markdown import render_markdown
+from components.evaluate.rules import Rules
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
 from components.evaluate.workflow_page import DataSet, Serving, workflow_page
 from components.measure.dataset import Truth
@@ -233,9 +234,7 @@ def score_endpoint(
         results, rows = [here, *results], [measured_row(here, model), *rows]
         difference = difference_of(here, served)
         extra = {"differing_images": len(difference.differing), "largest_edge_difference": difference.edge}
-    latency = served.result.detected.latency
-    assert latency is not None
-    scoring.write(results, rows, outputs, extra, Serving(str(endpoint), latency, difference))
+    scoring.write(results, rows, outputs, extra, Serving(str(endpoint), difference))
     if difference and difference.share > differing:
         raise StageError(
             f"{endpoint}: its boxes differ from those of {model} in {len(difference.differing)} of {difference.images} "

@@ -1,7 +1,7 @@
 """The rows of the report's table: what the earlier stages' evaluations say, and what this one measured."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,3 @@ def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
 def points_lost(before: Score, after: Score) -> float | None:
     """Returns by how many points (hundredths) a score fell; negative when it rose, None if unknown."""
     return before.points_above(after) if before.is_number and after.is_number else None
-
-
-def has_gaps(rows: Sequence[StageRow]) -> bool:
-    """Tells whether a row carries a note instead of figures."""
-    return any(row.note for row in rows)

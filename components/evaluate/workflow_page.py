@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from components.evaluate.difference import TOLERANCE, Difference
 from components.evaluate.evaluation import Evaluated
-from components.evaluate.latency import Latency
 from components.evaluate.page import NONE, Page, Table, duration, measure_of, page_of, ratio, size, subject
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Rules
-from components.evaluate.stages import StageRow, has_gaps, points_lost
+from components.evaluate.rules import Rules
+from components.evaluate.stages import StageRow, points_lost
 from components.vision.inputs import InputSpec
 
 _NAMED = 10  # of the images in which an endpoint differs
@@ -36,12 +35,10 @@ class Serving:
 
     Attributes:
         name: Where it is.
-        latency: How long it took.
         difference: How far it agrees with the model that was scored here; None without one.
     """
 
     name: str
-    latency: Latency
     difference: Difference | None
 
 
@@ -66,6 +63,7 @@ def workflow_page(
         serving: Where the last model is a served one, how it did that.
     """
     final, measured = models[-1], [model.result.measured for model in models]
+    latency = final.result.detected.latency
     noun, measure = measured[-1].noun, measure_of(measured[-1], rules)
     return page_of(
         measured,
@@ -83,7 +81,7 @@ def workflow_page(
         height_axis="Height in the network’s input, pixels",
         method=_method(final, data, rules, rows, noun, serving),
         stages=_stages(rows, measure),
-        latencies=[(serving.name, len(models) - 1, serving.latency)] if serving else [],
+        latencies=[(serving.name, len(models) - 1, latency)] if serving and latency else [],
     )
 
 
@@ -144,7 +142,7 @@ def _method(
         lines += [f"Left out: {skipped}."] if skipped else []
     if serving:
         lines += _serving_method(serving)
-    if has_gaps(rows):
+    if any(row.note for row in rows):
         lines.append("Stages without figures were skipped, or their evaluation was not given to this report.")
     return lines
 
