@@ -473,7 +473,7 @@ def test_models_need_nothing_that_tritons_image_lacks(tmp_path):
         "import importlib, json, sys\n"
         "for name in ('preprocess', 'postprocess'):\n"
         "    importlib.import_module('components.serve.models.' + name)\n"
-        "import components.formats.images\n"
+        "import components.decode.grid, components.formats.images\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

@@ -14,6 +14,7 @@ from components.decode.grid.clustering import detect, detect_like_tao5
 from components.decode.grid.decoder import GridDecoder
 from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
+from components.detectnet_v2.decoding import grid_decoder
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.measure import tao
 from components.measure.average_precision import Measured, images_of
@@ -73,7 +74,7 @@ def evaluate_model(
 
 def _decoder(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> GridDecoder:
     """Returns the model's decoder, unless the model does not belong to the spec."""
-    decoder = experiment.grid_decoder(predictor.decoder, model)
+    decoder = grid_decoder(predictor.decoder, model)
     ours, theirs = decoder.geometry, experiment.geometry(spec)
     mend = "use the spec it was trained with"
     if (ours.width, ours.height) != (theirs.width, theirs.height):

@@ -4,18 +4,14 @@ What is wrong or not honoured has been refused by `spec.load_experiment`, which 
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from components.decode.decoder import Decoder
 from components.decode.grid.clustering import Clustering
-from components.decode.grid.decoder import GridDecoder
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
-from components.step import UserError
 from components.vision.gridnet import GridNetConfig
 from components.vision.resnet import ResNetConfig
 from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
@@ -40,17 +36,6 @@ REGULARIZERS: dict[int, Literal["none", "L1", "L2"]] = {
     spec_pb2.RegularizerConfig.L1: "L1",
     spec_pb2.RegularizerConfig.L2: "L2",
 }
-
-
-def grid_decoder(decoder: Decoder, model: Path) -> GridDecoder:
-    """Returns a model's decoder.
-
-    Raises:
-        UserError: It is of another kind, so the model is no DetectNet_v2.
-    """
-    if not isinstance(decoder, GridDecoder):
-        raise UserError(f"{model}: no DetectNet_v2; its outputs are decoded as {decoder.settings()['kind']}")
-    return decoder
 
 
 def class_names(spec: spec_pb2.Experiment) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from components.decode.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.detectnet_v2 import experiment, spec_pb2
+from components.detectnet_v2.decoding import grid_decoder
 from components.formats.images import Image, ImageError
 from components.formats.kitti import Label
 from components.formats.listing import some
@@ -112,7 +113,7 @@ class ImageDetector:
         # Classes without an entry are not looked for.
         handlers = {name: _handler(spec, name)[1] for name in names}
         self._decoder = replace(
-            experiment.grid_decoder(self._predictor.decoder, model),
+            grid_decoder(self._predictor.decoder, model),
             clustering={name: experiment.inference_clustering(handler, tao5) for name, handler in handlers.items()},
             detector=detect_for_inference_like_tao5 if tao5 else detect_for_inference,
         )
@@ -123,14 +124,12 @@ class ImageDetector:
         width, height = spec.width, spec.height
         stretched = np.stack([spec.place(image)[0] for image in images])
         found = detect_images(self._predictor, stretched, self._decoder)
+        drawings = [(self._decoder.class_names.index(name), drawing) for name, drawing in self._drawings.items()]
         return [
             [
-                Found(
-                    _label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name),
-                    drawing,
-                )
-                for name, drawing in self._drawings.items()
-                for row in instances.select(self._decoder.class_names.index(name)).rows().tolist()
+                Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)
+                for kind, drawing in drawings
+                for row in instances.select(kind).rows().tolist()
             ]
             for image, instances in zip(images, found, strict=True)
         ]

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from components.decode.grid.decoder import BBOX, COVERAGE, INPUT, GridDecoder
+from components.decode.grid.decoder import BBOX, COVERAGE, INPUT
+from components.detectnet_v2.decoding import grid_decoder
 from components.measure.metric import AVERAGE_PRECISION
 from components.serve.config import RepositorySettings
 from components.serve.task import (
@@ -31,14 +32,13 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
     """
     predictor = OnnxPredictor(file)
     names = tensor_names(file, {"input": INPUT, "coverage": COVERAGE, "bbox": BBOX})
-    decoder = predictor.decoder
-    assert isinstance(decoder, GridDecoder)
+    decoder = grid_decoder(predictor.decoder, file)
     geometry, classes = decoder.geometry, len(decoder.class_names)
     pixels, cells = [3, geometry.height, geometry.width], [geometry.rows, geometry.columns]
     parameters = {
         "class_names": list(decoder.class_names),
         "geometry": asdict(geometry),
-        "clustering": {name: asdict(decoder.clustering[name]) for name in decoder.class_names},
+        "clustering": {name: asdict(value) for name, value in decoder.clustering.items()},
     }
     fitting = {
         "geometry": asdict(geometry),

@@ -19,6 +19,7 @@ from components.detectnet_v2.visualizer import Visualizer
 from components.step import UserError, sha256
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group
+from components.vision.gridnet import GridNet
 from components.vision.loop import FitOptions, fit
 from components.vision.optimizer import Adam
 from components.vision.task import Step, Task, Validation
@@ -144,7 +145,7 @@ class _Detection(Task[BatchTensors]):
     def validate(self, network: nn.Module, epochs: int) -> Validation:
         """See `Task`."""
         assert self._validation
-        assert isinstance(network, type(self._network))
+        assert isinstance(network, GridNet)
         spec, tao5 = self._spec, self._options.tao5
         config, batch_size = spec.evaluation_config, spec.training_config.batch_size_per_gpu
         predictor = TorchPredictor.of(network)

@@ -66,11 +66,11 @@ class CostMeter:
     def __call__(self, images: Images) -> Tensors:
         """See `Predictor`."""
         outputs = self._predictor(images)
+        coverage, bbox = (torch.from_numpy(outputs[name]) for name in (COVERAGE, BBOX))
         shown = np.arange(self._seen, self._seen + len(images))
         batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
-        grids = torch.from_numpy(outputs[COVERAGE]), torch.from_numpy(outputs[BBOX])
-        costs = objective_costs(grids, target, self._weights.foreground.cpu())
+        costs = objective_costs((coverage, bbox), target, self._weights.foreground.cpu())
         self._sum += float(self._weights.total(costs)) * len(images)
         self._seen += len(images)
         return outputs
