@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.compiling import PIPELINES
+from pipeline.catalogue import WORKFLOWS
 
 ROUNDS = 7
 HELP_SECONDS, COMPILE_SECONDS = 0.4, 2.0
@@ -32,7 +32,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "pipeline.yaml"))
         commands = {REFERENCE: (REFERENCE,), "gridbox --help": (GRIDBOX, "--help")}
-        commands |= {f"gridbox compile {each}": (GRIDBOX, "compile", each, "-o", file) for each in PIPELINES}
+        commands |= {f"gridbox compile {each}": (GRIDBOX, "compile", each, "-o", file) for each in WORKFLOWS}
         rounds = [{name: seconds(*words) for name, words in commands.items()} for _ in range(ROUNDS + 1)][1:]
     medians = {name: statistics.median(each[name] for each in rounds) for name in commands}
     passed = False

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,11 @@ from rich.console import Console
 
 from components import program
 from components.step import StageError, UserError, write_json
-from pipeline.compiling import PIPELINES, check_arguments, compile_to, parameter_types, split_values
+from pipeline.arguments import PROFILES, Assignments, PipelineName, Workflow, WorkflowCommand
+from pipeline.catalogue import DATA, PUBLISHED, TARGET, WORKFLOWS, definition, profile_values
 from pipeline.kubeflow import commands as kubeflow
-from pipeline.options import Engine, Options, parse_engines
+from pipeline.kubeflow.session import Form, Output, document, table
+from pipeline.options import Engine, Engines, Options, parse_engines
 
 if TYPE_CHECKING:
     from pipeline.local import RunSettings, StageFailure
@@ -35,8 +38,6 @@ FAMILIES = {
     "preflight": "pipeline.preflight",
 }
 DOUBLE = "tao-double"
-# Parameters that a run on this machine sets: where published models lie, and where to deploy.
-PUBLISHED, TARGET = "deploy_base", "deploy_target"
 
 app = typer.Typer(
     name="gridbox",
@@ -60,13 +61,14 @@ def main() -> None:
     sys.exit(program.run(app, argv, "gridbox"))
 
 
-@app.command("compile")
+@app.command("compile", cls=WorkflowCommand)
 def compile_command(
-    pipeline: Annotated[str, typer.Argument(help="The pipeline: facedetect.")],
+    pipeline: Workflow,
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     profile: Annotated[
-        str, typer.Option(help="Whose values become the defaults: tao, cpu, cpu-real, micro, tao-micro.")
-    ] = "tao",
+        str,
+        typer.Option(help=f"The profile whose values become the defaults; by default the first: {PROFILES}."),
+    ] = "",
     engine: Annotated[
         str,
         typer.Option(
@@ -100,33 +102,71 @@ def compile_command(
     """Compile a pipeline to the YAML file that Kubeflow runs, and that `gridbox run` runs here.
 
     Some twenty parameters stay open for each run; all others are bound here, by the profile and by --set.
+    `gridbox params` explains them.
     """
+    from pipeline.compiling import compile_to
     from pipeline.parameters import parse_assignments
     from pipeline.settings import load
 
     configuration = load({"engine": engine, "serving": serving, "backend": backend})
-    values = parse_assignments(assignments or (), parameter_types(pipeline))
+    workflow = definition(pipeline)
+    values = parse_assignments(assignments or (), workflow.types)
     compile_to(pipeline, output, profile, configuration.options(), values)
     if kubernetes:
         from pipeline.kubeflow.package import write_resources
 
         write_resources(output)
-    typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile}")
+    typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile or workflow.profile}")
 
 
-@app.command("run")
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"gridbox {metadata.version('gridbox')}")
+        raise typer.Exit
+
+
+@app.callback()
+def gridbox(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show which release this is.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """See `help` of the application."""
+
+
+@app.command("params")
+def params_command(
+    workflow: Workflow,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A parameter; by default all are listed.")] = "",
+    output: Output = Form.table,
+) -> None:
+    """Explain the parameters of a workflow: range, default, values of the profiles, and the stages that read it.
+
+    gridbox params facedetect train_epochs
+    """
+    from pipeline import explaining
+
+    chosen = definition(workflow)
+    if output is not Form.table:
+        told = explaining.documents(chosen, name)
+        document(told[0] if name else told, output)
+    elif name:
+        typer.echo(explaining.text(chosen, *explaining.documents(chosen, name)))
+    else:
+        table(("parameter", "set for", "default", "what it does"), explaining.rows(chosen))
+
+
+@app.command("run", cls=WorkflowCommand)
 def run_command(
-    pipeline: Annotated[str, typer.Argument(help="The pipeline facedetect, or a compiled YAML file.")],
+    pipeline: PipelineName,
     data: Annotated[
         str, typer.Option(help="The data: a folder, or an https:// or s3:// URI. Without it, a synthetic set is drawn.")
     ] = "",
     profile: Annotated[
-        str, typer.Option(help="tao, cpu, cpu-real or micro; by default cpu, and cpu-real with --data.")
+        str,
+        typer.Option(help=f"The profile whose values count; by default one that suits this machine: {PROFILES}."),
     ] = "",
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Set a pipeline parameter; @FILE stands for its content."),
-    ] = None,
+    assignments: Assignments = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default the pipeline's and the profile's.")] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped; its options need not be repeated.")
@@ -187,7 +227,7 @@ def run_command(
         raise
 
 
-def _engines_here(text: str) -> tuple[dict[str, Engine], bool]:
+def _engines_here(text: str) -> tuple[Engines, bool]:
     """Reads `--engine` of a run on this machine; returns the engines, and whether there is a double among them.
 
     Raises:
@@ -219,7 +259,7 @@ def _run(
     from pipeline.compiled import load
     from pipeline.local import ARGUMENTS_FILE, PIPELINE_FILE, run_pipeline
 
-    file = settings.folder / PIPELINE_FILE if pipeline in PIPELINES else Path(pipeline)
+    file = settings.folder / PIPELINE_FILE if pipeline in WORKFLOWS else Path(pipeline)
     given = settings.folder / ARGUMENTS_FILE
     if settings.resume and given.is_file() and not (data or profile or assignments):
         arguments = json.loads(given.read_text(encoding="utf-8"))
@@ -242,14 +282,15 @@ def _arguments(
 ) -> dict[str, Any]:
     """Compiles a pipeline of ours to `file`, and returns the checked values that differ from the file's defaults."""
     from pipeline.compiled import load
+    from pipeline.compiling import check_arguments, compile_to
     from pipeline.parameters import parse_assignments
-    from pipeline.profiles import profile as profile_values
     from pipeline.transport import check_transport
 
-    is_ours = pipeline in PIPELINES
-    known = parameter_types(pipeline) if is_ours else load(file, True, options.images).parameters
-    values = dict(profile_values(profile)) if profile and not is_ours else {}
-    values |= {"data_uri": data} if data else {}
+    is_ours = pipeline in WORKFLOWS
+    compiled = None if is_ours else load(file, True, options.images)
+    known = compiled.parameters if compiled else definition(pipeline).types
+    values = profile_values(compiled.name, profile) if compiled and profile else {}
+    values |= {DATA: data} if data else {}
     if PUBLISHED in known:
         values |= {PUBLISHED: str((runs / "published").absolute())}
     values |= parse_assignments(assignments, known)
@@ -257,23 +298,24 @@ def _arguments(
         raise UserError(f"{file}: the pipeline has no parameter {unknown}, or it was bound when the file was compiled")
     values = {name: absolute(name, value) for name, value in values.items()}
     if is_ours:
-        values, bound = split_values(pipeline, values)
-        compile_to(pipeline, file, _default_profile(data, profile), options, bound)
-    compiled = load(file, True, options.images)
-    check_arguments(compiled.name, values)
+        values, bound = definition(pipeline).split(values)
+        compile_to(pipeline, file, _local_profile(pipeline, data, profile), options, bound)
+    name = compiled.name if compiled else pipeline
+    check_arguments(name, values)
     check_transport(values)
-    options.check(values)
+    if name in WORKFLOWS:
+        options.check(definition(name), values)
     return values
 
 
-def _default_profile(data: str, profile: str) -> str:
-    return profile or ("cpu-real" if data else "cpu")
+def _local_profile(pipeline: str, data: str, profile: str) -> str:
+    return profile or definition(pipeline).local_profiles[bool(data)]
 
 
 def _run_name(pipeline: str, data: str, profile: str, name: str) -> str:
     if not name:
-        is_known = pipeline in PIPELINES
-        name = f"{pipeline}-{_default_profile(data, profile)}" if is_known else Path(pipeline).stem
+        is_ours = pipeline in WORKFLOWS
+        name = f"{pipeline}-{_local_profile(pipeline, data, profile)}" if is_ours else Path(pipeline).stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only")
     return name

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class CompiledPipeline:
     of_tao: frozenset[str]
 
 
-def dump(pipeline: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401 - kfp ships no types
+def dump(pipeline: Any) -> str:  # noqa: ANN401 - kfp ships no types
     """Returns the text of a compiled pipeline.
 
     The documents are kfp's own. Its writer takes seconds over them, and puts comments above them which a default of
@@ -48,12 +48,10 @@ def dump(pipeline: Any, values: Mapping[str, Any]) -> str:  # noqa: ANN401 - kfp
 
     Args:
         pipeline: What `dsl.pipeline` has made of a function.
-        values: Values of parameters that become the file's defaults.
     """
     from google.protobuf import json_format
-    from kfp.compiler import pipeline_spec_builder
 
-    spec = pipeline_spec_builder.modify_pipeline_spec_with_override(pipeline.pipeline_spec, None, dict(values))
+    spec = pipeline.pipeline_spec
     for component in spec.components.values():
         # Kubeflow copies a component's declaration five times into the Workflow; its texts stand in component.py.
         for side in (component.input_definitions, component.output_definitions):
@@ -75,7 +73,8 @@ def _spell_constants(spec: dict[str, Any]) -> None:
             component = components[task["componentRef"]["name"]]
             if "dag" in component:
                 continue
-            inputs, declared = task["inputs"]["parameters"], component["inputDefinitions"]["parameters"]
+            inputs = task.get("inputs", {}).get("parameters", {})
+            declared = component.get("inputDefinitions", {}).get("parameters", {})
             args = executors[component["executorLabel"]]["container"]["args"]
             for name, source in sorted(inputs.items()):
                 value = source.get("runtimeValue", {}).get("constant")

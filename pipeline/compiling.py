@@ -1,101 +1,68 @@
-"""Compiles a pipeline of ours: its parameters' values are checked, and all but those of a run become constants."""
+"""Compiles a workflow: its parameters' values are checked, and all but those of a run become constants."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from components.step import UserError, publish
+from components.step import publish
 from components.store import s3_endpoint
+from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.options import Backend, Options
-
-if TYPE_CHECKING:
-    from pipeline.parameters import Parameter
-
-PIPELINES = ("facedetect",)
-
-
-def parameters_of(pipeline: str) -> Mapping[str, "Parameter"]:
-    """Returns the parameters of a pipeline of ours, those of a run and those that are bound.
-
-    Raises:
-        UserError: There is no such pipeline.
-    """
-    if pipeline not in PIPELINES:
-        raise UserError(
-            f"{pipeline}: no such pipeline; there is {', '.join(PIPELINES)} (or give a compiled .yaml file)"
-        )
-    declared: Mapping[str, Parameter] = importlib.import_module(f"pipeline.{pipeline}_parameters").PARAMETERS
-    return declared
-
-
-def parameter_types(pipeline: str) -> dict[str, str]:
-    """Returns the type of each parameter of a pipeline of ours, in Kubeflow's words."""
-    return {name: each.kfp_type for name, each in parameters_of(pipeline).items()}
-
-
-def split_values(pipeline: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the values of a run's parameters, and those of the parameters that are bound."""
-    declared = parameters_of(pipeline)
-    of_run = {name: value for name, value in values.items() if declared[name].is_of_run}
-    return of_run, {name: value for name, value in values.items() if name not in of_run}
+from pipeline.parameters import Parameter, check_ranges
 
 
 def check_arguments(pipeline: str, values: Mapping[str, Any]) -> None:
-    """Checks values of a pipeline of ours; of other pipelines no ranges are known.
+    """Checks values of a workflow's parameters; of other pipelines no ranges are known.
 
     Raises:
         UserError: A value is out of range, or a spec has an unknown placeholder.
     """
-    if pipeline in PIPELINES:
-        from pipeline.parameters import check_ranges
-
-        check_ranges(values, parameters_of(pipeline))
+    if pipeline in WORKFLOWS:
+        check_ranges(values, definition(pipeline).parameters)
 
 
 def compile_to(
     pipeline: str, output: Path, profile: str, options: Options, values: Mapping[str, Any] | None = None
 ) -> None:
-    """Compiles a pipeline.
+    """Compiles a workflow.
 
     Args:
         pipeline: Its name.
         output: The file to write.
-        profile: Name of the profile whose values hold where `values` has none.
+        profile: Name of the profile whose values hold where `values` has none; empty for the workflow's own.
         options: Which stages there are.
         values: Of parameters: those of a run become the file's defaults, the others are bound.
 
     Raises:
-        UserError: There is no such pipeline or profile, or a value is out of range.
+        UserError: There is no such workflow or profile, or a value is out of range.
     """
+    from pipeline.building import build
     from pipeline.compiled import dump
-    from pipeline.profiles import profile as profile_values
     from pipeline.transport import check_transport
 
-    declared = parameters_of(pipeline)
-    chosen = profile_values(profile) | dict(values or {})
-    check_arguments(pipeline, chosen)
+    workflow = definition(pipeline)
+    chosen = workflow.profile_values(profile or workflow.profile) | dict(values or {})
+    check_ranges(chosen, workflow.parameters)
     check_transport(chosen)
-    options.check(chosen)
+    options.check(workflow, chosen)
     if options.placement.store_endpoint:
         s3_endpoint(options.placement.store_endpoint, "store_endpoint")
-    complete = {name: each.default for name, each in declared.items()} | chosen
-    function = importlib.import_module(f"pipeline.{pipeline}").define(options, complete)
-    _declare_inputs(function.pipeline_spec.root.input_definitions.parameters, declared, options.backend)
-    info, changed = function.pipeline_spec.pipeline_info, split_values(pipeline, chosen)[1]
+    complete = {name: each.default for name, each in workflow.parameters.items()} | chosen
+    function = build(workflow, options, complete)
+    _describe_inputs(function.pipeline_spec.root.input_definitions.parameters, workflow.parameters, options.backend)
+    info, changed = function.pipeline_spec.pipeline_info, workflow.split(chosen)[1]
     if told := _told(changed):
         info.description = f"{info.description} Bound when it was compiled: {told}."
-    of_run, _ = split_values(pipeline, complete)
     with publish(output) as scratch:
-        scratch.write_text(dump(function, of_run), encoding="utf-8")
+        scratch.write_text(dump(function), encoding="utf-8")
 
 
-def _declare_inputs(inputs: Any, declared: Mapping[str, "Parameter"], backend: Backend) -> None:  # noqa: ANN401
+def _describe_inputs(inputs: Any, declared: Mapping[str, Parameter], backend: Backend) -> None:  # noqa: ANN401
     """Completes kfp's declaration of the parameters: what each does, and the values to choose from."""
     from google.protobuf import struct_pb2
 
     for name, declaration in inputs.items():
-        declaration.is_optional, declaration.description = True, declared[name].help
+        declaration.description = declared[name].help
         if backend is not Backend.v2_15:
             declaration.literals.extend(struct_pb2.Value(string_value=each) for each in declared[name].literals)
 

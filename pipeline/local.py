@@ -7,6 +7,7 @@ exactly one version of kfp, and a test fails loudly on any other.
 
 import contextlib
 import fcntl
+import importlib
 import io
 import json
 import os
@@ -22,12 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
-from components.detectnet_v2 import tao_double
 from components.step import MANIFEST, UserError, foreign_entry, write_executor_output
 from components.tao.workplace import STAGE_DIR
 from components.vision.threads import available_cores
 from pipeline import processes
 from pipeline.cache import CODE, Key, Store, outputs_of, stage_key
+from pipeline.catalogue import definition
 from pipeline.compiled import CompiledPipeline, load
 from pipeline.images import Images
 from pipeline.progress import Progress, current_note
@@ -282,7 +283,7 @@ class Stages:
         # Where nothing calls NVIDIA's program this folder is never made.
         self._double = (settings.folder / STAGES_FOLDER / "tao-double").absolute()
         if compiled.of_tao:
-            tao_double.install(self._double)
+            importlib.import_module(definition(compiled.name).double).install(self._double)
         # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
         self._turn = threading.Lock()
 

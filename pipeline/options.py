@@ -1,13 +1,13 @@
 """What is chosen when a pipeline is compiled: it decides stages, images or placement. All else is a parameter."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from components.step import UserError
+from pipeline.catalogue import PipelineDefinition
 from pipeline.images import Images
-from pipeline.placement import IMAGE_USER, Access, Placement, Pool, Pools, Stage, place
+from pipeline.placement import Placement, Stage
 
 
 class Serving(StrEnum):
@@ -31,21 +31,41 @@ class Backend(StrEnum):
     v2_16 = "2.16"
 
 
-# The stages that have an engine, each with the stages whose models it reads.
-ENGINE_STAGES: Mapping[str, tuple[str, ...]] = {
-    "records": (),
-    "train": (),
-    "prune": ("train",),
-    "retrain": ("prune",),
-    "evaluate": ("train", "prune", "retrain"),
-    "export": ("retrain",),
-}
-# Parameters that NVIDIA's program does not know, with the value at which they say nothing, by stage.
-OPEN_ONLY: Mapping[str, tuple[str, float]] = {
-    "train_width": ("train", 1.0),
-    "train_threads": ("train", 0),
-    "prune_target_ratio": ("prune", 0.0),
-}
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Whose program the stages of TAO call: one of the engines, with exceptions.
+
+    Attributes:
+        text: As a person wrote it.
+        default: The engine of all stages but the exceptions.
+        exceptions: By stage.
+    """
+
+    text: str = Engine.open.value
+    default: Engine = Engine.open
+    exceptions: Mapping[str, Engine] = field(default_factory=dict)
+
+    def of(self, stage: str) -> Engine:
+        """Returns whose program a stage calls."""
+        return self.exceptions.get(stage, self.default)
+
+    def check(self, stages: Mapping[str, Stage]) -> None:
+        """Holds the engines against the stages of a workflow.
+
+        Raises:
+            UserError: A stage is unknown, or NVIDIA's program would have to read a model of ours.
+        """
+        known = {name: stage.tao for name, stage in stages.items() if stage.tao}
+        for stage, engine in self.exceptions.items():
+            if stage not in known:
+                raise UserError(f"--engine {stage}={engine}: no such stage; there are {', '.join(known)}")
+        for stage, tao in known.items():
+            for source in tao.reads:
+                if self.of(stage) is Engine.tao and self.of(source) is Engine.open:
+                    raise UserError(
+                        f"--engine {self.text}: NVIDIA's {stage} cannot read the .safetensors that our {source} "
+                        f"writes; take the open engine for {stage}, too"
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,83 +74,45 @@ class Options:
 
     Attributes:
         serving: What the deployed model runs on.
-        engines: By stage, whose program it calls; ours where nothing is said.
+        engines: Whose program the stages of TAO call.
         backend: The oldest Kubeflow Pipelines that shall run the file.
         placement: What the cluster offers.
         images: What the stages run in.
     """
 
     serving: Serving = Serving.cpu
-    engines: Mapping[str, Engine] = field(default_factory=dict)
+    engines: Engines = field(default_factory=Engines)
     backend: Backend = Backend.v2_16
     placement: Placement = field(default_factory=Placement)
     images: Images = field(default_factory=Images)
 
-    def engine(self, stage: str) -> Engine:
-        """Returns whose program a stage calls."""
-        return self.engines.get(stage, Engine.open)
-
-    def put(self, task: Any, name: str, stage: Stage, pools: Pools) -> Any:  # noqa: ANN401 - kfp ships no types
-        """Names a task, gives it its engine's image, and places it; returns the task."""
-        task.set_display_name(name)
-        is_tao = bool(stage.engine) and self.engine(stage.engine) is Engine.tao
-        if is_tao:
-            # TensorFlow 1 in NVIDIA's image wants a GPU for whatever has to do with a network.
-            pool = Pool.cpu if stage.engine == "records" else Pool.gpu
-            stage = replace(stage, pool=pool, access=(*stage.access, Access.tao_key))
-            task.set_container_image(self.images.tao)
-        elif stage.pool is Pool.gpu:
-            task.set_container_image(self.images.open_gpu)
-        else:
-            task.set_container_image(self.images.standing_for(task.container_spec.image))
-        is_ours = not is_tao and stage.pool is not Pool.serving  # Triton's image has a user of its own
-        has_contexts = self.backend is not Backend.v2_15
-        place(
-            task,
-            name,
-            stage,
-            pools,
-            self.placement,
-            as_user=IMAGE_USER if is_ours and has_contexts else None,
-            pull_secret=self.placement.ngc_pull_secret if is_tao else self.placement.image_pull_secret,
-        )
-        return task
-
-    def check(self, values: Mapping[str, object]) -> None:
-        """Holds parameter values against the engines.
+    def check(self, definition: PipelineDefinition, values: Mapping[str, object]) -> None:
+        """Holds engines and parameter values against a workflow.
 
         Raises:
             UserError: A stage of NVIDIA's program is given what only the open engine knows.
         """
-        for name, (stage, neutral) in OPEN_ONLY.items():
-            if self.engine(stage) is Engine.tao and values.get(name, neutral) != neutral:
+        self.engines.check(definition.stages)
+        for name, parameter in definition.parameters.items():
+            stage, neutral = name.partition("_")[0], parameter.default
+            is_told = parameter.is_open_only and values.get(name, neutral) != neutral
+            if is_told and self.engines.of(stage) is Engine.tao:
+                fitting = [key for key, each in definition.profiles.items() if each.get(name, neutral) == neutral]
                 raise UserError(
                     f"parameter {name}={values[name]}: NVIDIA's program does not know it; leave it at {neutral} "
-                    f"(profile tao or tao-micro), or take the open engine for {stage}"
+                    f"(profile {' or '.join(fitting)}), or take the open engine for {stage}"
                 )
 
 
-def parse_engines(text: str) -> dict[str, Engine]:
+def parse_engines(text: str) -> Engines:
     """Reads `open`, `tao`, or one of them followed by exceptions: `tao,evaluate=open,export=open`.
 
     Raises:
-        UserError: An engine or a stage is unknown, or NVIDIA's program would have to read a model of ours.
+        UserError: An engine is unknown.
     """
     first, *exceptions = text.split(",")
-    engines = dict.fromkeys(ENGINE_STAGES, _engine(first))
-    for exception in exceptions:
-        stage, _, name = exception.partition("=")
-        if stage not in ENGINE_STAGES:
-            raise UserError(f"--engine {exception}: no such stage; there are {', '.join(ENGINE_STAGES)}")
-        engines[stage] = _engine(name)
-    pairs = [(stage, source) for stage, sources in ENGINE_STAGES.items() for source in sources]
-    for stage, source in pairs:
-        if engines[stage] is Engine.tao and engines[source] is Engine.open:
-            raise UserError(
-                f"--engine {text}: NVIDIA's {stage} cannot read the .safetensors that our {source} writes; "
-                f"take the open engine for {stage}, too"
-            )
-    return engines
+    pairs = (exception.partition("=") for exception in exceptions)
+    return Engines(text, _engine(first), {stage: _engine(name) for stage, _, name in pairs})
 
 
 def _engine(name: str) -> Engine:

@@ -1,13 +1,11 @@
-"""Checks values for pipeline parameters before anything starts."""
+"""Parameters of a workflow, each declared once; values for them are checked before anything starts."""
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
-
-from pydantic import TypeAdapter, ValidationError
 
 from components.step import UserError
 
@@ -31,12 +29,14 @@ class Parameter:
         default: Its value where nobody says another.
         help: What it does.
         is_of_run: Whether a run may change it; the others are bound when the pipeline is compiled.
+        is_open_only: Whether NVIDIA's program does not know it, and so must be left with the default.
     """
 
     range: Any
     default: Any
     help: str
     is_of_run: bool
+    is_open_only: bool = False
 
     @property
     def type(self) -> type:
@@ -54,15 +54,22 @@ class Parameter:
         """The values that it may have, where they are a fixed set."""
         return get_args(self.range) if get_origin(self.range) is Literal else ()
 
+    @property
+    def range_words(self) -> str:
+        """Its range in words."""
+        from pydantic import TypeAdapter
 
-def of_run(range: Any, default: Any, help: str) -> Parameter:  # noqa: ANN401
+        return _describe(TypeAdapter(self.range).json_schema())
+
+
+def of_run(range: Any, default: Any, help: str, *, is_open_only: bool = False) -> Parameter:  # noqa: ANN401
     """Declares a parameter that a person changes between two runs."""
-    return Parameter(range, default, help, is_of_run=True)
+    return Parameter(range, default, help, is_of_run=True, is_open_only=is_open_only)
 
 
-def bound(range: Any, default: Any, help: str) -> Parameter:  # noqa: ANN401
+def bound(range: Any, default: Any, help: str, *, is_open_only: bool = False) -> Parameter:  # noqa: ANN401
     """Declares a parameter that is bound when the pipeline is compiled."""
-    return Parameter(range, default, help, is_of_run=False)
+    return Parameter(range, default, help, is_of_run=False, is_open_only=is_open_only)
 
 
 def parse_assignments(assignments: Sequence[str], types: Mapping[str, str]) -> dict[str, Any]:
@@ -81,14 +88,16 @@ def parse_assignments(assignments: Sequence[str], types: Mapping[str, str]) -> d
         if not separator:
             raise UserError(f"--set {assignment}: write name=value")
         if name not in types:
-            raise UserError(f"--set {name}: no such parameter; {_nearest(name, types)}")
+            raise UserError(f"--set {name}: no such parameter; {nearest(name, types)}")
         values[name] = _parse(name, _content(name, text), types[name])
     return values
 
 
-def _nearest(name: str, types: Mapping[str, str]) -> str:
-    near = difflib.get_close_matches(name, types, n=3)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(types))}"
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Says which names somebody may have meant who wrote an unknown one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
 def _content(name: str, text: str) -> str:
@@ -122,17 +131,18 @@ def check_ranges(values: Mapping[str, Any], parameters: Mapping[str, Parameter])
     Raises:
         UserError: A value is out of its range; the message says the range.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     for name, value in values.items():
-        adapter: TypeAdapter[Any] = TypeAdapter(parameters[name].range)
         try:
-            adapter.validate_python(value)
+            TypeAdapter(parameters[name].range).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
             shown = f"={first['input']}" if "\n" not in str(first["input"]) else ""
             if first["type"] == "value_error":
                 reason = str(first["ctx"]["error"])
             else:
-                reason = f"must be {_describe(adapter.json_schema())}"
+                reason = f"must be {parameters[name].range_words}"
             raise UserError(f"parameter {name}{shown}: {reason}") from error
 
 
@@ -146,6 +156,7 @@ def _describe(schema: Mapping[str, Any]) -> str:
         "integer": "a whole number",
         "number": "a number",
         "boolean": "true or false",
+        "string": "a text",
         "object": "a JSON object of texts",
         "array": "a JSON list of objects",
     }

@@ -4,6 +4,7 @@ Node selectors, tolerations, the kind and number of GPUs are parameters of the p
 is `Placement`, the table `[placement]` of `gridbox.toml`. Both are bound at compile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -79,43 +80,42 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Tao:
+    """How NVIDIA's program does a stage.
+
+    Attributes:
+        reads: The stages whose models it reads, which must be NVIDIA's, too.
+        pool: The nodes it runs on: TensorFlow 1 in NVIDIA's image wants a GPU for whatever has to do with a network.
+    """
+
+    reads: tuple[str, ...] = ()
+    pool: Pool = Pool.gpu
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """How a stage is placed.
 
     Attributes:
         pool: The nodes it runs on.
         access: What it needs from outside.
-        engine: Which of the stages that have an engine it is, or empty.
+        tao: How NVIDIA's program does it; None where there is only ours.
         is_cached: Whether an earlier result may stand for it; not where what it does reaches outside.
         may_retry: Whether a further attempt can do no harm.
     """
 
     pool: Pool = Pool.cpu
     access: tuple[Access, ...] = ()
-    engine: str = ""
+    tao: Tao | None = None
     is_cached: bool = True
     may_retry: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pools:
-    """The values that choose nodes, as the parameters `pool_…` and `deploy_…` have them."""
-
-    cpu_node_selector: dict[str, str]
-    cpu_tolerations: list[dict[str, Any]]
-    gpu_node_selector: dict[str, str]
-    gpu_tolerations: list[dict[str, Any]]
-    gpu_type: str
-    gpu_count: str
-    serving_node_selector: dict[str, str]
-    serving_tolerations: list[dict[str, Any]]
 
 
 def place(
     task: Any,  # noqa: ANN401 - kfp ships no types
     name: str,
     stage: Stage,
-    pools: Pools,
+    read: Callable[[str], Any],
     placement: Placement,
     *,
     as_user: int | None,
@@ -127,14 +127,14 @@ def place(
         task: The task.
         name: What it is called, for the folder of its checkpoints.
         stage: How it is placed.
-        pools: What chooses nodes.
+        read: Returns the value of a parameter: `pool_…` and `deploy_…` choose the nodes.
         placement: What the cluster offers.
         as_user: The user to run as; None leaves that to the image.
         pull_secret: Secret to pull its image with, or empty.
     """
     from kfp import kubernetes
 
-    _on_pool(task, stage.pool, pools, placement)
+    _on_pool(task, stage.pool, read, placement)
     for access in stage.access:
         _give(task, access, name, placement)
     if pull_secret:
@@ -152,12 +152,13 @@ def place(
         task.set_caching_options(False)
 
 
-def _on_pool(task: Any, pool: Pool, pools: Pools, placement: Placement) -> None:  # noqa: ANN401
+def _on_pool(task: Any, pool: Pool, read: Callable[[str], Any], placement: Placement) -> None:  # noqa: ANN401
     from kfp import kubernetes
 
-    if selector := getattr(pools, f"{pool}_node_selector"):
+    nodes = "deploy" if pool is Pool.serving else f"pool_{pool}"
+    if selector := read(f"{nodes}_node_selector"):
         kubernetes.add_node_selector_json(task, selector)
-    if tolerations := getattr(pools, f"{pool}_tolerations"):
+    if tolerations := read(f"{nodes}_tolerations"):
         kubernetes.add_toleration_json(task, tolerations)
     prefix = "" if pool is Pool.cpu else "gpu_"
     for name in ("cpu_request", "cpu_limit", "memory_request", "memory_limit"):
@@ -166,9 +167,9 @@ def _on_pool(task: Any, pool: Pool, pools: Pools, placement: Placement) -> None:
     if pool is Pool.cpu:
         return
     # A plan is built on one GPU, however many train.
-    count = "1" if pool is Pool.serving else pools.gpu_count
+    count = "1" if pool is Pool.serving else read("pool_gpu_count")
     if count != "0":
-        task.set_accelerator_type(pools.gpu_type).set_accelerator_limit(count)
+        task.set_accelerator_type(read("pool_gpu_type")).set_accelerator_limit(count)
     if placement.shared_memory:
         kubernetes.empty_dir_mount(
             task, "shared-memory", "/dev/shm", medium="Memory", size_limit=placement.shared_memory

@@ -41,6 +41,7 @@ class Plan:
         gpu_count: GPUs of a stage.
         gpu_node_selector: Labels of their nodes.
         gpu_tolerations: Tolerations of those stages.
+        data_files: What a web server holds of the data; empty for WIDER FACE's archives.
     """
 
     data_uri: str
@@ -55,6 +56,7 @@ class Plan:
     gpu_count: int
     gpu_node_selector: Mapping[str, str]
     gpu_tolerations: tuple[dict[str, Any], ...]
+    data_files: tuple[str, ...]
 
 
 @app.command()
@@ -73,6 +75,10 @@ def preflight(
     gpu_count: Annotated[int, typer.Option(min=0, help="GPUs of a stage.")] = 0,
     gpu_node_selector: Annotated[str, typer.Option(help="JSON object: labels of their nodes.")] = "{}",
     gpu_tolerations: Annotated[str, typer.Option(help="JSON list: tolerations of those stages.")] = "[]",
+    data_files: Annotated[
+        str,
+        typer.Option(help="What a web server holds of the data, separated by spaces; empty: WIDER FACE's archives."),
+    ] = "",
     data_version: Annotated[Path | None, typer.Option(help="File for the version of remote data.")] = None,
     pretrained_version: Annotated[Path | None, typer.Option(help="File for that of remote weights.")] = None,
 ) -> None:
@@ -93,6 +99,7 @@ def preflight(
         gpu_count,
         json.loads(gpu_node_selector),
         tuple(json.loads(gpu_tolerations)),
+        tuple(data_files.split()),
     )
     failed = []
     versions: dict[str, str] = {}
@@ -112,8 +119,8 @@ def examine(plan: Plan, versions: dict[str, str]) -> Iterator["Finding"]:
     from pipeline.kubeflow.doctor import store
     from pipeline.kubeflow.findings import attempted
 
-    yield from attempted(DATA, _readable, DATA, plan.data_uri, versions)
-    yield from attempted(WEIGHTS, _readable, WEIGHTS, plan.pretrained_uri, versions)
+    yield from attempted(DATA, _readable, DATA, plan.data_uri, _places(plan), versions)
+    yield from attempted(WEIGHTS, _readable, WEIGHTS, plan.pretrained_uri, [plan.pretrained_uri], versions)
     if folder := os.environ.get(CHECKPOINTS):
         yield from attempted("checkpoints", _writable, Path(folder))
     if plan.deploy_base:
@@ -126,7 +133,7 @@ def examine(plan: Plan, versions: dict[str, str]) -> Iterator["Finding"]:
     yield from _gpus(plan)
 
 
-def _readable(subject: str, uri: str, versions: dict[str, str]) -> "Finding":
+def _readable(subject: str, uri: str, places: list[str], versions: dict[str, str]) -> "Finding":
     from components.store import RetryPolicy, probe, redacted
     from pipeline.kubeflow.findings import Finding
 
@@ -138,7 +145,6 @@ def _readable(subject: str, uri: str, versions: dict[str, str]) -> "Finding":
 
         probe_ngc(uri)
         return Finding(subject, "pass", f"{uri} is there")
-    places = _places(uri) if subject == DATA else [uri]
     tags = [probe(place, RetryPolicy(attempts=2, pause=0.5, timeout=15)) for place in places]
     said = f"{redacted(uri)} can be read"
     if urlsplit(uri).scheme in ("", "file"):
@@ -150,14 +156,14 @@ def _readable(subject: str, uri: str, versions: dict[str, str]) -> "Finding":
     return Finding(subject, "pass", said)
 
 
-def _places(uri: str) -> list[str]:
-    """Returns what a data set's URI stands for: on a web server the archives, in a store all that lies below."""
+def _places(plan: Plan) -> list[str]:
+    """Returns what a data set's URI stands for: on a web server its files, in a store all that lies below."""
     from components.formats.wider import ARCHIVES
     from components.store import join
 
-    scheme = urlsplit(uri).scheme
+    uri, scheme = plan.data_uri, urlsplit(plan.data_uri).scheme
     if scheme in ("http", "https"):
-        return [join(uri, archive) for archive in ARCHIVES]
+        return [join(uri, file) for file in plan.data_files or ARCHIVES]
     return [uri if scheme != "s3" or uri.endswith("/") else f"{uri}/"]
 
 

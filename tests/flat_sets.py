@@ -115,3 +115,14 @@ def pycocotools_average_precision(truth, predictions, maximum=1_000_000, area=(0
         evaluation.accumulate()
     precision = evaluation.eval["precision"]
     return float(precision[precision >= 0].mean()) if (precision >= 0).any() else float("nan")
+
+
+def strongest(predictions, most):
+    """Returns the `most` highest scores of each image and class (COCO's `maxDets`); of equal ones the first."""
+    order = np.lexsort((-predictions.scores, predictions.classes, predictions.images))
+    group = np.stack([predictions.images[order], predictions.classes[order]])
+    begins = np.append(True, (np.diff(group) != 0).any(axis=0))[: len(order)]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    kept = np.zeros(len(order), bool)
+    kept[order[np.arange(len(order)) - first < most]] = True
+    return predictions.where(kept)

@@ -12,6 +12,7 @@ from square_detector import HEIGHT, WIDTH, face, picture, random_samples, sample
 from typer.main import get_command
 
 from components import program
+from components.decode.instances import Placement
 from components.evaluate import component
 from components.evaluate.commands import app
 from components.evaluate.difference import compare, counterparts
@@ -19,7 +20,7 @@ from components.evaluate.evaluation import Protocol
 from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
 from components.evaluate.program import require_version
-from components.evaluate.served import evaluate_endpoint, network_geometry
+from components.evaluate.served import evaluate_endpoint, network_input_of
 from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.measure.matching import HeightBand, ImageBoxes
@@ -253,8 +254,9 @@ class Images(list):
 
 def labelled(name, truths, size):
     letterbox = Letterbox.fit(*size, WIDTH, HEIGHT)
+    placement = Placement((letterbox.scale, letterbox.scale), (letterbox.dx, letterbox.dy))
     objects = {"face": np.reshape(truths, (-1, 4))}
-    return LabelledImage(name, None, objects, NOWHERE, name.encode(), letterbox)
+    return LabelledImage(name, None, objects, NOWHERE, name.encode(), placement)
 
 
 def protocol(min_height):
@@ -274,7 +276,7 @@ def test_heights_are_those_of_the_network_input_whatever_the_size_of_the_image()
     np.testing.assert_allclose(served.evaluated.scored.boxes["face"][0].detections[0, :4], (32, 8, 40, 24))
     assert (metrics["objects"], served.scales) == (1, [64 / 1600])
     assert evaluate_endpoint(FakeEndpoint(tall=tall), images, protocol(17)).evaluated.metrics["objects"] == 0
-    assert network_geometry(FakeEndpoint()).width == WIDTH
+    assert network_input_of(FakeEndpoint()).width == WIDTH
 
 
 def test_images_without_an_answer_are_counted_and_named():

@@ -610,7 +610,6 @@ WALK = {
     "pipeline/cache.py": test_a_run_again_removes_nothing_that_no_run_made,
     "pipeline/cli.py": test_a_run_takes_no_folder_of_a_persons,
     "pipeline/compiling.py": "compile",
-    "pipeline/facedetect.py": "the stage of that name, in the graph",
     "pipeline/kubeflow/package.py": test_a_compiled_pipelines_resources_take_the_place_of_no_folder,
 }
 

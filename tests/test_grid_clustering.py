@@ -17,7 +17,7 @@ from components.decode.grid.clustering import (
     detect_like_tao5,
     merge_clusters,
 )
-from components.decode.grid.dbscan import NOISE, dbscan, density_labels
+from components.decode.grid.dbscan import NOISE, density_labels
 from components.decode.grid.decode import decode
 from components.decode.grid.encode import CoverageShape, encode
 from components.decode.grid.geometry import GridGeometry
@@ -92,7 +92,7 @@ def test_labels_from_boxes_are_those_of_scikit_learn():
         theirs = scikit_learn_labels(distances, weights, eps, min_samples)
         ours = labels_from_boxes(boxes, weights, eps, min_samples, smoothing)
         np.testing.assert_array_equal(ours, theirs)
-        np.testing.assert_array_equal(dbscan(distances, weights, eps, min_samples), theirs)
+        np.testing.assert_array_equal(density_labels(distances <= eps, weights, min_samples), theirs)
         clustered += theirs.max() > 0
         core = (distances <= eps) @ weights.astype(np.float64) >= min_samples
         bordering += bool(((theirs != NOISE) & ~core).any())
@@ -108,7 +108,7 @@ def test_a_border_point_joins_the_first_of_the_clusters_that_reach_it(positions,
     weight = {0: 0.1, 1: 0.5, -1: 0.5, 2: 2.0, -2: 2.0}
     distances = np.abs(np.subtract.outer(positions, positions)).astype(np.float64)
     weights = np.array([weight[position] for position in positions])
-    np.testing.assert_array_equal(dbscan(distances, weights, 1, 2.4), expected)
+    np.testing.assert_array_equal(density_labels(distances <= 1, weights, 2.4), expected)
 
 
 def test_sums_within_rounding_of_min_samples_are_taken_as_scikit_learn_takes_them():
@@ -119,7 +119,7 @@ def test_sums_within_rounding_of_min_samples_are_taken_as_scikit_learn_takes_the
             weights = random.dirichlet(np.ones(count)).astype(np.float32)
             distances = np.zeros((count, count))
             theirs = scikit_learn_labels(distances, weights, 0.5, 1)
-            np.testing.assert_array_equal(dbscan(distances, weights, 0.5, 1), theirs)
+            np.testing.assert_array_equal(density_labels(distances <= 0.5, weights, 1), theirs)
             decided.add(int(theirs[0]))
     assert decided == {0, NOISE}
 

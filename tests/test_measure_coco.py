@@ -45,7 +45,7 @@ def test_order_of_images_without_numbers_changes_nothing():
 @needs_library
 def test_limit_of_detections_is_kept():
     truth, predictions = flat_sets.random_set(np.random.default_rng(0), 20)
-    assert coco.evaluate(truth, predictions, 2) == coco.evaluate(truth, predictions.strongest(2), 100)
+    assert coco.evaluate(truth, predictions, 2) == coco.evaluate(truth, flat_sets.strongest(predictions, 2), 100)
 
 
 @needs_library

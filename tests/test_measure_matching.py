@@ -311,15 +311,3 @@ def test_best_f1_stands_at_a_threshold_that_splits_no_tie():
     curve = Matcher([image]).match().curve()
     assert curve.scores[curve.best_f1()] == 0.5
     assert curve.f1()[curve.best_f1()] == pytest.approx(0.8)  # 2 of 3 right, 2 of 2 found
-
-
-def test_confidence_metrics_rise_to_the_final_recall_and_hold_no_nan():
-    curve = Matcher(random_images(np.random.default_rng(1), 40)).match().curve()
-    rows = curve.confidence_metrics(points=20)
-    assert 2 <= len(rows) <= 20
-    assert rows[-1]["recall"] == pytest.approx(curve.recall[-1])
-    assert rows[-1]["falsePositiveRate"] == 1.0
-    assert [row["confidenceThreshold"] for row in rows] == sorted(
-        (r["confidenceThreshold"] for r in rows), reverse=True
-    )
-    assert Matcher([]).match().curve().confidence_metrics() == []

@@ -17,13 +17,12 @@ from components.step import UserError
 from components.tao.program import write_program
 from components.tao.rendering import template_text
 from pipeline import compiled as compiled_module
-from pipeline import facedetect
+from pipeline.building import build
+from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.compiled import load
-from pipeline.compiling import compile_to, parameter_types, parameters_of
-from pipeline.facedetect_parameters import PARAMETERS
-from pipeline.options import Backend, Options, Serving, parse_engines
+from pipeline.compiling import compile_to
+from pipeline.options import Backend, Engine, Options, Serving, parse_engines
 from pipeline.parameters import check_ranges, parse_assignments
-from pipeline.profiles import PROFILES
 
 VARIANTS = {
     "cpu": Options(),
@@ -31,10 +30,18 @@ VARIANTS = {
     "tao": Options(engines=parse_engines("tao")),
     "2.15": Options(backend=Backend.v2_15),
 }
-# Of a run; the others are bound.
-OF_RUN = {name for name, each in PARAMETERS.items() if each.is_of_run}
+PARAMETERS = definition("facedetect").parameters
 PROGRAM = "{{$.inputs.artifacts['program'].path}}"
 TAO_STAGES = ["dataset-convert", "evaluate", "export", "prune", "train", "train-2"]
+
+
+# For what is said of this workflow alone.
+of_facedetect = pytest.mark.parametrize("workflow", ["facedetect"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=WORKFLOWS)
+def workflow(request):
+    return definition(request.param)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -43,10 +50,15 @@ def options(request):
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory, options):
-    path = tmp_path_factory.mktemp("compiled") / "facedetect.yaml"
-    compile_to("facedetect", path, "tao", options)
+def file(tmp_path_factory, workflow, options):
+    path = tmp_path_factory.mktemp("compiled") / f"{workflow.name}.yaml"
+    compile_to(workflow.name, path, "", options)
     return path
+
+
+def of_run(workflow):
+    """The parameters of a run; the others are bound."""
+    return {name for name, each in workflow.parameters.items() if each.is_of_run}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,7 @@ def bind(tmp_path):
     """Compiles with values bound as `--set` does; returns the document."""
 
     def compile_with(*assignments, profile="tao"):
-        values = parse_assignments(assignments, parameter_types("facedetect"))
+        values = parse_assignments(assignments, definition("facedetect").types)
         compile_to("facedetect", tmp_path / "bound.yaml", profile, Options(), values)
         return first_document(tmp_path / "bound.yaml")
 
@@ -91,6 +103,7 @@ def dags(document):
 # --- The graph -------------------------------------------------------------------------------------------------------
 
 
+@of_facedetect
 def test_graph_shows_four_boxes_of_a_few_stages_each(document, options):
     shown = {name: sorted(each["dag"]["tasks"]) for name, each in dags(document)}
     publish = ["publish-plan", "tensorrt"] if options.serving is Serving.gpu else ["publish"]
@@ -104,7 +117,8 @@ def test_graph_shows_four_boxes_of_a_few_stages_each(document, options):
     }
 
 
-def test_boxes_and_stages_have_the_names_that_a_person_reads(document, options):
+@of_facedetect
+def test_boxes_and_stages_have_the_names_that_a_person_reads(document, options, workflow):
     named = {
         name: task["taskInfo"]["name"] for _, each in dags(document) for name, task in each["dag"]["tasks"].items()
     }
@@ -112,10 +126,11 @@ def test_boxes_and_stages_have_the_names_that_a_person_reads(document, options):
     assert named["exit-handler-1"] == "deployment"
     stages = [named[name] for name in all_tasks(document)]
     assert sorted(stages) == sorted(
-        name for name in facedetect.STAGES if name != "plan" or options.serving is Serving.gpu
+        name for name in workflow.stages if name != "plan" or options.serving is Serving.gpu
     )
 
 
+@of_facedetect
 def test_what_fails_before_deployment_has_nothing_undone(document):
     """Kubeflow runs an exit handler for the group round deployment alone: it is in no other box."""
     waiting = {name: task["dependentTasks"] for name, task in all_tasks(document).items() if task.get("triggerPolicy")}
@@ -127,33 +142,37 @@ def test_what_fails_before_deployment_has_nothing_undone(document):
 # --- The parameters --------------------------------------------------------------------------------------------------
 
 
-def test_form_of_a_run_asks_for_some_twenty_values_each_with_its_help(document):
+@of_facedetect
+def test_form_of_a_run_asks_for_some_twenty_values(document):
+    assert 15 <= len(document["root"]["inputDefinitions"]["parameters"]) <= 25
+
+
+def test_form_of_a_run_has_a_type_a_default_and_a_help_for_each_value(document, workflow):
     declared = document["root"]["inputDefinitions"]["parameters"]
-    assert 15 <= len(declared) <= 25
-    assert set(declared) == OF_RUN
+    assert set(declared) == of_run(workflow)
     for name, parameter in declared.items():
-        assert parameter["description"] == PARAMETERS[name].help
+        assert parameter["description"] == workflow.parameters[name].help
         assert parameter["isOptional"]
-        assert parameter["parameterType"] == PARAMETERS[name].kfp_type
-        assert parameter["defaultValue"] == PARAMETERS[name].default
+        assert parameter["parameterType"] == workflow.parameters[name].kfp_type
+        assert parameter["defaultValue"] == workflow.parameters[name].default
 
 
 def test_parameters_begin_with_their_stage_so_that_the_alphabet_is_an_order():
     stages = ("data", "records", "pretrained", "train", "prune", "retrain", "inference", "export", "int8")
     assert {name.partition("_")[0] for name in PARAMETERS} == {*stages, "deploy", "eval", "pool"}
-    assert all(each.help.endswith(".") for each in PARAMETERS.values())
 
 
-def test_no_bound_value_travels_as_a_parameter(document):
+def test_no_bound_value_travels_as_a_parameter(document, workflow):
     for name, each in dags(document):
         declared = each.get("inputDefinitions", {}).get("parameters", {})
-        assert {key.removeprefix("pipelinechannel--") for key in declared} <= OF_RUN, name
+        assert {key.removeprefix("pipelinechannel--") for key in declared} <= of_run(workflow), name
     for name, task in all_tasks(document).items():
         for source in task["inputs"].get("parameters", {}).values():
             constant = source.get("runtimeValue", {}).get("constant")
             assert constant in (None, "{{$.pipeline_job_uuid}}"), name
 
 
+@of_facedetect
 def test_bound_values_are_words_of_the_commands(document, options):
     words = words_of_stages(document)
     assert {"--seed=42", "--image-width=736", "--spec=facedetect/train", "--name=facedetect"} <= set(words["train"])
@@ -226,16 +245,20 @@ def test_kinds_of_value_that_a_parameter_has_are_those_of_its_range():
         assert not each.literals or each.default in each.literals, name
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_profile_compiles_and_is_within_the_ranges(name, tmp_path):
-    compile_to("facedetect", tmp_path / "p.yaml", name, Options())
-    check_ranges(PROFILES[name], parameters_of("facedetect"))
+@pytest.mark.parametrize(
+    ("name", "profile"), [(name, profile) for name in WORKFLOWS for profile in definition(name).profiles]
+)
+def test_profile_compiles_and_is_within_the_ranges(name, profile, tmp_path):
+    workflow = definition(name)
+    compile_to(name, tmp_path / "p.yaml", profile, Options())
+    check_ranges(workflow.profiles[profile], workflow.parameters)
     declared = first_document(tmp_path / "p.yaml")["root"]["inputDefinitions"]["parameters"]
-    for key, value in PROFILES[name].items():
-        assert key in PARAMETERS
-        assert key not in OF_RUN or declared[key]["defaultValue"] == value
+    for key, value in workflow.profiles[profile].items():
+        assert key in workflow.parameters
+        assert key not in of_run(workflow) or declared[key]["defaultValue"] == value
 
 
+@of_facedetect
 def test_enumerations_are_literals_where_kubeflow_knows_them(document, options):
     parameters = document["root"]["inputDefinitions"]["parameters"]
     literals = {name: parameter["literals"] for name, parameter in parameters.items() if "literals" in parameter}
@@ -265,20 +288,20 @@ def test_value_out_of_range_is_refused_with_its_range(name, value, reason):
 # --- The file --------------------------------------------------------------------------------------------------------
 
 
-def test_compiling_twice_gives_the_same_bytes(file, options, tmp_path):
-    compile_to("facedetect", tmp_path / "again.yaml", "tao", options)
+def test_compiling_twice_gives_the_same_bytes(file, workflow, options, tmp_path):
+    compile_to(workflow.name, tmp_path / "again.yaml", "", options)
     assert (tmp_path / "again.yaml").read_bytes() == file.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.yaml"]
 
 
-def test_documents_are_those_that_kfp_writes_but_for_constants_and_texts(options, tmp_path, monkeypatch):
-    values = {name: each.default for name, each in PARAMETERS.items()}
-    function = facedetect.define(options, values)
+def test_documents_are_those_that_kfp_writes_but_for_constants_and_texts(workflow, options, tmp_path, monkeypatch):
+    values = {name: each.default for name, each in workflow.parameters.items()}
+    function = build(workflow, options, values)
     compiler.Compiler().compile(function, str(tmp_path / "kfp.yaml"))
     text = (tmp_path / "kfp.yaml").read_text()
     theirs = list(yaml.load_all(text[text.index("\ncomponents:\n") :], Loader=yaml.CSafeLoader))
     monkeypatch.setattr(compiled_module, "_spell_constants", lambda _: None)
-    ours = list(yaml.load_all(compiled_module.dump(function, {}), Loader=yaml.CSafeLoader))
+    ours = list(yaml.load_all(compiled_module.dump(function), Loader=yaml.CSafeLoader))
     for component in theirs[0]["components"].values():
         for side, kind in itertools.product(("inputDefinitions", "outputDefinitions"), ("parameters", "artifacts")):
             for declared in component.get(side, {}).get(kind, {}).values():
@@ -291,6 +314,7 @@ def test_texts_of_components_do_not_travel(document):
         assert "description" not in json.dumps(component), name
 
 
+@of_facedetect
 def test_only_placeholders_are_the_executor_input_the_program_and_the_runs_id(file, document):
     found = {text.replace("''", "'") for text in re.findall(r"\{\{.*?\}\}", file.read_text())}
     assert found == {"{{$}}", "{{$.pipeline_job_uuid}}", PROGRAM}
@@ -310,6 +334,7 @@ def test_file_holds_no_local_path_and_no_secret(file):
     assert not re.search(r"/(root|home|tmp|work)/", text)
 
 
+@of_facedetect
 def test_tao_stages_run_the_program_that_travels_once_as_an_artifact(document):
     found = containers(document)
     assert sorted(name for name, each in found.items() if PROGRAM in each["args"]) == TAO_STAGES
@@ -330,6 +355,7 @@ def test_source_of_the_program_and_of_our_specs_is_nowhere_in_the_file(file, tmp
     assert len(file.read_bytes()) < 64_000
 
 
+@of_facedetect
 def test_tao_stages_declare_exactly_the_flags_that_step_reads(document):
     for name, container in containers(document).items():
         if name not in TAO_STAGES:
@@ -350,6 +376,7 @@ def test_no_output_name_is_a_prefix_of_another(document):
         assert not [(a, b) for a in names for b in names if a != b and b.startswith(a)]
 
 
+@of_facedetect
 def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
     for name, task in all_tasks(document).items():
         wanted = {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"} if name == "conclude" else None
@@ -360,17 +387,18 @@ def test_there_is_no_condition_and_no_resource_that_is_not_a_string(document):
             assert not isinstance(value, dict) or all(isinstance(inner, str) for inner in value.values())
 
 
-def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options):
+@of_facedetect
+def test_compiled_file_can_run_here_unless_it_wants_images_that_have_no_double(file, options, workflow):
     if options.serving is Serving.gpu:
         with pytest.raises(UserError, match=r"tensorrt has the image .*/triton:"):
             load(file)
         return
-    if options.engines:
+    if options.engines.default is Engine.tao:
         with pytest.raises(UserError, match="runs here as a double only: --engine tao-double"):
             load(file)
     compiled = load(file, has_double=True)
     assert compiled.name == "facedetect"
-    assert set(compiled.stages.values()) == set(facedetect.STAGES) - {"plan"}
+    assert set(compiled.stages.values()) == set(workflow.stages) - {"plan"}
     assert compiled.uncached == {"preflight", "publish", "deploy", "endpoint", "promote", "conclude"}
     of_tao = {"records", "train", "prune", "retrain", "evaluate", "export"}
-    assert compiled.of_tao == (of_tao if options.engines else set())
+    assert compiled.of_tao == (of_tao if options.engines.default is Engine.tao else set())

@@ -6,9 +6,11 @@ of the other stages are made here, and held against the recorded ones: an input 
 no schemaTitle, its metadata hold two things that Kubeflow adds, and `executor-logs` is among every stage's outputs.
 """
 
+import functools
 import importlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import fake_tao
@@ -23,6 +25,7 @@ from components.detectnet_v2.stage import TASKS
 from components.serve import tensorrt
 from components.tao.tasks import flags_of, run_task
 from pipeline import cli
+from pipeline.catalogue import WORKFLOWS
 from pipeline.compiling import compile_to
 from pipeline.options import Options, Serving, parse_engines
 
@@ -33,6 +36,7 @@ FOREIGN = {"display_name", "store_session_info"}
 LOGS = {"executor-logs": {"artifactType": {"schemaTitle": "system.Artifact"}}}
 
 VARIANTS = {"cpu": Options(), "gpu": Options(Serving.gpu), "tao": Options(engines=parse_engines("tao"))}
+KINDS = [(workflow, variant) for workflow in WORKFLOWS for variant in VARIANTS]
 DATA = ["preflight", "pretrained-weights", "acquire", "convert", "dataset-convert"]
 MODELS = ["train", "prune", "train-2", "evaluate", "export", "int8", "report"]
 COMMON = [*DATA, *MODELS, "deploy", "endpoint", "promote", "conclude"]
@@ -43,15 +47,19 @@ STAGES = {
 }
 
 
+@functools.cache
+def compiled(workflow, variant):
+    """A compiled workflow: serving on CPUs or on GPUs, or with NVIDIA's engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "pipeline.yaml")
+        compile_to(workflow, path, "", VARIANTS[variant])
+        return next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
+
+
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    """The compiled pipeline: serving on CPUs and on GPUs, and with NVIDIA's engine."""
-    compiled = {}
-    for name, options in VARIANTS.items():
-        path = tmp_path_factory.mktemp("compiled") / f"{name}.yaml"
-        compile_to("facedetect", path, "tao-micro", options)
-        compiled[name] = next(yaml.load_all(path.read_text(), Loader=yaml.CSafeLoader))
-    return compiled
+def documents():
+    """The compiled face detection, by variant."""
+    return {variant: compiled("facedetect", variant) for variant in VARIANTS}
 
 
 @pytest.fixture
@@ -225,9 +233,11 @@ def words_of(document, name):
     return words[3:-2]
 
 
-@pytest.mark.parametrize(("variant", "name"), [(variant, name) for variant in VARIANTS for name in STAGES[variant]])
-def test_stage_takes_every_input_and_writes_every_declared_output(documents, mounts, stage, capsys, variant, name):
-    document = documents[variant]
+@pytest.mark.parametrize(
+    ("workflow", "variant", "name"), [(*kind, name) for kind in KINDS for name in all_tasks(compiled(*kind))]
+)
+def test_stage_takes_every_input_and_writes_every_declared_output(mounts, stage, capsys, workflow, variant, name):
+    document = compiled(workflow, variant)
     given = executor_input(document, name, mounts)
     json_format.ParseDict(given, pipeline_spec_pb2.ExecutorInput())  # it is one
     code, written = stage.start(words_of(document, name), given)

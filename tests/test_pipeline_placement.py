@@ -7,6 +7,7 @@ from test_pipeline_contract import all_tasks
 from components.images import OPEN_ENGINE, OPEN_ENGINE_GPU, TAO_TOOLKIT
 from components.step import UserError
 from components.tao.workplace import CHECKPOINTS, RUN_ID
+from pipeline.catalogue import definition
 from pipeline.compiled import load
 from pipeline.compiling import compile_to
 from pipeline.images import Images
@@ -14,6 +15,7 @@ from pipeline.options import Backend, Engine, Options, Serving, parse_engines
 from pipeline.placement import CHECKPOINT_FOLDER, Placement
 from pipeline.tables import read_table
 
+STAGES = definition("facedetect").stages
 FULL = Placement(
     cpu_request="1",
     memory_limit="8Gi",
@@ -222,14 +224,16 @@ def test_what_reaches_outside_is_never_taken_from_a_cache(compiled):
 )
 def test_engines_that_cannot_be_are_refused_in_one_line(text, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        parse_engines(text)
+        parse_engines(text).check(STAGES)
     assert "\n" not in str(caught.value)
 
 
 def test_engines_are_read_with_their_exceptions():
     engines = parse_engines("tao,evaluate=open,export=open")
-    assert {stage for stage, engine in engines.items() if engine is Engine.open} == {"evaluate", "export"}
-    assert set(parse_engines("open").values()) == {Engine.open}
+    engines.check(STAGES)
+    of_tao = [name for name, stage in STAGES.items() if stage.tao]
+    assert {stage for stage in of_tao if engines.of(stage) is Engine.open} == {"evaluate", "export"}
+    assert {parse_engines("open").of(stage) for stage in of_tao} == {Engine.open}
 
 
 def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path):

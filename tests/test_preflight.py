@@ -17,7 +17,8 @@ from components import program
 from components.formats.wider import ARCHIVES
 from components.serve.access import DEPLOY_RULES
 from components.tao.workplace import CHECKPOINTS
-from pipeline import facedetect, preflight
+from pipeline import preflight
+from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.kubeflow.findings import Finding
 
 
@@ -250,7 +251,9 @@ def test_an_account_that_may_not_list_nodes_is_no_failure(call, cluster):
     assert found["nodes"][0] == "skipped"
 
 
-def test_it_has_whatever_a_stage_that_it_vouches_for_has():
-    every = {access for stage in facedetect.STAGES.values() for access in stage.access}
-    assert set(facedetect.STAGES["preflight"].access) == every
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_it_has_whatever_a_stage_that_it_vouches_for_has(workflow):
+    stages = definition(workflow).stages
+    every = {access for stage in stages.values() for access in stage.access}
+    assert set(stages["preflight"].access) == every
     assert len(every) >= 4

@@ -12,7 +12,7 @@ from networks import assert_same_outputs, network_of, small_network
 
 from components.step import UserError
 from components.vision.channels import Coupling
-from components.vision.gridnet import count_parameters
+from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
 from components.vision.resnet import ResNet, ResNetConfig
 

@@ -14,7 +14,8 @@ from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
-from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, prune
 from components.vision.resnet import PointwiseConvolution, ResNetConfig, copy_matching
 from components.vision.status import StatusLog

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from workflow_size import ended_workflow
 
+from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.compiling import compile_to
 from pipeline.images import Images
 from pipeline.kubeflow.package import from_documents, read, resources
 from pipeline.options import Options, Serving, parse_engines
 from pipeline.placement import Placement
-from pipeline.profiles import PROFILES
 
 RECORDED = Path(__file__).with_name("recordings") / "workflow_size.json.gz"
 BUDGET = 1 << 20
@@ -58,8 +58,8 @@ RICH = Options(
 )
 
 
-def compiled(folder, profile, options):
-    compile_to("facedetect", folder / "pipeline.yaml", profile, options)
+def compiled(folder, workflow, profile, options):
+    compile_to(workflow, folder / "pipeline.yaml", profile, options)
     return read(folder / "pipeline.yaml")
 
 
@@ -74,20 +74,25 @@ def test_emulation_agrees_with_the_recorded_workflow_within_three_percent():
 
 
 @pytest.mark.parametrize(
-    ("profile", "name"),
-    [*((profile, "open, serving on CPUs") for profile in PROFILES), *(("tao", name) for name in OPTIONS)],
+    ("workflow", "profile", "name"),
+    [
+        *((each, profile, "open, serving on CPUs") for each in WORKFLOWS for profile in definition(each).profiles),
+        *((each, "", name) for each in WORKFLOWS for name in OPTIONS),
+    ],
 )
-def test_workflow_at_its_end_is_within_the_budget(profile, name, tmp_path):
-    emulated = ended_workflow(compiled(tmp_path, profile, OPTIONS[name]), {}, {}, METADATA)
+def test_workflow_at_its_end_is_within_the_budget(workflow, profile, name, tmp_path):
+    emulated = ended_workflow(compiled(tmp_path, workflow, profile, OPTIONS[name]), {}, {}, METADATA)
     assert emulated.total < BUDGET, f"{emulated.total:,} bytes, most of them in\n{emulated.largest()}"
 
 
-def test_workflow_of_a_cluster_that_offers_everything_is_within_the_budget(tmp_path):
-    emulated = ended_workflow(compiled(tmp_path, "tao", RICH), {}, {}, METADATA)
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_workflow_of_a_cluster_that_offers_everything_is_within_the_budget(workflow, tmp_path):
+    emulated = ended_workflow(compiled(tmp_path, workflow, "", RICH), {}, {}, METADATA)
     assert emulated.total < BUDGET, f"{emulated.total:,} bytes, most of them in\n{emulated.largest()}"
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_pipeline_version_fits_into_the_annotation_of_kubectl_apply(name, tmp_path):
-    text = resources(compiled(tmp_path, "tao", OPTIONS[name]))
+def test_pipeline_version_fits_into_the_annotation_of_kubectl_apply(name, workflow, tmp_path):
+    text = resources(compiled(tmp_path, workflow, "", OPTIONS[name]))
     assert len(text.encode()) < RESOURCE_BUDGET

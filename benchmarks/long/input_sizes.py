@@ -26,7 +26,7 @@ from components.tao.workplace import unpack
 from components.vision.predictor import detect_images, load_predictor
 from components.vision.scoring import network_input
 from components.widerface.convert import Conversion, convert
-from pipeline.profiles import profile
+from pipeline.catalogue import definition
 
 DEFAULT = ("320x192@0.25", "480x272@0.25", "640x368@0.25", "480x272@0.125", "480x272@0.5")
 BANDS = tuple(HeightBand.parse(text) for text in ("0+", "40+", "20-40", "40-80", "80-160", "160+"))
@@ -55,7 +55,7 @@ def prepare(raw: Path, folder: Path, size: tuple[int, int]) -> Path:
     """Converts the raw set to `folder`, once."""
     if (folder / "records").is_dir():
         return folder
-    values = profile("cpu-real")
+    values = definition("facedetect").profile_values("cpu-real")
     conversion = Conversion(
         width=size[0],
         height=size[1],
@@ -85,7 +85,7 @@ def call(*arguments: object) -> float:
 
 def train(data: Path, results: Path, configuration: Configuration, epochs: int) -> float:
     """Trains without validation; returns the processor seconds."""
-    values = profile("cpu-real")
+    values = definition("facedetect").profile_values("cpu-real")
     width, height = configuration.size
     text = render_spec(
         template_text("facedetect-cpu/train"),
@@ -117,10 +117,8 @@ def score(model: Path, raw: Path) -> dict[str, float]:
     """Returns average precision by height in pixels of the original photographs; no face is ignored."""
     predictor, source, found = load_predictor(model), WiderSource(raw), []
     for image in source.images("validation"):
-        pixels, letterbox = network_input(source.read("validation", image.name), image.name, predictor.geometry)
-        detections = detect_images(predictor, pixels[None])[0]["face"].astype(np.float64)
-        offset = np.array([letterbox.dx, letterbox.dy] * 2)
-        detections[:, :4] = (detections[:, :4] - offset) / letterbox.scale
+        pixels, placement = network_input(source.read("validation", image.name), image.name, predictor.input)
+        detections = detect_images(predictor, pixels[None])[0].to_source(placement).rows()
         truths = np.array([face.box for face in image.faces if min(face.box[2:]) > 0], np.float64).reshape(-1, 4)
         truths[:, 2:] += truths[:, :2]
         found.append(ImageBoxes(detections, truths))

@@ -5,9 +5,8 @@ Options have TAO's names. Those that TAO lacks say so in their help.
 
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -31,22 +30,6 @@ Key = Annotated[
     str, typer.Option("-k", "--key", help="Ignored: this engine's files are not encrypted. Accepted as TAO does.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Accepted as TAO does; the output is the same.")]
-
-
-class Normalizer(StrEnum):
-    """How norms are normalised before they are compared with the threshold."""
-
-    max = "max"
-    L2 = "L2"
-
-
-class Equalization(StrEnum):
-    """How the norms of channels that meet in an addition are merged."""
-
-    union = "union"
-    intersection = "intersection"
-    arithmetic_mean = "arithmetic_mean"
-    geometric_mean = "geometric_mean"
 
 
 def _without_effect(*names: str) -> Any:  # noqa: ANN401 - an option of any type
@@ -106,15 +89,8 @@ def dataset_convert(
     status.write("SUCCESS", "Conversion finished successfully", categorical=categorical)
 
 
-class Compatibility(StrEnum):
-    """Whose behaviour to reproduce where TAO has a defect."""
-
-    none = "none"
-    tao5 = "tao5"
-
-
 Compat = Annotated[
-    Compatibility,
+    Literal["none", "tao5"],
     typer.Option("--compat", help="Not in TAO: tao5 reproduces the defects of TAO 5, listed in docs/compatibility.md."),
 ]
 
@@ -152,7 +128,7 @@ def train(
         bool, typer.Option("--launch_cuda_blocking", help="Wait for every kernel; to find the one that fails.")
     ] = False,
     mpirun_arg: Annotated[str | None, _without_effect("--mpirun-arg")] = None,
-    compat: Compat = Compatibility.none,
+    compat: Compat = "none",
     compile_network: Annotated[
         bool, typer.Option("--compile", help="Not in TAO: torch.compile; pays on GPUs, after a minute or two.")
     ] = False,
@@ -167,7 +143,7 @@ def train(
     ] = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Train a detector; a training that was interrupted goes on at the step where it was left.
+    """Train a detector; an interrupted training resumes at the step where it stopped.
 
     On several machines: torchrun --nnodes N … --no-python detectnet_v2 train …, with one results directory for all.
     """
@@ -207,23 +183,16 @@ def train(
         deterministic=enable_determinism,
         mixed_precision=use_amp,
         compiled=compile_network,
-        tao5=compat is Compatibility.tao5,
+        tao5=compat == "tao5",
     )
     run(spec.message, options)
 
 
 def _spec_of(results: Path | None) -> Path:
-    """Returns the spec of a training that is there; a new one has none."""
+    """Returns the spec of an existing training; a new one has none."""
     if results is None or not (results / SPEC_COPY).is_file():
         raise UserError("-e: name the experiment spec; there is no training here to go on with (TAO trains an example)")
     return results / SPEC_COPY
-
-
-class Framework(StrEnum):
-    """What runs the model, in TAO's words."""
-
-    tlt = "tlt"
-    tensorrt = "tensorrt"
 
 
 @app.command("evaluate")
@@ -237,16 +206,16 @@ def evaluate(
     ],
     key: Key = "",
     framework: Annotated[
-        Framework,
+        Literal["tlt", "tensorrt"],
         typer.Option("-f", "--framework", help="tlt: a checkpoint or an ONNX file; tensorrt is refused, see ONNX."),
-    ] = Framework.tlt,
+    ] = "tlt",
     use_training_set: Annotated[
         bool, typer.Option("--use_training_set", help="Score on the training images instead of the validation ones.")
     ] = False,
     results: Annotated[
         Path | None, typer.Option("-r", "--results_dir", help="Where status.json and metrics.json are written.")
     ] = None,
-    compat: Compat = Compatibility.none,
+    compat: Compat = "none",
     image_dir: Annotated[str | None, _without_effect("-i", "--image_dir")] = None,
     label_dir: Annotated[str | None, _without_effect("-l", "--label_dir")] = None,
     batch_size: Annotated[int | None, _without_effect("-b", "--batch_size")] = None,
@@ -259,12 +228,12 @@ def evaluate(
     from components.detectnet_v2.evaluation import evaluate_model
     from components.detectnet_v2.spec import load_experiment
 
-    if framework is Framework.tensorrt:
+    if framework == "tensorrt":
         raise UserError("-f tensorrt: TensorRT engines are not run here; give the ONNX file the engine was built from")
     _warn_of_idle(context, "the spec says what to score on")
     spec = load_experiment(spec_file)
     _warn(spec.warnings)
-    tao5 = compat is Compatibility.tao5
+    tao5 = compat == "tao5"
     evaluate_model(spec.message, model, results, use_training_set=use_training_set, tao5=tao5)
 
 
@@ -278,10 +247,11 @@ def prune(
         ),
     ],
     key: Key = "",
-    normalizer: Annotated[Normalizer, typer.Option("-n", "--normalizer", help="Of the norms.")] = Normalizer.max,
+    normalizer: Annotated[Literal["max", "L2"], typer.Option("-n", "--normalizer", help="Of the norms.")] = "max",
     equalization: Annotated[
-        Equalization, typer.Option("-eq", "--equalization_criterion", help="Where channels meet in an addition.")
-    ] = Equalization.union,
+        Literal["union", "intersection", "arithmetic_mean", "geometric_mean"],
+        typer.Option("-eq", "--equalization_criterion", help="Where channels meet in an addition."),
+    ] = "union",
     granularity: Annotated[
         int, typer.Option("-pg", "--pruning_granularity", min=1, help="Channel counts are multiples of this.")
     ] = 8,
@@ -311,7 +281,7 @@ def prune(
     from components.vision.pruning import PruneSettings
 
     settings = PruneSettings(
-        threshold, granularity, minimum_filters, normalizer.value, equalization.value, tuple(excluded_layers or ())
+        threshold, granularity, minimum_filters, normalizer, equalization, tuple(excluded_layers or ())
     )
     prune_model(model, output, settings, target_ratio, results)
 
@@ -332,7 +302,7 @@ def inference(
     model: Annotated[
         Path | None, typer.Option("-m", "--model_path", "--model", help="Replaces the spec's model; may be ONNX.")
     ] = None,
-    compat: Compat = Compatibility.none,
+    compat: Compat = "none",
     verbose: Annotated[
         bool, typer.Option("-v", "--verbosity", "--verbose", help="Accepted as TAO does; the output is the same.")
     ] = False,
@@ -347,17 +317,9 @@ def inference(
 
     spec = load_inference(spec_file)
     _warn(spec.warnings)
-    done = infer(spec.message, source, results, model, batch_size, tao5=compat is Compatibility.tao5)
+    done = infer(spec.message, source, results, model, batch_size, tao5=compat == "tao5")
     rate = done.images / done.seconds
     print(f"{done.detections} detections in {done.images} images, {rate:.1f} images a second: {results}")
-
-
-class DataType(StrEnum):
-    """The precision of an engine."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 @app.command("export")
@@ -384,9 +346,9 @@ def export(
         bool, typer.Option("--tensor-suffix", help="Not in TAO: tensor names end in :0, as in TAO 5's ONNX files.")
     ] = False,
     data_type: Annotated[
-        DataType,
+        Literal["fp32", "fp16", "int8"],
         typer.Option("--data_type", help="Of the engine that DeepStream builds; int8: use gridbox convert int8."),
-    ] = DataType.fp32,
+    ] = "fp32",
     cal_cache_file: Annotated[
         Path | None,
         typer.Option("--cal_cache_file", help="TensorRT's calibration cache, to go with the model; never written."),
@@ -418,7 +380,7 @@ def export(
     from components.detectnet_v2.export import ExportOptions, export_model
     from components.detectnet_v2.spec import load_experiment
 
-    if data_type is DataType.int8:
+    if data_type == "int8":
         raise UserError("--data_type int8: export in fp32, then quantise the ONNX file with 'gridbox convert int8'")
     if engine_file:
         raise UserError("--engine_file: engines are built where they run; give the ONNX file to trtexec or DeepStream")
@@ -430,7 +392,7 @@ def export(
         static_batch=static_batch_size,
         tensor_suffix=tensor_suffix,
         deepstream=gen_ds_config,
-        precision="fp16" if data_type is DataType.fp16 else "fp32",
+        precision=data_type,
         calibration_cache=cal_cache_file,
         results=results,
     )
@@ -474,7 +436,7 @@ def pretrained(
         typer.Option("--program", help="Folder to write: the program that makes a stage of NVIDIA's, and our specs."),
     ] = None,
 ) -> None:
-    """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
+    """Not in TAO: import pretrained weights into the pipeline, or record that there are none."""
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
@@ -492,7 +454,7 @@ def pretrained(
         if uri:
             file = weights / uri.rsplit("/", 1)[-1]
             fetch(uri, file)
-            # Refuses what cannot be used, here rather than in the training.
+            # Unusable weights fail here rather than in the training.
             counts |= {"file_bytes": file.stat().st_size, **content_of(file)}
         else:
             print("No pretrained weights: training starts from random ones")

@@ -4,14 +4,17 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components.decode.grid.clustering import detect, detect_like_tao5
+from components.decode.grid.decoder import GridDecoder
 from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
+from components.detectnet_v2.decoding import grid_decoder
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.measure import tao
 from components.measure.curve import AveragePrecisionMode
@@ -48,15 +51,14 @@ def evaluate_model(
     if status:
         status.write("STARTED", "Starting DetectNet_v2 Evaluation")
     predictor = load_predictor(model, experiment.class_names(spec))
-    _refuse_stranger(model, predictor, spec)
-    predictor.clustering = experiment.clustering(spec, tao5=tao5)
+    decoder = replace(_decoder(model, predictor, spec), clustering=experiment.clustering(spec, tao5=tao5))
     load = sources.training_images if use_training_set else sources.validation_images
     data = load(spec, tao5=tao5)
     weights = experiment.objective_weights(spec)  # as a training starts with; TAO's evaluate has no others either
     batch_size = spec.training_config.batch_size_per_gpu
     order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None
     meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights, order)
-    figures = evaluate(meter, data, spec.evaluation_config, batch_size=batch_size, tao5=tao5, order=order)
+    figures = evaluate(meter, data, spec.evaluation_config, decoder, batch_size=batch_size, tao5=tao5, order=order)
     figures["validation_cost"] = meter.cost
     print_evaluation(figures, meter.cost)
     if results and status:
@@ -67,8 +69,10 @@ def evaluate_model(
         status.write("SUCCESS", "Evaluation finished successfully.")
 
 
-def _refuse_stranger(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> None:
-    ours, theirs = predictor.geometry, experiment.geometry(spec)
+def _decoder(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> GridDecoder:
+    """Returns the model's decoder, unless the model does not belong to the spec."""
+    decoder = grid_decoder(predictor.decoder, model)
+    ours, theirs = decoder.geometry, experiment.geometry(spec)
     mend = "use the spec it was trained with"
     if (ours.width, ours.height) != (theirs.width, theirs.height):
         size = f"made for {ours.width}x{ours.height}, the spec says {theirs.width}x{theirs.height}"
@@ -78,15 +82,17 @@ def _refuse_stranger(model: Path, predictor: Predictor, spec: spec_pb2.Experimen
             f"box scale {ours.scale:g} and offset {ours.offset:g}, the spec's {theirs.scale:g} and {theirs.offset:g}"
         )
         raise UserError(f"{model}: its boxes have {scales}; {mend}")
-    if predictor.class_names != (names := experiment.class_names(spec)):
-        classes = f"{', '.join(predictor.class_names)}, the spec's are {', '.join(names)}"
+    if decoder.class_names != (names := experiment.class_names(spec)):
+        classes = f"{', '.join(decoder.class_names)}, the spec's are {', '.join(names)}"
         raise UserError(f"{model}: its classes are {classes}; {mend}")
+    return decoder
 
 
 def evaluate(
     predictor: Predictor,
     data: LabelledImages,
     config: spec_pb2.EvaluationConfig,
+    decoder: GridDecoder,
     *,
     batch_size: int = 16,
     tao5: bool = False,
@@ -98,9 +104,10 @@ def evaluate(
     demanded nor punished.
 
     Args:
-        predictor: The network, with the clustering that is to be scored.
+        predictor: The network.
         data: Labelled images of the predictor's input size.
         config: The spec's `evaluation_config`.
+        decoder: The clustering that is to be scored.
         batch_size: Images that the network sees at once.
         tao5: Let NMS and the average precisions be TAO 5's (see `detect_like_tao5` and `components.measure.tao`). The
             other figures stay the right ones for what is detected so.
@@ -115,9 +122,10 @@ def evaluate(
         UserError: There are no images.
     """
     overlaps = config.minimum_detection_ground_truth_overlap
-    images = _labelled(data, range(len(data.pixels)) if order is None else order, predictor.class_names)
-    scored = score(predictor, images, overlaps, batch_size, detect_like_tao5 if tao5 else detect)
-    sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in predictor.class_names}
+    images = _labelled(data, range(len(data.pixels)) if order is None else order, decoder.class_names)
+    decoder = replace(decoder, detector=detect_like_tao5 if tao5 else detect)
+    scored = score(predictor, images, overlaps, batch_size, decoder)
+    sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in decoder.class_names}
     mode = _MODES[config.average_precision_mode]
     figures = summarise(scored.matchers, sizes, mode=mode)
     if tao5:

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from components.evaluate.inputs import Findings, Found, aligned
 from components.evaluate.latency import MOST_IMAGES, Latency, measure
 from components.evaluate.pictures import Pictures
-from components.formats.images import Letterbox
 from components.measure.boxes import Floats
 from components.measure.dataset import Predictions, Truth
 from components.progress import track
 from components.step import StageError
 from components.vision.endpoint import Endpoint
-from components.vision.predictor import Predictor, cluster
+from components.vision.predictor import Predictor, detect_images
 from components.vision.scoring import network_input
 
 _NAMED = 3  # of the images without an answer
@@ -53,16 +52,18 @@ def detect_here(
     Raises:
         UserError: An image is missing or broken; or there are faults and none is allowed.
     """
-    found, seconds = _Gathered(predictor.class_names), 0.0
+    found, seconds = _Gathered(predictor.decoder.class_names), 0.0
     remaining = pictures.encoded(truth.images)
     with_progress = iter(track(remaining, len(truth.images), f"detecting with {name}"))
     while batch := list(islice(with_progress, batch_size)):
-        inputs = [network_input(content, image, predictor.geometry) for image, content in batch]
+        inputs = [network_input(content, image, predictor.input) for image, content in batch]
         begin = time.perf_counter()
-        answers = cluster(predictor, predictor(np.stack([pixels for pixels, _ in inputs])))
+        answers = detect_images(predictor, np.stack([pixels for pixels, _ in inputs]))
         seconds += time.perf_counter() - begin
-        for (image, _), (_, letterbox), detections in zip(batch, inputs, answers, strict=True):
-            found.add(image, {kind: _to_source(rows, letterbox) for kind, rows in detections.items()})
+        for (image, _), (_, placement), instances in zip(batch, inputs, answers, strict=True):
+            at_source = instances.to_source(placement)
+            names = predictor.decoder.class_names
+            found.add(image, {name: at_source.select(kind).rows() for kind, name in enumerate(names)})
     predictions, speed = found.aligned(truth, findings, name), len(truth.images) / seconds
     return Detected(predictions, predictor.parameters, predictor.file_bytes, speed)
 
@@ -120,10 +121,3 @@ class _Gathered:
         predictions = aligned(found, truth, findings)
         findings.settle(Path(name))
         return predictions
-
-
-def _to_source(detections: Rows, letterbox: Letterbox) -> Floats:
-    """Maps detections [K, 5] from the network's input to pixels of the stored image."""
-    rows = np.asarray(detections, np.float64)
-    corner = (letterbox.dx, letterbox.dy, letterbox.dx, letterbox.dy)
-    return np.column_stack([(rows[:, :4] - corner) / letterbox.scale, rows[:, 4]])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.decode.grid.geometry import GridGeometry
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
     EVALUATION_KIND,
@@ -20,12 +19,13 @@ from components.evaluate.evaluation import (
 )
 from components.evaluate.report import render
 from components.evaluate.report_markdown import render_markdown
-from components.evaluate.served import evaluate_endpoint, network_geometry
+from components.evaluate.served import evaluate_endpoint, network_input_of
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
 from components.evaluate.wider import WiderImages
 from components.evaluate.workflow_page import DataSet, Serving, workflow_page
 from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
+from components.vision.inputs import InputSpec
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import ImageSource, KittiImages
 
@@ -41,16 +41,16 @@ class Source:
     wider: Path | None
     split: str
 
-    def open(self, geometry: GridGeometry, classes: Sequence[str], ignore_regions: bool) -> ImageSource:
+    def open(self, spec: InputSpec, classes: Sequence[str], ignore_regions: bool) -> ImageSource:
         """Opens the images at the size of a network's input, with the classes it knows.
 
         Raises:
             UserError: Not exactly one of the two is given, or it cannot be read.
         """
         if self.kitti is not None and self.wider is None:
-            return KittiImages(self.kitti, self.split, geometry, classes, ignore_regions)
+            return KittiImages(self.kitti, self.split, spec, classes, ignore_regions)
         if self.wider is not None and self.kitti is None:
-            return WiderImages(self.wider, self.split, geometry, classes, ignore_regions)
+            return WiderImages(self.wider, self.split, spec, classes, ignore_regions)
         raise UserError("give the labelled images with one of --kitti and --wider")
 
     @property
@@ -108,7 +108,7 @@ def score_model(model: Path, source: Source, protocol: Protocol, outputs: Output
         outputs: Where the results go.
     """
     predictor = load_predictor(model)
-    images = source.open(predictor.geometry, predictor.class_names, protocol.ignore_regions)
+    images = source.open(predictor.input, predictor.decoder.class_names, protocol.ignore_regions)
     result = evaluate("scored", predictor, images, protocol)
     _write([result], [measured_row(result, model)], images, source, protocol, outputs, {})
     return result
@@ -135,10 +135,10 @@ def score_endpoint(
         StageError: The endpoint fails; or it differs from the model in too many images, and all is written.
     """
     predictor = load_predictor(model) if model else None
-    geometry = predictor.geometry if predictor else network_geometry(endpoint)
+    spec = predictor.input if predictor else network_input_of(endpoint)
     if predictor:
         _refuse_stranger(endpoint, model, predictor)
-    images = source.open(geometry, endpoint.class_names, protocol.ignore_regions)
+    images = source.open(spec, endpoint.class_names, protocol.ignore_regions)
     served = evaluate_endpoint(endpoint, images, protocol)
     results, rows, extra, difference = [served.evaluated], [row_of(served.evaluated)], {}, None
     if predictor and model:
@@ -184,8 +184,8 @@ def skip_endpoint(outputs: Outputs) -> None:
 
 
 def _refuse_stranger(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
-    size = predictor.geometry.width, predictor.geometry.height
-    if (endpoint.network_size or size, endpoint.class_names) != (size, tuple(predictor.class_names)):
+    size = predictor.input.width, predictor.input.height
+    if (endpoint.network_size or size, endpoint.class_names) != (size, predictor.decoder.class_names):
         raise UserError(f"{model}: its input size or classes are not those behind {endpoint}; give the served model")
     fitting = endpoint.parameters.get("preprocessing", LETTERBOX)
     if fitting != LETTERBOX:
@@ -215,9 +215,10 @@ def final_report(
     """
     rows = [earlier_row(name, evaluation) for name, evaluation in earlier.items()]
     predictors = load_predictor(exported), load_predictor(quantized)
-    if (predictors[0].geometry, predictors[0].class_names) != (predictors[1].geometry, predictors[1].class_names):
+    kinds = [(predictor.input, predictor.decoder.class_names) for predictor in predictors]
+    if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
-    images = source.open(predictors[0].geometry, predictors[0].class_names, protocol.ignore_regions)
+    images = source.open(*kinds[0], protocol.ignore_regions)
     before = evaluate("exported", predictors[0], images, protocol)
     after = evaluate("quantized", predictors[1], images, protocol)
     rows += [measured_row(before, exported), measured_row(after, quantized)]

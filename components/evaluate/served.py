@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from components.decode.grid.geometry import GridGeometry
+from components.decode.instances import Placement
 from components.evaluate.evaluation import Evaluated, Protocol, summarised
 from components.evaluate.latency import MOST_IMAGES, Latency, measure
-from components.formats.images import Letterbox
 from components.measure.matching import ImageBoxes, Matcher
 from components.progress import track
 from components.step import StageError, UserError
 from components.vision.endpoint import Endpoint
+from components.vision.inputs import InputSpec
 from components.vision.scoring import ImageSource, LabelledImage, Scored
 
 _NAMED = 3  # of the images without an answer
@@ -34,15 +34,15 @@ class Served:
     latency: Latency
 
 
-def network_geometry(endpoint: Endpoint) -> GridGeometry:
-    """Returns the input size of the network behind an endpoint. Scale and offset play no part in scoring.
+def network_input_of(endpoint: Endpoint) -> InputSpec:
+    """Returns what the network behind an endpoint takes.
 
     Raises:
         UserError: The endpoint does not say it.
     """
     if endpoint.network_size is None:
         raise UserError(f"{endpoint}: none of its models says the size of the network's input; give --model, too")
-    return GridGeometry(*endpoint.network_size)
+    return InputSpec(*endpoint.network_size)
 
 
 def evaluate_endpoint(endpoint: Endpoint, images: ImageSource, protocol: Protocol) -> Served:
@@ -87,12 +87,12 @@ def _score(endpoint: Endpoint, images: ImageSource, protocol: Protocol) -> tuple
         if answer.error:
             failed.append(f"{image.id}: {answer.error}")
             continue
-        assert image.letterbox is not None
+        assert image.placement is not None
         ids.append(image.id)
         seconds.append(answer.seconds)
-        scales.append(image.letterbox.scale)
+        scales.append(image.placement.scale[0])
         for name, rows in boxes.items():
-            found = _to_frame(answer.detections[name], image.letterbox)
+            found = _to_frame(answer.detections[name], image.placement)
             rows.append(ImageBoxes(found, image.objects[name], image.regions))
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
@@ -104,7 +104,7 @@ def _score(endpoint: Endpoint, images: ImageSource, protocol: Protocol) -> tuple
     return Scored(ids, boxes, matchers, sum(seconds), seconds), scales, sent
 
 
-def _to_frame(detections: NDArray[np.float32], letterbox: Letterbox) -> NDArray[np.float32]:
+def _to_frame(detections: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
     """Maps detections [K, 5] from stored pixels to the network's input."""
-    boxes = letterbox.boxes_to_frame(detections[:, :4].astype(np.float64))
+    boxes = placement.to_input(detections[:, :4])
     return np.column_stack([boxes, detections[:, 4]]).astype(np.float32)

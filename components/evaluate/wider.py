@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from components.decode.grid.geometry import GridGeometry
 from components.formats.images import ImageError
 from components.formats.wider import Face, WiderSource
 from components.step import UserError
+from components.vision.inputs import InputSpec
 from components.vision.scoring import LabelledImage, network_input
 
 
@@ -17,14 +17,14 @@ class WiderImages:
     """One split of a WIDER FACE folder in its official layout, for a network of one class."""
 
     def __init__(
-        self, root: Path, split: str, geometry: GridGeometry, class_names: Sequence[str], ignore_regions: bool = True
+        self, root: Path, split: str, spec: InputSpec, class_names: Sequence[str], ignore_regions: bool = True
     ) -> None:
         """Reads the annotations; images are read while walking through the set.
 
         Args:
             root: The folder (or folder of archives).
             split: `training` or `validation`.
-            geometry: Size of the network's input.
+            spec: What the network takes.
             class_names: The network's classes; exactly one.
             ignore_regions: Whether nothing counts inside faces that the annotators flagged invalid. Otherwise they
                 are faces to be found.
@@ -37,7 +37,7 @@ class WiderImages:
         self.skipped: Counter[str] = Counter()
         self._source, self._split = WiderSource(root), split
         self._images = self._source.images(split)
-        self._geometry, self._class_name, self._ignore_regions = geometry, class_names[0], ignore_regions
+        self._spec, self._class_name, self._ignore_regions = spec, class_names[0], ignore_regions
 
     def __iter__(self) -> Iterator[LabelledImage]:
         self.skipped.clear()
@@ -47,13 +47,13 @@ class WiderImages:
                 content = self._source.read(self._split, image.name)
             except ImageError as error:
                 raise UserError(f"{path}: {error}; add it, or remove its block from the annotations") from error
-            pixels, letterbox = network_input(content, path, self._geometry)
+            pixels, placement = network_input(content, path, self._spec)
             faces = [face for face in image.faces if face.box[2] > 0 and face.box[3] > 0]
             self.skipped["faces without area"] += len(image.faces) - len(faces)
             invalid = np.array([self._ignore_regions and face.invalid == 1 for face in faces], bool)
-            boxes = letterbox.boxes_to_frame(_corners(faces))
+            boxes = placement.to_input(_corners(faces))
             objects = {self._class_name: boxes[~invalid]}
-            yield LabelledImage(image.name, pixels, objects, boxes[invalid], content, letterbox)
+            yield LabelledImage(image.name, pixels, objects, boxes[invalid], content, placement)
 
     def __len__(self) -> int:
         return len(self._images)

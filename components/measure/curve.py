@@ -90,25 +90,3 @@ class PrecisionRecall:
         if not self.objects or not len(thresholds):
             return None
         return int(thresholds[np.argmax(self.f1()[thresholds])])
-
-    def confidence_metrics(self, points: int = 100) -> list[dict[str, float]]:
-        """Returns at most `points` rows for Kubeflow's ClassificationMetrics, thresholds descending.
-
-        Kubeflow draws a ROC curve, whose false positive rate a detector does not have (there is no set of true
-        negatives). Here it is the share of all false positives that is let through, so the curve spans 0 to 1.
-        """
-        thresholds = self.thresholds()
-        if not self.objects or not len(thresholds):
-            return []
-        false_positives = np.arange(1, len(self.scores) + 1) - self.true_positives
-        rate = false_positives / max(int(false_positives[-1]), 1)
-        precision, recall = self.precision, self.recall
-        return [
-            {
-                "confidenceThreshold": float(self.scores[i]),
-                "falsePositiveRate": float(rate[i]),
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-            }
-            for i in thresholds[np.unique(np.linspace(0, len(thresholds) - 1, points).astype(int))]
-        ]

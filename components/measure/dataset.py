@@ -62,16 +62,6 @@ class Predictions:
             classes=self.classes[kept],
         )
 
-    def strongest(self, most: int) -> Self:
-        """Returns the `most` highest scores of each image and class (COCO's `maxDets`); of equal ones the first."""
-        order = np.lexsort((-self.scores, self.classes, self.images))
-        group = np.stack([self.images[order], self.classes[order]])
-        begins = np.append(True, (np.diff(group) != 0).any(axis=0))[: len(order)]
-        first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
-        kept = np.zeros(len(order), bool)
-        kept[order[np.arange(len(order)) - first < most]] = True
-        return self.where(kept)
-
 
 @dataclass(frozen=True, slots=True)
 class Truth:

@@ -188,16 +188,10 @@ class PairedDifference:
         p_value: How likely, were neither model better, a difference at least as large would be in either direction:
             twice the share of the replicates on the far side of 0 (0 itself lies on both). It is below 1 - confidence
             when, and but for the rounding of quantiles only when, 0 lies outside the interval.
-        differences: [B] the difference in each replicate in which it exists, ascending.
     """
 
     interval: Interval
     p_value: float
-    differences: Floats
-
-    def share_below(self, margin: float) -> float:
-        """Returns how likely the first model is worse than the second by more than `margin`, 0 to 1."""
-        return float(np.mean(self.differences < -margin))
 
 
 def confidence_interval(
@@ -238,10 +232,10 @@ def paired_difference(
     values = _resample([first, second], replicates, seed)
     differences = values[0] - values[1]
     interval = _interval(first.value() - second.value(), differences, confidence)
-    known = np.sort(differences[~np.isnan(differences)])
+    known = differences[~np.isnan(differences)]
     # One more on either side: the data themselves are one of the draws, and no finite number of draws proves a 0.
     side = 1 + min(int(np.sum(known <= 0)), int(np.sum(known >= 0)))
-    return PairedDifference(interval, min(1.0, 2 * side / (len(known) + 1)), known)
+    return PairedDifference(interval, min(1.0, 2 * side / (len(known) + 1)))
 
 
 def _resample(models: Sequence[Outcomes], replicates: int, seed: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Brings a model of NGC into a pipeline, as the artifact of a pretrained model."""
+"""Imports a model of NGC as the artifact of a pretrained model."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from components.step import WEIGHTS, UserError, check_target, publish, sha256, w
 from components.store import RETRY, RetryPolicy
 from components.tao.call import TAO_KEY
 
-# How a URI of NGC begins.
+# Scheme of a URI of NGC.
 NGC = "ngc://"
 # TAO's encrypted models.
 ENCRYPTED = ".tlt"
@@ -22,29 +22,29 @@ _LICENCE = re.compile(r"licen[cs]e|eula|notice|terms", re.IGNORECASE)
 def download(
     source: str, output: Path, file: str = "", checksum: str = "", retry: RetryPolicy = RETRY
 ) -> dict[str, Any]:
-    """Writes a model artifact that holds one model file of NGC, what NGC has of its licence, and a notice.
+    """Writes a model artifact that holds one model file of NGC, its licence files, and a notice.
 
-    A download that breaks off goes on where it stopped, also in a later call: until the artifact is whole its parts lie
-    in a hidden folder beside it.
+    An interrupted download resumes, also in a later call: until the artifact is complete, its parts are kept in a
+    hidden folder beside it.
 
     Args:
         source: `org/team/model:version`.
         output: The artifact.
-        file: Path of the model file in the version; empty where there is but one.
-        checksum: SHA-256 that the file must have, hexadecimal; empty: what NGC says it has.
+        file: Path of the model file in the version; empty if there is only one.
+        checksum: The expected SHA-256, hexadecimal; empty for the one that NGC names.
         retry: Attempts, pauses and timeouts.
 
     Returns:
         The counts of the artifact's manifest.
 
     Raises:
-        UserError: NGC does not give the file, it is not the expected one, or it is no model.
+        UserError: NGC refuses the file, it is not the expected one, or it is no model.
     """
     check_target(output, "model")
     version = ModelVersion.parse(source)
     registry = Registry(version, retry)
     notice = (
-        f"{version} is NVIDIA's. Its licence is at {version.page}; whoever downloads it accepts that, also for the "
+        f"{version} is NVIDIA's. Its licence is at {version.page}; by downloading it you accept it, also for the "
         "models that are trained from it."
     )
     print(notice, flush=True)
@@ -90,10 +90,10 @@ def download_uri(uri: str, output: Path) -> dict[str, Any]:
 
 
 def probe(uri: str) -> None:
-    """Asks NGC whether such a URI names a model file, and downloads nothing.
+    """Checks that such a URI names a model file, without a download.
 
     Raises:
-        UserError: It does not, or NGC does not show it to this account.
+        UserError: It does not, or NGC refuses access.
     """
     source, file = _parsed(uri)
     version = ModelVersion.parse(source)
@@ -130,7 +130,7 @@ def choose(listed: Sequence[RemoteFile], file: str, version: ModelVersion) -> Re
 
 
 def content_of(weights: Path) -> dict[str, bool]:
-    """What is known of a model: whether it is encrypted, and if not, whether it detects or is a mere backbone.
+    """Returns whether a model is encrypted, and if not, whether it is a detector or only a backbone.
 
     Raises:
         UserError: It cannot be read.

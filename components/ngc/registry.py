@@ -1,13 +1,13 @@
-"""NGC's HTTPS API, as far as it takes to list and bring the files of a model version.
+"""The part of NGC's HTTPS API that lists and downloads the files of a model version.
 
-The key comes from `NGC_API_KEY` and goes to NGC's two hosts alone: as the password of a token request, or, where it is
-a personal one (`nvapi-…`), as the bearer itself. Files lie on other hosts, whose signed addresses are asked for without
-it. Without a key NGC is asked as a guest, which suffices for most of TAO's models.
+The key comes from `NGC_API_KEY` and is sent to NGC's two hosts only: as the password of a token request, or, if it is a
+personal one (`nvapi-…`), as the bearer token. Files lie on other hosts under signed URLs, which need no key. Without a
+key access is that of a guest, which suffices for most of TAO's models.
 
 `NGC_ENDPOINT` and `NGC_AUTH_ENDPOINT` name other hosts, for a proxy or a test.
 
-Source of the addresses: NVIDIA's `tao_core` (token) and public download scripts (files). That a guest may list files,
-as he may fetch them, is inferred.
+Source of the URLs: NVIDIA's `tao_core` (token) and public download scripts (files). That guests may list files, as they
+may download them, is inferred.
 """
 
 import base64
@@ -62,14 +62,14 @@ class ModelVersion:
 
     @property
     def page(self) -> str:
-        """Where people read of the model, and accept its licence."""
+        """The web page of the model and its licence."""
         team = f"/teams/{self.team}" if self.team else ""
         return f"https://catalog.ngc.nvidia.com/orgs/{self.org}{team}/models/{self.model}"
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a model version: its path in it, bytes, and SHA-256 in hexadecimal (empty where NGC knows none)."""
+    """A file of a model version: its path in it, bytes, and SHA-256 in hexadecimal (empty if NGC names none)."""
 
     path: str
     size: int
@@ -80,14 +80,14 @@ class Registry:
     """NGC, asked for one model version."""
 
     def __init__(self, version: ModelVersion, retry: RetryPolicy = RETRY) -> None:
-        """Takes key and hosts from the environment; asks nothing yet.
+        """Takes key and hosts from the environment; sends nothing.
 
         Raises:
             UserError: A host in the environment is not reached by https.
         """
         self._version = version
         self._retry = retry
-        self._key = os.environ.get(KEY, "").strip()  # mounted secrets like to end with a line break
+        self._key = os.environ.get(KEY, "").strip()  # mounted secrets often end with a line break
         self._api, self._authn = (_endpoint(name, default) for name, default in _ENDPOINTS.items())
         self._bearer = self._key if self._key.startswith(_PERSONAL) else ""
 
@@ -123,15 +123,15 @@ class Registry:
         return found
 
     def fetch(self, file: RemoteFile, destination: Path, sha256: str = "") -> None:
-        """Brings a file; one that a former attempt left in parts beside `destination` is gone on with.
+        """Downloads a file, or resumes an earlier download.
 
         Args:
             file: One of `files`.
-            destination: Where it shall stand.
-            sha256: What it must hash to, hexadecimal, beside what NGC says.
+            destination: The file to write.
+            sha256: The expected SHA-256, hexadecimal, in addition to the one that NGC names.
 
         Raises:
-            UserError: NGC denies access, the file cannot be brought, or its content is another one.
+            UserError: NGC denies access, the download fails, or the content is not the expected one.
         """
         known = file.sha256 or sha256.lower()
         if sha256 and known != sha256.lower():
@@ -140,7 +140,7 @@ class Registry:
             fetch(self._location(file.path), destination, known, progress.report, self._retry)
 
     def _location(self, path: str) -> str:
-        """Returns the signed address of a file, as NGC names it in its answer or by sending on."""
+        """Returns the signed URL of a file, from NGC's answer or its redirect."""
         of, query = self._version, urllib.parse.urlencode({"path": path})
         if self.is_guest:
             url = f"{self._api}/v2/models/{_path(of)}/{of.model}/{of.version}/files?redirect=true&{query}"
@@ -153,7 +153,7 @@ class Registry:
         return urls[0]
 
     def _json(self, url: str) -> Mapping[str, Any]:
-        """Asks the API for a JSON object; being sent on elsewhere counts as the object `{"urls": [elsewhere]}`."""
+        """Requests a JSON object; a redirect is returned as the object `{"urls": [location]}`."""
         headers = {"Accept": "application/json"}
         if not self.is_guest:
             self._bearer = self._bearer or self._token()
@@ -183,7 +183,7 @@ class Registry:
                         return {"urls": [error.headers.get("Location", "")]}
                     if error.code in RETRIED_STATUS:
                         raise TransientError(f"NGC answers {error.code} {error.reason}") from None
-                    # Not `from error`: its text is whatever the server writes.
+                    # Not `from error`: its text comes from the server.
                     raise self._refusal(error.code, error.read(1 << 16)) from None
             except (OSError, http.client.HTTPException) as error:
                 raise TransientError(f"NGC cannot be reached ({getattr(error, 'reason', None) or error})") from error
@@ -196,7 +196,7 @@ class Registry:
         return retried(once, str(self._version), self._retry)
 
     def _refusal(self, code: int, body: bytes) -> UserError:
-        """What to tell the user of an answer that is not to be asked for again."""
+        """Returns the error for an answer that is not retried."""
         of, said = self._version, self._description(body)
         if code in (401, 403) and self.is_guest:
             return UserError(f"{of}: NGC gives it to no guest ({code}{said}); set {KEY} to a key of your NGC account")
@@ -214,7 +214,7 @@ class Registry:
         return UserError(f"{of}: NGC answers {code}{said}")
 
     def _description(self, body: bytes) -> str:
-        """NGC's own words, on one line and without the key, should they repeat it."""
+        """Returns NGC's own description, on one line and without the key."""
         try:
             text = str(json.loads(body)["requestStatus"]["statusDescription"])
         except (ValueError, KeyError, TypeError):
@@ -225,7 +225,7 @@ class Registry:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: urllib would hand the key on to whatever host comes next."""
+    """Follows no redirect: urllib would send the key to the next host."""
 
     def redirect_request(
         self,
@@ -250,7 +250,7 @@ def _endpoint(name: str, default: str) -> str:
 
 
 def _is_safe(url: str) -> bool:
-    """Whether what is sent there is encrypted, or stays on this machine."""
+    """Returns whether a URL is encrypted, or stays on this machine."""
     parts = urllib.parse.urlsplit(url)
     return (
         bool(parts.hostname)

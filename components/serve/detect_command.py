@@ -1,8 +1,7 @@
 """`gridbox detect`: boxes from a Triton endpoint, drawn into files or shown in a window."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,14 +16,6 @@ app = typer.Typer(name="detect", add_completion=False)
 
 # Where `gridbox serve` listens.
 LOCAL_URLS = ("grpc://localhost:8001", "http://localhost:8000")
-
-
-class Labels(StrEnum):
-    """How detections are written besides the drawn boxes."""
-
-    none = "none"
-    kitti = "kitti"
-    json = "json"
 
 
 @app.command("detect")
@@ -44,9 +35,10 @@ def detect(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of results; by default one beside the source.")
     ] = None,
-    labels: Annotated[Labels, typer.Option("--labels", help="Write detections, too, as KITTI or JSON lines.")] = (
-        Labels.none
-    ),
+    labels: Annotated[
+        Literal["none", "kitti", "json"],
+        typer.Option("--labels", help="Write detections, too, as KITTI or JSON lines."),
+    ] = "none",
     show: Annotated[
         bool, typer.Option("--show", help="Show a window; files are then written only with --output. q ends it.")
     ] = False,
@@ -76,7 +68,7 @@ def detect(
 
     images = open_source(source)
     window = Window("gridbox detect", wait_for_key=images.rate is None) if show else None
-    folder = output or (None if show and labels is Labels.none else default_output(source, images))
+    folder = output or (None if show and labels == "none" else default_output(source, images))
 
     if folder and images.rate is None:
         check_apart(Path(source), folder)
@@ -94,7 +86,7 @@ def detect(
 
     with connect(url) if url else _local(connect) as endpoint:
         overlays = output is not None or not show
-        done = run(endpoint, images, folder, labels.value, window, overlays, min_score)
+        done = run(endpoint, images, folder, labels, window, overlays, min_score)
     where = f": {folder}" if folder else ""
     noun = "images" if images.rate is None else "frames"
     rate = done.images / max(done.seconds, 1e-9)

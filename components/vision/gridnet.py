@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from components.decode.grid.clustering import Clustering
+from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
+from components.vision.inputs import InputSpec
+from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
 COVERAGE_HEAD = "output_cov"
@@ -80,13 +83,15 @@ class GridNetConfig:
         )
 
 
-class GridNet(nn.Module):
+class GridNet(Network):
     """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
 
     Attributes:
         config: What it was built from.
         pretrained_layers: TAO's names of the layers whose weights came from a pretrained model file.
     """
+
+    outputs = (COVERAGE, BBOX)
 
     def __init__(self, config: GridNetConfig) -> None:
         super().__init__()
@@ -98,6 +103,16 @@ class GridNet(nn.Module):
         self.output_cov = nn.Conv2d(features, classes, 1)
         initialise(self.output_bbox)
         initialise(self.output_cov)
+
+    @property
+    def input(self) -> InputSpec:
+        """See `Network`."""
+        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+
+    @property
+    def decoder(self) -> GridDecoder:
+        """See `Network`."""
+        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""
@@ -119,10 +134,3 @@ class GridNet(nn.Module):
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()
         return self
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Returns the number of weights as Keras counts them: moving batch statistics included."""
-    return sum(
-        value.numel() for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
-    )

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from components.step import UserError
 from components.vision.channels import Coupling, Layer
-from components.vision.gridnet import GridNet, count_parameters
+from components.vision.gridnet import GridNet
+from components.vision.network import count_parameters
 
 Equalization = Literal["union", "intersection", "arithmetic_mean", "geometric_mean"]
 _MERGE: dict[Equalization, Callable[[Tensor], Tensor]] = {

@@ -10,14 +10,15 @@ from typing import Protocol
 
 import numpy as np
 
-from components.decode.grid.clustering import detect
-from components.decode.grid.geometry import GridGeometry
-from components.formats.images import ImageError, Letterbox, decode
+from components.decode.decoder import Decoder
+from components.decode.instances import Placement
+from components.formats.images import ImageError, decode
 from components.formats.kitti import IGNORED_CLASS, read_split
 from components.measure.boxes import Floats
 from components.measure.matching import ImageBoxes, Matcher
 from components.step import MANIFEST, UserError, read_manifest
-from components.vision.predictor import Detector, Images, Predictor, cluster
+from components.vision.inputs import Images, InputSpec
+from components.vision.predictor import Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class LabelledImage:
         objects: By class name, [T, 4].
         regions: [R, 4] regions in which nothing counts.
         encoded: The image as it is stored; empty where pixels were stored.
-        letterbox: How the stored image was fitted into the network's input, where it was.
+        placement: How the stored image lies in the network's input, where it was fitted.
     """
 
     id: str
@@ -38,7 +39,7 @@ class LabelledImage:
     objects: Mapping[str, Floats]
     regions: Floats
     encoded: bytes = b""
-    letterbox: Letterbox | None = None
+    placement: Placement | None = None
 
 
 class ImageSource(Protocol):
@@ -59,23 +60,17 @@ class ImageSource(Protocol):
         ...
 
 
-def network_input(content: bytes, source: str, geometry: GridGeometry) -> tuple[Images, Letterbox]:
-    """Decodes an image and letterboxes it into the network's input unless it has that size already.
-
-    Returns:
-        [H, W, 3] RGB uint8, and the letterbox that maps source pixels to it.
+def network_input(content: bytes, source: str, spec: InputSpec) -> tuple[Images, Placement]:
+    """Decodes an image and fits it into a network's input; see `InputSpec.place`.
 
     Raises:
         UserError: The image is broken.
     """
     try:
-        image = decode(content)
+        pixels, placement = spec.place(decode(content))
     except ImageError as error:
         raise UserError(f"{source}: {error}; replace or remove this image") from error
-    letterbox = Letterbox.fit(image.shape[1], image.shape[0], geometry.width, geometry.height)
-    if image.shape[:2] != (geometry.height, geometry.width):
-        image = letterbox.apply(image)
-    return np.ascontiguousarray(image[..., ::-1]), letterbox
+    return np.ascontiguousarray(pixels), placement
 
 
 class KittiImages:
@@ -85,7 +80,7 @@ class KittiImages:
         self,
         kitti_set: Path,
         split: str,
-        geometry: GridGeometry,
+        spec: InputSpec,
         class_names: Sequence[str],
         ignore_regions: bool = True,
     ) -> None:
@@ -94,7 +89,7 @@ class KittiImages:
         Args:
             kitti_set: The set.
             split: `training` or `validation`.
-            geometry: Size of the network's input; images of another size are letterboxed.
+            spec: What the network takes.
             class_names: Classes to keep; labels of others are counted in `skipped`.
             ignore_regions: Whether nothing counts inside `dontcare` labels. Otherwise they are objects to be found.
 
@@ -107,7 +102,7 @@ class KittiImages:
                 "say which it is; leave the option out"
             )
         self.skipped: Counter[str] = Counter()
-        self._set, self._split, self._geometry = kitti_set, split, geometry
+        self._set, self._split, self._spec = kitti_set, split, spec
         # Which class a label counts for; None is a region.
         self._targets: dict[str, str | None] = {name: name for name in class_names}
         self._targets[IGNORED_CLASS] = None if ignore_regions else class_names[0]
@@ -116,7 +111,7 @@ class KittiImages:
         self.skipped.clear()
         for sample in read_split(self._set, self._split):
             source = f"{self._set / self._split}: {sample.file_name}"
-            pixels, letterbox = network_input(sample.image, source, self._geometry)
+            pixels, placement = network_input(sample.image, source, self._spec)
             boxes: dict[str | None, list[tuple[float, ...]]] = {target: [] for target in self._targets.values()}
             boxes[None] = []
             for label in sample.labels:
@@ -127,10 +122,10 @@ class KittiImages:
                     self.skipped["labels without area"] += 1
                 else:
                     boxes[self._targets[label.class_name]].append(label.box)
-            arrays = {name: letterbox.boxes_to_frame(np.reshape(rows, (-1, 4))) for name, rows in boxes.items()}
+            arrays = {name: placement.to_input(np.reshape(rows, (-1, 4))) for name, rows in boxes.items()}
             regions = arrays.pop(None)
             objects = {name: rows for name, rows in arrays.items() if name}
-            yield LabelledImage(sample.id, pixels, objects, regions, sample.image, letterbox)
+            yield LabelledImage(sample.id, pixels, objects, regions, sample.image, placement)
 
     def __len__(self) -> int:
         if not (self._set / MANIFEST).is_file():
@@ -147,7 +142,7 @@ class Scored:
         ids: The images.
         boxes: By class name, for each image, detections and ground truth.
         matchers: By class name, ready to be matched.
-        seconds: Time spent in the network and in clustering; reading images is left out.
+        seconds: Time spent in the network and in decoding; reading images is left out.
         network_seconds: Of each batch, the time an image spent in the network alone.
     """
 
@@ -163,7 +158,7 @@ def score(
     images: Iterable[LabelledImage],
     iou_threshold: float | Mapping[str, float] = 0.5,
     batch_size: int = 16,
-    detector: Detector = detect,
+    decoder: Decoder | None = None,
 ) -> Scored:
     """Detects in all images and pairs detections with ground truth.
 
@@ -172,26 +167,27 @@ def score(
         images: Labelled images of the predictor's input size.
         iou_threshold: Smallest IoU of a match, above 0 and at most 1, for all classes or by class name.
         batch_size: Images that the network sees at once.
-        detector: How candidates become detections.
+        decoder: What the outputs mean; the predictor's own when None.
 
     Raises:
         UserError: There are no images.
     """
     ids: list[str] = []
-    boxes: dict[str, list[ImageBoxes]] = {name: [] for name in predictor.class_names}
+    decoder = decoder or predictor.decoder
+    boxes: dict[str, list[ImageBoxes]] = {name: [] for name in decoder.class_names}
     seconds, network_seconds = 0.0, []
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
         pixels = np.stack([image.pixels for image in batch])
         begin = time.perf_counter()
-        grids = predictor(pixels)
+        outputs = predictor(pixels)
         network_seconds.append((time.perf_counter() - begin) / len(batch))
-        found = cluster(predictor, grids, detector)
+        found = decoder(outputs)
         seconds += time.perf_counter() - begin
-        for image, detections in zip(batch, found, strict=True):
+        for image, instances in zip(batch, found, strict=True):
             ids.append(image.id)
-            for name, rows in boxes.items():
-                rows.append(ImageBoxes(detections[name], image.objects[name], image.regions))
+            for index, (name, rows) in enumerate(boxes.items()):
+                rows.append(ImageBoxes(instances.select(index).rows(), image.objects[name], image.regions))
     if not ids:
         raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
     thresholds = iou_threshold if isinstance(iou_threshold, Mapping) else dict.fromkeys(boxes, iou_threshold)

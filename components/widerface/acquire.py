@@ -1,4 +1,4 @@
-"""Brings a data set in: from a folder, a web server or an object store, or draws a synthetic one."""
+"""Imports a data set from a folder, a web server or an object store, or draws a synthetic one."""
 
 import shutil
 import urllib.parse
@@ -38,13 +38,13 @@ def acquire(
         image_width: Width of the drawn pictures, pixels.
         image_height: Height of the drawn pictures, pixels.
         retry: Attempts, pauses and timeouts of downloads.
-        version: What changes with what lies at `uri`; kept in the manifest where it is known.
+        version: Version of the content of `uri`, for the manifest; empty if it is not known.
 
     Returns:
-        The counts that also stand in the manifest.
+        The counts of the manifest.
 
     Raises:
-        UserError: The location is wrong, or what lies there is no WIDER FACE set.
+        UserError: The location is wrong, or holds no WIDER FACE set.
     """
     scheme = urllib.parse.urlsplit(uri).scheme
     settings: dict[str, object] = {"version": version} if version else {}
@@ -73,7 +73,7 @@ def acquire(
 
 
 def _counts(folder: Path) -> dict[str, int]:
-    """Counts images and faces, which also shows whether the annotations can be read."""
+    """Counts images and faces, which also checks the annotations."""
     source = WiderSource(folder)
     counts = {}
     for split in OFFICIAL_NAMES:
@@ -84,11 +84,11 @@ def _counts(folder: Path) -> dict[str, int]:
 
 
 def _bring(folder: Path, archive: str, target: Path) -> None:
-    """Puts one archive into `target`: packed from a folder where there is one, otherwise copied as it is."""
+    """Puts one archive into `target`: packed from a folder if there is one, otherwise copied."""
     part = Path(archive).stem
     if (folder / part).is_dir():
         pack(folder, part, target / archive)
-    elif folder.parent == target:  # downloaded just now
+    elif folder.parent == target:  # downloaded
         (folder / archive).rename(target / archive)
     else:
         shutil.copyfile(folder / archive, target / archive)

@@ -1,15 +1,14 @@
-"""`gridbox widerface`: the commands that bring in, draw and convert face-detection data."""
+"""`gridbox widerface`: imports, draws and converts face-detection data."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(
     name="widerface",
-    help="Bring in, draw and convert face-detection data in the layout of WIDER FACE.",
+    help="Import, draw and convert face-detection data in the layout of WIDER FACE.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -17,13 +16,7 @@ app = typer.Typer(
 )
 
 
-class Policy(StrEnum):
-    """What becomes of a doubtful face."""
-
-    ignore = "ignore"
-    keep = "keep"
-
-
+Policy = Literal["ignore", "keep"]
 TrainingImages = Annotated[int, typer.Option(min=1, help="Pictures to draw for training, 1 or more.")]
 ValidationImages = Annotated[int, typer.Option(min=1, help="Pictures to draw for validation, 1 or more.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the drawn pictures, 0 or more; equal seeds, equal bytes.")]
@@ -50,7 +43,7 @@ def acquire(
     image_width: ImageWidth = 640,
     image_height: ImageHeight = 384,
 ) -> None:
-    """Bring a data set in, or draw a synthetic one: the pipeline's first stage."""
+    """Import a data set, or draw a synthetic one: the pipeline's first stage."""
     from components.widerface.acquire import acquire as run
 
     _summary(run(uri, dataset, training_images, validation_images, seed, image_width, image_height, version=version))
@@ -73,13 +66,13 @@ def convert(
     ] = 8,
     small_faces: Annotated[
         Policy, typer.Option(help="Small faces: 'ignore' makes them regions in which nothing counts.")
-    ] = Policy.ignore,
+    ] = "ignore",
     invalid_faces: Annotated[
         Policy, typer.Option(help="Faces flagged invalid by the annotators: 'ignore' as for small faces.")
-    ] = Policy.ignore,
+    ] = "ignore",
     occluded_faces: Annotated[
         Policy, typer.Option(help="Heavily occluded faces (occlusion 2): 'ignore' as for small faces.")
-    ] = Policy.keep,
+    ] = "keep",
     max_images: Annotated[
         int, typer.Option(min=0, help="At most so many images of each split, evenly spaced; 0: all.")
     ] = 0,
@@ -96,9 +89,9 @@ def convert(
         height,
         grayscale,
         min_face_height,
-        small_faces.value,
-        invalid_faces.value,
-        occluded_faces.value,
+        small_faces,
+        invalid_faces,
+        occluded_faces,
         max_images,
     )
     _summary(run(dataset, kitti, conversion))
@@ -141,6 +134,6 @@ def fetch(
 
 
 def _summary(counts: Mapping[str, object]) -> None:
-    """Prints what a stage counted, a line each."""
+    """Prints the counts of a stage, one a line."""
     for name, count in counts.items():
         print(f"{name.replace('_', ' ')}: {count}")

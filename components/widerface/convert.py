@@ -1,7 +1,7 @@
 """Converts WIDER FACE in its official layout to a KITTI set at the network's input size.
 
-What becomes of doubtful faces is the caller's choice. The defaults of the command rest on counts over 1,050 real
-training images (10,990 boxes with an area), letterboxed to 480x272 and, in brackets, to 736x416:
+The caller chooses how doubtful faces are treated. The defaults of the command rest on counts over 1,050 real training
+images (10,990 boxes with an area), letterboxed to 480x272 and, in brackets, to 736x416:
 
 - Small faces (below 8 pixels, half a cell of the network's grid) are ignored: they are 49 % (30 %) of all faces.
 - Faces flagged invalid are ignored: 91 boxes, every one below 8 pixels at either size, the median at 2.5 (3.8).
@@ -32,9 +32,9 @@ FACE_CLASS = "face"
 STRIDE = 16
 HEAVILY_OCCLUDED = 2
 Policy = Literal["ignore", "keep"]
-# What a person wants to see first.
+# The counts that are shown first.
 SHOWN = ("training_images", "training_faces", "validation_images", "validation_faces")
-# Every count of a split, so that a zero shows as well.
+# Every count of a split, so that zeros are shown too.
 COUNTS = (
     "images",
     "rejected_images",
@@ -55,17 +55,17 @@ COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What to make of the source.
+    """Settings of a conversion.
 
     Attributes:
         width: Width of the network's input, pixels, divisible by 16.
         height: Height of the network's input, pixels, divisible by 16.
-        grayscale: Turn colour into luma, replicated to three channels.
-        min_face_height: Faces lower than this in the network's input, pixels, are small; 0 means that none is.
-        small_faces: What becomes of small faces: kept as faces, or regions in which nothing counts.
-        invalid_faces: What becomes of faces that the annotators flagged invalid.
-        occluded_faces: What becomes of heavily occluded faces (occlusion 2).
-        max_images: At most so many images of each split, evenly spaced; 0 means all.
+        grayscale: Convert colour to luma, replicated to three channels.
+        min_face_height: Faces below this height in the network's input, pixels, are small; 0 for none.
+        small_faces: Whether small faces are kept as faces, or become ignored regions.
+        invalid_faces: The same for faces that the annotators flagged invalid.
+        occluded_faces: The same for heavily occluded faces (occlusion 2).
+        max_images: Maximum number of images of each split, evenly spaced; 0 means all.
     """
 
     width: int
@@ -93,14 +93,14 @@ class Conversion:
 
 @dataclass(slots=True)
 class Converted:
-    """The outcome of one image: its sample (None where the image was rejected), what was rejected, and counts."""
+    """The result of one image: its sample (None if the image was rejected), rejected objects, and counts."""
 
     sample: Sample | None
     rejected: list[dict[str, object]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def reject_face(self, image: WiderImage, face: Face, kind: str, reason: str) -> None:
-        """Notes a box that becomes no label at all; `kind` is the last part of its count's name."""
+        """Records a box that becomes no label; `kind` is the last part of its count's name."""
         self.counts["rejected_faces"] += 1
         self.counts[f"rejected_faces_{kind}"] += 1
         self.rejected.append({"image": image.name, "box": list(face.box), "reason": reason})
@@ -109,16 +109,16 @@ class Converted:
 def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0) -> dict[str, object]:
     """Writes the KITTI set `output` from the WIDER FACE distribution `source`.
 
-    The bytes of the result do not depend on the number of workers. Nothing stands at `output` unless all went well.
+    The bytes of the result do not depend on the number of workers. `output` appears only when it is complete.
 
     Args:
         source: A folder in the official layout, or one that holds the official archives.
         output: The artifact directory to make, of kind `kitti_set`.
-        conversion: Size, colour and what becomes of doubtful faces.
+        conversion: Size, colour and treatment of doubtful faces.
         workers: Parallel processes; 0 means one for every core.
 
     Returns:
-        The counts that also stand in the manifest, named `<split>_<what>`.
+        The counts of the manifest, named `<split>_<what>`.
 
     Raises:
         UserError: The source is missing, malformed or empty, or more than half of the images of a split is unusable.
@@ -136,7 +136,7 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
 
 
 def _is_synthetic(source: Path) -> bool:
-    """Whether the source says that a program drew it; that goes with the set, up to the report."""
+    """Returns whether the source's manifest marks it as synthetic; the mark is passed on up to the report."""
     return (source / MANIFEST).is_file() and bool(read_manifest(source, "raw_faces")["counts"].get("synthetic"))
 
 
@@ -184,7 +184,7 @@ def _reject(stream: TextIO, split: str, entry: dict[str, object]) -> None:
 
 
 def evenly_spaced(total: int, wanted: int) -> Sequence[int]:
-    """Returns `wanted` of the indices 0 … total-1, evenly spaced; all of them where `wanted` is 0 or too many."""
+    """Returns `wanted` of the indices 0 … total-1, evenly spaced; all of them if `wanted` is 0 or too many."""
     if not 0 < wanted < total:
         return range(total)
     return [index * total // wanted for index in range(wanted)]
@@ -196,10 +196,9 @@ def plain_id(name: str) -> str:
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:
-    """Returns an id for every image; where events share a base name, the event stands in front of it.
+    """Returns an id for every image; if events share a base name, the event is put in front of it.
 
-    The ids depend on the whole list only, not on what is chosen from it, and differ also on file systems that do not
-    tell capital from small letters.
+    The ids depend on the whole list only, not on the chosen images, and differ on case-insensitive file systems too.
     """
     shared = Counter(plain_id(name).lower() for name in names)
     taken: set[str] = set()
@@ -244,7 +243,7 @@ def convert_image(pixels: Image, image: WiderImage, sample_id: str, conversion: 
         pixels: The decoded image [h, w, 3], BGR.
         image: Its annotation.
         sample_id: Name of the image and label files of the set.
-        conversion: Size, colour and what becomes of doubtful faces.
+        conversion: Size, colour and treatment of doubtful faces.
     """
     height, width = pixels.shape[:2]
     letterbox = Letterbox.fit(width, height, conversion.width, conversion.height)
@@ -260,8 +259,8 @@ def convert_image(pixels: Image, image: WiderImage, sample_id: str, conversion: 
 def encode_png(image: Image) -> bytes:
     """Returns an image [H, W, 3] as PNG.
 
-    OpenCV's own setting is the quickest: on 60 images of WIDER FACE at 736x416 it took 6.8 ms and 339 kB each, against
-    11.5 ms and 301 kB for run-length coding at any level, and 36 ms and 295 kB for level 6.
+    OpenCV's default setting is the fastest: on 60 images of WIDER FACE at 736x416 it took 6.8 ms and 339 kB each,
+    against 11.5 ms and 301 kB for run-length coding at any level, and 36 ms and 295 kB for level 6.
     """
     return cv2.imencode(".png", image)[1].tobytes()
 
@@ -269,7 +268,7 @@ def encode_png(image: Image) -> bytes:
 def _labels(
     image: WiderImage, size: tuple[int, int], letterbox: Letterbox, conversion: Conversion, result: Converted
 ) -> Iterator[Label]:
-    """Yields the labels of an image of `size` (width, height) and notes in `result` what was rejected or changed."""
+    """Yields the labels of an image of `size` (width, height); counts and rejected boxes go into `result`."""
     for face in image.faces:
         x, y, w, h = face.box
         x1, x2 = (min(max(edge, 0), size[0]) for edge in (x, x + w))
@@ -294,7 +293,7 @@ def _labels(
 
 
 def _reason_to_ignore(face: Face, height: float, conversion: Conversion) -> str | None:
-    """Returns why a face of `height` pixels in the network's input shall not count, or None where it counts."""
+    """Returns why a face of `height` pixels in the network's input is ignored, or None."""
     if face.invalid and conversion.invalid_faces == "ignore":
         return "invalid"
     if face.occlusion >= HEAVILY_OCCLUDED and conversion.occluded_faces == "ignore":

@@ -18,12 +18,12 @@ def fetch_archives(
     checksums: Mapping[str, str] | None = None,
     retry: RetryPolicy = RETRY,
 ) -> None:
-    """Brings the three archives into the folder `output`; those that are there already are kept.
+    """Downloads the three archives into the folder `output`; existing ones are kept.
 
-    A download that breaks off resumes where it stopped when the command runs again.
+    An interrupted download resumes when the command runs again.
 
     Args:
-        sources: Locations under which the archives lie, tried in turn: paths, `https://` or `s3://` URIs.
+        sources: Locations that hold the archives, tried in turn: paths, `https://` or `s3://` URIs.
         output: The folder to fill. It may exist.
         checksums: SHA-256 by archive name; archives that are not named are not checked.
         retry: Attempts, pauses and timeouts of a download.

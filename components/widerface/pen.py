@@ -1,4 +1,4 @@
-"""Drawing with anti-aliasing in units of one's own, on a part of a picture."""
+"""Anti-aliased drawing in a frame of its own on a part of a picture."""
 
 from functools import lru_cache
 
@@ -34,6 +34,11 @@ def arc(x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: floa
     return _unit_arc(start, stop, steps) * (rx, ry) + (x, y)
 
 
+def box(x1: float, y1: float, x2: float, y2: float) -> Points:
+    """Returns the corners [4, 2] of an upright rectangle."""
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
+
+
 def fixed_point(points: Points) -> NDArray[np.int32]:
     """Returns pixel coordinates (0, 0 is the outer corner of the first pixel) as OpenCV's drawing wants them."""
     return np.rint((points - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
@@ -50,22 +55,26 @@ class Pen:
         self._transposed = np.array([[cos, sin], [-sin, cos]])
         self._offset = np.asarray(offset, np.float64)
 
-    def to_pixels(self, points: Points) -> Points:
+    def to_pixels(self, points: ArrayLike) -> Points:
         """Returns points [N, 2] in pixels."""
-        return np.asarray(points @ self._transposed + self._offset, np.float64)
+        return np.asarray(np.asarray(points) @ self._transposed + self._offset, np.float64)
 
-    def fill(self, points: Points, colour: Colour) -> None:
+    def fill(self, points: ArrayLike, colour: Colour) -> None:
         """Fills a polygon [N, 2]."""
         cv2.fillPoly(self.pixels, [fixed_point(self.to_pixels(points))], colour, cv2.LINE_AA, SUBPIXEL_BITS)
 
-    def line(self, points: Points, colour: Colour, width: float, closed: bool = False) -> None:
-        """Draws a polyline [N, 2], `width` in units, at least a pixel."""
+    def stamp(self, points: ArrayLike, value: int) -> None:
+        """Sets the pixels of a polygon [N, 2] of a map [h, w, 1], with hard edges."""
+        cv2.fillPoly(self.pixels, [fixed_point(self.to_pixels(points))], value, cv2.LINE_8, SUBPIXEL_BITS)
+
+    def line(self, points: ArrayLike, colour: Colour, width: float, closed: bool = False) -> None:
+        """Draws a polyline [N, 2] of a `width` in units, at least a pixel."""
         thickness = max(1, round(width * self.scale))
         cv2.polylines(
             self.pixels, [fixed_point(self.to_pixels(points))], closed, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS
         )
 
-    def soft(self, points: Points, colour: Colour, alpha: float, softness: float) -> None:
+    def soft(self, points: ArrayLike, colour: Colour, alpha: float, softness: float) -> None:
         """Blends a polygon [N, 2] in with `alpha` (0..1) and an edge that is `softness` units wide."""
         pixels = self.to_pixels(points)
         radius = max(0.5, softness * self.scale)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from components.widerface.pen import BLACK, SUBPIXEL_BITS, WHITE, Colour, Pen, Points, arc, fixed_point, mixed, scaled
+from components.widerface.pen import BLACK, WHITE, Colour, Pen, Points, arc, box, mixed, scaled
 
 Random = np.random.Generator
 Across = Callable[[float], float]
@@ -28,7 +28,7 @@ HATS = ("cap", "beanie", "brim", "helmet")
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """How somebody looks. Angles in radians, lengths in half face heights, turns in -1..1.
+    """A person's looks. Angles in radians, lengths in half face heights, turns in -1..1.
 
     Attributes:
         cheek: Half the width of the face.
@@ -105,7 +105,7 @@ class Person:
 
 
 def random_person(rng: Random, light: tuple[float, float, float], back: bool = False) -> Person:
-    """Draws the looks of a person; everybody in a picture shares one `light`."""
+    """Chooses the looks of a person; all people in a picture share one `light`."""
     elderly = rng.random() < 0.15
     hair = HAIRS[int(rng.integers(8, 10) if elderly else rng.integers(0, 9))]
     if rng.random() < 0.02:
@@ -155,23 +155,23 @@ def draw_torso(pen: Pen, person: Person) -> None:
     kind = rng.integers(5)
     if kind == 0:  # stripes across the chest
         for y in np.arange(1.9, 6, 0.5):
-            pen.fill(np.array([(-s, y), (s, y), (s, y + 0.22), (-s, y + 0.22)]), second)
+            pen.fill(box(-s, y, s, y + 0.22), second)
     elif kind == 1:  # open jacket over a shirt, with a tie
-        pen.fill(np.array([(-0.5, 1.25), (0.5, 1.25), (0.25, 3.4), (-0.25, 3.4)]), WHITE)
-        pen.fill(np.array([(-0.12, 1.45), (0.12, 1.45), (0.2, 3.2), (-0.2, 3.2)]), second)
+        pen.fill([(-0.5, 1.25), (0.5, 1.25), (0.25, 3.4), (-0.25, 3.4)], WHITE)
+        pen.fill([(-0.12, 1.45), (0.12, 1.45), (0.2, 3.2), (-0.2, 3.2)], second)
     elif kind == 2:  # straps of a bag or a dress
-        pen.line(np.array([(-0.9 * s, 1.7), (0.4 * s, 5.0)]), second, 0.2)
+        pen.line([(-0.9 * s, 1.7), (0.4 * s, 5.0)], second, 0.2)
     elif kind == 3:  # a print
         pen.fill(arc(rng.uniform(-0.3, 0.3), 2.8, rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6)), second)
     for side in (-1, 1):  # sleeves
-        pen.line(np.array([(side * 0.72 * s, 2.3), (side * 0.78 * s, 4.5)]), scaled(main, 0.7), 0.07)
+        pen.line([(side * 0.72 * s, 2.3), (side * 0.78 * s, 4.5)], scaled(main, 0.7), 0.07)
     x, y, strength = person.light
     steps = np.linspace(-1, 1, 8)
     gain = 1 + 0.22 * strength * x * steps[None, :] - 0.1 * np.abs(steps[None, :]) - 0.1 * steps[:, None] * abs(y)
     pen.shade(outline[2:-2], gain.astype(np.float32))
     neckline = rng.uniform(1.35, 1.75)
     skin = scaled(person.skin, 0.84)
-    pen.fill(np.array([(-0.44, 0.5), (0.44, 0.5), (0.5, 1.25), (0.0, neckline), (-0.5, 1.25)]), skin)
+    pen.fill([(-0.44, 0.5), (0.44, 0.5), (0.5, 1.25), (0.0, neckline), (-0.5, 1.25)], skin)
     pen.soft(arc(0, 0.98, 0.5, 0.3), scaled(person.skin, 0.45), 0.6, 0.12)  # the chin's shadow
 
 
@@ -236,9 +236,7 @@ def _draw_nape(pen: Pen, person: Person, rng: Random) -> None:
     colour = person.skin if bald else person.clothes[1] if person.style == "hood" else person.hair
     pen.fill(arc(0, -0.12, cheek * 1.06, 1.06), colour)
     if not bald:
-        pen.fill(
-            np.array([(-0.75 * cheek, 0.4), (0.75 * cheek, 0.4), (0.6 * cheek, 1.05), (-0.6 * cheek, 1.05)]), colour
-        )
+        pen.fill([(-0.75 * cheek, 0.4), (0.75 * cheek, 0.4), (0.6 * cheek, 1.05), (-0.6 * cheek, 1.05)], colour)
         _draw_strands(pen, colour, rng, lambda t: arc(0, -0.1, cheek * t, 0.95, -80, 80, 7), 7)
 
 
@@ -301,7 +299,7 @@ def _draw_nose(pen: Pen, person: Person, across: Across, shadow: Colour) -> None
     tip_x, tip_y = across(0) + 0.1 * person.yaw, 0.3 + 0.07 * person.pitch
     side = -1 if person.light[0] > 0 else 1
     bridge = across(0)
-    pen.soft(np.array([(bridge, -0.15), (tip_x, tip_y), (tip_x + 0.16 * side, tip_y)]), shadow, 0.6, 0.05)
+    pen.soft([(bridge, -0.15), (tip_x, tip_y), (tip_x + 0.16 * side, tip_y)], shadow, 0.6, 0.05)
     pen.soft(arc(tip_x, tip_y - 0.05, 0.07, 0.09, steps=10), scaled(person.skin, 1.25), 0.5, 0.05)
     pen.line(arc(tip_x, tip_y - 0.02, 0.14, 0.08, 95, 265, 8), shadow, 0.035)
     for nostril in (-1, 1):
@@ -337,7 +335,7 @@ def _draw_beard(pen: Pen, person: Person, across: Across) -> None:
         beard = np.concatenate([chin, inner[::-1]])
         pen.soft(beard, person.hair, 0.35 if person.beard == 1 else 0.92, 0.06)
     if person.beard in (2, 3):
-        pen.fill(np.array([(x, y - 0.17), (x + 0.28, y + 0.02), (x, y - 0.07), (x - 0.28, y + 0.02)]), person.hair)
+        pen.fill([(x, y - 0.17), (x + 0.28, y + 0.02), (x, y - 0.07), (x - 0.28, y + 0.02)], person.hair)
 
 
 def _draw_glasses(pen: Pen, person: Person, across: Across, eye_y: float, rng: Random) -> None:
@@ -350,8 +348,8 @@ def _draw_glasses(pen: Pen, person: Person, across: Across, eye_y: float, rng: R
             pen.fill(lens, (30, 25, 25))
             pen.soft(lens[:5], (200, 190, 180), 0.4, 0.03)
         pen.line(lens, frame, 0.035, closed=True)
-        pen.line(np.array([(across(0.7 * side), eye_y), (across(side), eye_y - 0.03)]), frame, 0.04)
-    pen.line(np.array([(across(-0.14), eye_y), (across(0.14), eye_y)]), frame, 0.04)
+        pen.line([(across(0.7 * side), eye_y), (across(side), eye_y - 0.03)], frame, 0.04)
+    pen.line([(across(-0.14), eye_y), (across(0.14), eye_y)], frame, 0.04)
 
 
 def _draw_front_hair(pen: Pen, person: Person, rng: Random) -> None:
@@ -396,16 +394,13 @@ def _draw_hat(pen: Pen, person: Person, rng: Random) -> None:
         x = shift + 0.5 * person.yaw
         pen.fill(np.concatenate([arc(x, low, cheek * 1.1, 0.2, 90, 270, 12)]), trim)
     elif person.hat == "beanie":
-        band = np.array(
-            [(-1.2 * cheek, low - 0.16), (1.2 * cheek, low - 0.16), (1.2 * cheek, low), (-1.2 * cheek, low)]
-        )
-        pen.fill(np.add(band, (shift, 0)), trim)
+        pen.fill(np.add(box(-1.2 * cheek, low - 0.16, 1.2 * cheek, low), (shift, 0)), trim)
     elif person.hat == "brim":
         pen.fill(arc(shift, low, cheek * 1.75, 0.16), trim)
     elif person.hat == "helmet":
         pen.line(arc(shift, low + 0.02, cheek * 1.2, 0.6, -90, 90, 12), trim, 0.1)
         for side in (-1, 1):
-            pen.line(np.array([(side * cheek * 1.05, low), (side * cheek * 0.8, 0.85)]), trim, 0.05)
+            pen.line([(side * cheek * 1.05, low), (side * cheek * 0.8, 0.85)], trim, 0.05)
 
 
 def paint(
@@ -415,7 +410,7 @@ def paint(
 
     Args:
         picture: Drawn on in place.
-        person: Who.
+        person: The person.
         scale: Pixels per half face height.
         centre: x and y of the middle of the face, pixels.
         softness: Standard deviation of a blur over the head, pixels.
@@ -436,13 +431,13 @@ def paint(
     if factor > 1:
         region[:] = cv2.resize(enlarged, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
     if softness > 0.3:
-        _soften(region, Pen(region, scale, np.array(centre) - (x1, y1), person.tilt), person.head(), softness)
+        mask = np.zeros(region.shape[:2], np.uint8)
+        Pen(mask, scale, np.array(centre) - (x1, y1), person.tilt).fill(person.head(), (255, 255, 255))
+        _soften(region, mask, softness)
 
 
-def _soften(region: NDArray[np.uint8], pen: Pen, head: Points, softness: float) -> None:
-    """Blurs the head, and its surroundings ever less."""
-    mask = np.zeros(region.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [fixed_point(pen.to_pixels(head))], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+def _soften(region: NDArray[np.uint8], mask: NDArray[np.uint8], softness: float) -> None:
+    """Blurs what a mask [h, w] covers, and its surroundings less and less."""
     mask = np.asarray(cv2.blur(mask, (2 * round(2 * softness) + 1,) * 2), np.uint8)
     weight = cv2.merge([mask, mask, mask])
     blurred = cv2.multiply(cv2.GaussianBlur(region, (0, 0), softness), weight, scale=1 / 255)

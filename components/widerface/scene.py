@@ -1,4 +1,4 @@
-"""Composes one synthetic picture: who stands where, who hides whom, and the exact boxes."""
+"""Composes a synthetic picture: the places of people, who hides whom, and the exact boxes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.formats.wider import Face
-from components.widerface.pen import Colour, Pen, Points, arc, fixed_point, scaled
+from components.widerface.pen import Colour, Pen, Points, arc, scaled
 from components.widerface.people import SKINS, Person, Random, paint, random_colour, random_person
 from components.widerface.scenery import Picture, background, expose, hard_negatives
 
@@ -15,10 +15,10 @@ from components.widerface.scenery import Picture, background, expose, hard_negat
 SMALLEST, LARGEST = 0.06, 0.60
 CROWD = (9, 15)  # faces in a crowd: from, to
 FEW_WEIGHTS = (0.28, 0.2, 0.16, 0.12, 0.1, 0.08, 0.06)  # of 1, 2, … 7 faces
-OVERLAPPED = 0.02  # share of the faces in crowds that shall be partly behind somebody
-COVERED = 0.045  # share of all faces with a hand or a thing before them
+OVERLAPPED = 0.02  # share of the faces in crowds that are partly hidden by another person
+COVERED = 0.045  # share of all faces with a hand or an object in front
 HIDDEN = (0.06, 0.40)  # how much of such a face is hidden, from, to
-COARSE = 4  # places are sought on a map of this many pixels a cell
+COARSE = 4  # pixels per cell of the map on which places are searched
 CANDIDATES = 400
 
 
@@ -27,7 +27,7 @@ class Place:
     """A person in a picture.
 
     Attributes:
-        person: Who.
+        person: The person.
         scale: Pixels per half face height.
         centre: Middle of the face, pixels.
         box: x1, y1, x2, y2 of the face, pixels.
@@ -50,7 +50,7 @@ def draw_scene(rng: Random, crowd: bool | None, width: int, height: int) -> tupl
 
     Args:
         rng: The picture's own generator.
-        crowd: True for a crowd, False for a few people, None for nobody who shows the face.
+        crowd: True for a crowd, False for a few people, None for no face at all.
         width: Pixels.
         height: Pixels.
 
@@ -89,12 +89,12 @@ def _face(place: Place, hidden: float, blur: float, extreme: bool) -> Face:
 
 
 def _places(rng: Random, crowd: bool | None, light: tuple[float, float, float], width: int, height: int) -> list[Place]:
-    """Seeks a place for everybody, nearest first, and returns them farthest first: the order of drawing."""
+    """Finds places for people, nearest first, and returns them farthest first: the order of drawing."""
     if crowd is None:
         return []
     count = int(rng.integers(CROWD[0], CROWD[1] + 1)) if crowd else 1 + int(rng.choice(7, p=FEW_WEIGHTS))
     heights = height * np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST), count))
-    covered = np.zeros((-(-height // COARSE), -(-width // COARSE)), np.uint8)  # by those who are nearer
+    covered = np.zeros((-(-height // COARSE), -(-width // COARSE)), np.uint8)  # by nearer people
     places: list[Place] = []
     for index, face_height in enumerate(np.sort(heights)[::-1]):
         person = random_person(rng, light)
@@ -110,8 +110,8 @@ def _places(rng: Random, crowd: bool | None, light: tuple[float, float, float], 
         cover = _random_cover(rng, person) if not behind and rng.random() < COVERED else []
         place = Place(person, scale, (left - x1 * scale, top - y1 * scale), box, cover)
         for polygon, tilted in _silhouette(place):
-            pixels = Pen(covered[..., None], scale / COARSE, np.array(place.centre) / COARSE, person.tilt * tilted)
-            cv2.fillPoly(covered, [fixed_point(pixels.to_pixels(polygon))], 1, cv2.LINE_8, 4)
+            centre = np.array(place.centre) / COARSE
+            Pen(covered[..., None], scale / COARSE, centre, person.tilt * tilted).stamp(polygon, 1)
         places.append(place)
     return places[::-1]
 
@@ -119,13 +119,13 @@ def _places(rng: Random, crowd: bool | None, light: tuple[float, float, float], 
 def _corner(
     rng: Random, covered: NDArray[np.uint8], size: tuple[float, float], nearer: Place | None, crowd: bool
 ) -> tuple[float, float] | None:
-    """Returns the top left corner of a face of `size` (width, height), or None where there is no room.
+    """Returns the top left corner of a face of `size` (width, height), or None if there is no room.
 
     Args:
         rng: The picture's generator.
-        covered: 1 where somebody nearer is, one cell for `COARSE` pixels.
+        covered: 1 where nearer people are, one cell for `COARSE` pixels.
         size: Width and height of the face, pixels.
-        nearer: Somebody whose face shall overlap this one; None where this face shall be free.
+        nearer: A person who shall hide a part of this face; None if the face shall be free.
         crowd: Large faces of a crowd stand low, so that their bodies leave room.
     """
     height, width = covered.shape[0] * COARSE, covered.shape[1] * COARSE
@@ -155,13 +155,13 @@ def _corner(
 
 
 def _silhouette(place: Place) -> list[tuple[Points, bool]]:
-    """Returns what hides others: polygons in the head's frame, and whether each tilts with the head."""
+    """Returns polygons that hide others, in the head's frame, and whether each tilts with the head."""
     person = place.person
     return [(person.torso(), False), (person.head(), True), *((polygon, False) for polygon, _ in place.cover)]
 
 
 def _random_cover(rng: Random, person: Person) -> list[tuple[Points, Colour]]:
-    """Returns a thing before the face that hides a share between `HIDDEN` of it, found by bisection."""
+    """Returns an object in front of the face that hides a share within `HIDDEN` of it, found by bisection."""
     kind = int(rng.integers(4))
     shapes = _hand(rng, person) if kind == 0 else _sheet(rng) if kind == 1 else _mug(rng) if kind == 2 else _stick(rng)
     angle = rng.uniform(0.25, 0.75) * 2 * np.pi  # from a side or from below
@@ -176,12 +176,10 @@ def _random_cover(rng: Random, person: Person) -> list[tuple[Points, Colour]]:
 
 def _covered_share(person: Person, shapes: list[tuple[Points, Colour]]) -> float:
     mask = np.zeros((72, 72), np.uint8)
-    pen = Pen(mask[..., None], 30, (36, 36), person.tilt)
-    cv2.fillPoly(mask, [fixed_point(pen.to_pixels(person.outline()))], 1, cv2.LINE_8, 4)
+    Pen(mask[..., None], 30, (36, 36), person.tilt).stamp(person.outline(), 1)
     whole = cv2.countNonZero(mask)
-    pen = Pen(mask[..., None], 30, (36, 36))
     for polygon, _ in shapes:
-        cv2.fillPoly(mask, [fixed_point(pen.to_pixels(polygon))], 0, cv2.LINE_8, 4)
+        Pen(mask[..., None], 30, (36, 36)).stamp(polygon, 0)
     return 1 - cv2.countNonZero(mask) / whole
 
 
@@ -224,15 +222,11 @@ def _hidden_shares(places: list[Place], width: int, height: int) -> list[float]:
     areas = []
     for number, place in enumerate(places, start=1):
         canvas = owner[..., None]
-        for polygon, tilted in ((place.person.torso(), False), (place.person.head(), True)):
-            _fill_owner(place.pen(canvas, tilted), polygon, 0)
-        _fill_owner(place.pen(canvas, True), place.person.outline(), number)
+        place.pen(canvas).stamp(place.person.torso(), 0)
+        place.pen(canvas, tilted=True).stamp(place.person.head(), 0)
+        place.pen(canvas, tilted=True).stamp(place.person.outline(), number)
         areas.append(int((owner == number).sum()))
         for polygon, _ in place.cover:
-            _fill_owner(place.pen(canvas), polygon, 0)
+            place.pen(canvas).stamp(polygon, 0)
     seen = np.bincount(owner.ravel(), minlength=len(places) + 1)
     return [1 - seen[number] / area for number, area in enumerate(areas, start=1)]
-
-
-def _fill_owner(pen: Pen, polygon: Points, number: int) -> None:
-    cv2.fillPoly(pen.pixels, [fixed_point(pen.to_pixels(polygon))], number, cv2.LINE_8, 4)

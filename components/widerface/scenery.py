@@ -1,10 +1,10 @@
-"""Cluttered backgrounds, and things that look a little like faces but are none."""
+"""Cluttered backgrounds, and hard negatives: things that resemble faces."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from components.widerface.pen import BLACK, WHITE, Colour, Pen, arc, mixed, scaled
+from components.widerface.pen import BLACK, WHITE, Colour, Pen, arc, box, mixed, scaled
 from components.widerface.people import SKINS, Random, paint, random_colour, random_person
 
 Picture = NDArray[np.uint8]
@@ -42,9 +42,9 @@ def _boxes(pen: Pen, rng: Random, wide: float) -> None:
         w, h = np.exp(rng.uniform(-3.5, -0.7, 2))
         colour = random_colour(rng)
         slant = rng.normal(0, 0.1 * w)
-        pen.fill(np.array([(x, y), (x + w, y + slant), (x + w, y + h + slant), (x, y + h)]), colour)
+        pen.fill([(x, y), (x + w, y + slant), (x + w, y + h + slant), (x, y + h)], colour)
         if rng.random() < 0.4:
-            pen.line(np.array([(x, y), (x + w, y + slant)]), scaled(colour, 0.6), 0.008)
+            pen.line([(x, y), (x + w, y + slant)], scaled(colour, 0.6), 0.008)
 
 
 def _windows(pen: Pen, rng: Random, wide: float) -> None:
@@ -52,12 +52,11 @@ def _windows(pen: Pen, rng: Random, wide: float) -> None:
     x0, x1 = np.sort(rng.uniform(0, wide, 2))
     y0 = rng.uniform(0, 0.4)
     wall, glass = random_colour(rng), random_colour(rng)
-    pen.fill(np.array([(x0, y0), (x1, y0), (x1, 1), (x0, 1)]), wall)
+    pen.fill(box(x0, y0, x1, 1), wall)
     step = rng.uniform(0.07, 0.2)
     for x in np.arange(x0 + 0.2 * step, x1 - step, step):
         for y in np.arange(y0 + 0.2 * step, 1, 1.3 * step):
-            pane = np.array([(x, y), (x + 0.6 * step, y), (x + 0.6 * step, y + 0.8 * step), (x, y + 0.8 * step)])
-            pen.fill(pane, scaled(glass, rng.uniform(0.7, 1.3)))
+            pen.fill(box(x, y, x + 0.6 * step, y + 0.8 * step), scaled(glass, rng.uniform(0.7, 1.3)))
 
 
 def _foliage(pen: Pen, rng: Random, wide: float) -> None:
@@ -83,9 +82,9 @@ def _ground(pen: Pen, rng: Random, wide: float) -> None:
     """A floor with joints running to a vanishing point."""
     y, x = rng.uniform(0.45, 0.8), rng.uniform(0, wide)
     colour = random_colour(rng)
-    pen.fill(np.array([(0, y), (wide, y), (wide, 1), (0, 1)]), colour)
+    pen.fill(box(0, y, wide, 1), colour)
     for end in np.linspace(-wide, 2 * wide, int(rng.integers(4, 14))):
-        pen.line(np.array([(x, y), (end, 1.0)]), scaled(colour, 0.8), 0.004)
+        pen.line([(x, y), (end, 1.0)], scaled(colour, 0.8), 0.004)
 
 
 def _lights(pen: Pen, rng: Random, wide: float) -> None:
@@ -99,7 +98,7 @@ _LAYERS = (_boxes, _windows, _foliage, _poles, _ground, _lights)
 
 
 def hard_negatives(picture: Picture, rng: Random, count: int, light: tuple[float, float, float]) -> None:
-    """Draws `count` things that are no faces: balls, discs, clocks, skin-coloured blobs, patterns, backs of heads."""
+    """Draws `count` objects that are not faces: balls, discs, clocks, skin-coloured blobs, patterns, backs of heads."""
     height, width = picture.shape[:2]
     for radius in np.sort(height * np.exp(rng.uniform(np.log(0.03), np.log(0.25), count))):
         centre = rng.uniform(0, width), rng.uniform(0, height)
@@ -155,24 +154,23 @@ def _blob(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:
 
 def _pattern(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:  # noqa: ARG001
     first, second = random_colour(rng), random_colour(rng)
-    pen.fill(np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]), first)
+    pen.fill(box(-1, -1, 1, 1), first)
     cells, checks = int(rng.integers(3, 8)), rng.random() < 0.5
     edges = np.linspace(-1, 1, cells + 1)
     for column in range(cells):
         for row in range(cells):
             if (row + column) % 2 if checks else row % 2:
-                x1, x2, y1, y2 = edges[column], edges[column + 1], edges[row], edges[row + 1]
-                pen.fill(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)]), second)
+                pen.fill(box(edges[column], edges[row], edges[column + 1], edges[row + 1]), second)
 
 
 def _hand(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:
     skin = SKINS[int(rng.integers(len(SKINS)))]
     palm = arc(0, 0, 0.5, 0.55)
-    pen.line(np.array([(0, 0.3), (rng.normal(0, 0.3), 2.5)]), scaled(skin, 0.9), 0.55)
+    pen.line([(0, 0.3), (rng.normal(0, 0.3), 2.5)], scaled(skin, 0.9), 0.55)
     pen.fill(palm, skin)
     for x, length in ((-0.36, 0.7), (-0.13, 0.9), (0.12, 0.9), (0.36, 0.75)):
-        pen.line(np.array([(x, -0.3), (1.3 * x, -0.3 - length)]), skin, 0.2)
-    pen.line(np.array([(0.4, 0.1), (0.85, -0.35)]), skin, 0.2)
+        pen.line([(x, -0.3), (1.3 * x, -0.3 - length)], skin, 0.2)
+    pen.line([(0.4, 0.1), (0.85, -0.35)], skin, 0.2)
     pen.shade(palm, _round_light(light))
 
 
@@ -180,7 +178,7 @@ _NEGATIVES = (_ball, _disc, _clock, _blob, _pattern, _hand)
 
 
 def expose(picture: Picture, rng: Random) -> bool:
-    """Gives the picture a camera's gamma, colour cast, vignette and noise; says whether the light is extreme."""
+    """Gives the picture a camera's gamma, colour cast, vignette and noise; returns whether the light is extreme."""
     extreme = rng.random() < 0.08
     gain = rng.uniform(0.3, 0.55) if extreme else rng.uniform(0.75, 1.15)
     gamma = float(np.exp(rng.normal(0, 0.2)))
@@ -195,7 +193,7 @@ def expose(picture: Picture, rng: Random) -> bool:
 
 
 def _noise(picture: Picture, rng: Random, strength: float) -> None:
-    """Adds sensor noise of a standard deviation of `strength`; a tile repeats, which no one can see."""
+    """Adds sensor noise of a standard deviation of `strength`; the tile repeats invisibly."""
     height, width = picture.shape[:2]
     tile = (rng.standard_normal((97, 131), np.float32) * strength).astype(np.int8)
     noise = np.tile(tile, (height // 97 + 1, width // 131 + 1))[:height, :width]

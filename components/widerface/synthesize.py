@@ -1,6 +1,6 @@
 """Draws a labelled face-detection set in WIDER FACE's official layout. Everything in it is synthetic.
 
-The set is the embedded default where no real images are at hand. It proves that a pipeline works; a detector trained
+The set is the embedded default where no real images are available. It shows that a pipeline works; a detector trained
 on it has never seen a human face.
 """
 
@@ -17,11 +17,11 @@ from components.step import UserError, publish, write_manifest
 from components.widerface.scene import draw_scene
 from components.widerface.workers import ordered_map
 
-# Of every twenty pictures: crowds, a few people, and nobody who shows the face.
+# Of every twenty pictures: crowds, a few people, and no faces.
 BLOCK = (True,) * 6 + (False,) * 10 + (None,) * 4
 EVENTS = {True: "1--Synthetic_Crowd", False: "2--Synthetic_Few", None: "0--Synthetic_Nobody"}
 SMALLEST_SIDE = 96
-# As `acquire` makes of it; so its conversion knows that it is synthetic.
+# As of `acquire`, so that the conversion recognises a synthetic set.
 KIND = "raw_faces"
 NOTICE = "No data set was given: drawing a SYNTHETIC one. What is trained on it has never seen a human face."
 JPEG_QUALITY = (72, 95)

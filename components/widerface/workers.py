@@ -1,4 +1,4 @@
-"""Runs a function over many items in parallel processes: results in order, bounded memory, no process left behind."""
+"""Maps a function over many items in parallel processes: results in order, bounded memory, no orphaned processes."""
 
 import contextlib
 import multiprocessing
@@ -18,7 +18,7 @@ from components.vision.threads import available_cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Results that wait for their turn, a worker: enough to level out slow items, few enough to hold in memory.
+# Finished results kept per worker: enough to compensate for slow items, few enough for the memory.
 WAITING_PER_WORKER = 4
 # Starting a worker takes about as long as this many images.
 WORTH_A_WORKER = 32
@@ -33,13 +33,13 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Yields `function(item)` for every item, in the order of the items.
 
-    Close the generator (`contextlib.closing`) where the loop over it may end early: that ends the workers.
+    Close the generator (`contextlib.closing`) if the loop over it may end early: that ends the workers.
 
     Args:
         function: A function of a module (it is sent to the workers by name).
-        items: Sent to the workers only a little ahead of the results.
-        workers: Number of processes; 0 means one for every core this process may use, but fewer where there is little
-            to do. 1 works in this process.
+        items: Sent to the workers shortly ahead of the results.
+        workers: Number of processes; 0 means one for every core this process may use, but fewer for few items. 1 works
+            in this process.
         prepare: Called once in each worker with `arguments` before its first item.
         arguments: See `prepare`.
 
@@ -66,14 +66,14 @@ def ordered_map(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise StageError("a worker process was killed, perhaps for want of memory; try again") from error
+        raise StageError("a worker process was killed, perhaps for lack of memory; try again") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Holds Ctrl-C back while workers start: they inherit the mask, so that only this process answers to it."""
+    """Blocks Ctrl-C while workers start: they inherit the mask, so that only this process handles it."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -88,7 +88,7 @@ def _start_worker(prepare: Callable[..., None] | None, arguments: tuple[object, 
 
 
 def _die_with_parent() -> None:
-    """Ends this worker when its parent is gone, killed without a chance to say so."""
+    """Ends this worker when its parent was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

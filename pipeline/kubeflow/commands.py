@@ -1,7 +1,6 @@
 """The commands for Kubeflow: each asks for little, says what it does, and teaches by one example."""
 
 import functools
-import json
 import sys
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -11,14 +10,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from components.step import StageError
+from pipeline.arguments import Assignments, PipelineName, WorkflowCommand
+from pipeline.catalogue import FIRST
 from pipeline.kubeflow import schedules
-from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
+from pipeline.kubeflow.session import (
+    Form,
+    Limit,
+    Output,
+    Session,
+    connected,
+    document,
+    echo_link,
+    open_session,
+    table,
+    when,
+)
 from pipeline.kubeflow.target import (
-    Assignments,
     Data,
     Experiment,
     NoCache,
-    PipelineName,
     Profile,
     ServiceAccount,
     Uploaded,
@@ -46,7 +56,7 @@ class Kind(StrEnum):
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or its name (then the newest one).")]
 
 
-@app.command("upload", rich_help_panel="Kubeflow")
+@app.command("upload", cls=WorkflowCommand, rich_help_panel="Kubeflow")
 @connected
 def upload_command(
     configuration: "Configuration", pipeline: PipelineName, profile: Profile = "", assignments: Assignments = None
@@ -64,7 +74,7 @@ def upload_command(
     echo_link(session, f"pipelines/details/{version.pipeline_id}/version/{version.id}")
 
 
-@app.command("submit", rich_help_panel="Kubeflow")
+@app.command("submit", cls=WorkflowCommand, rich_help_panel="Kubeflow")
 @connected
 def submit_command(
     configuration: "Configuration",
@@ -232,11 +242,11 @@ def cancel_command(configuration: "Configuration", run: RunName) -> None:
     typer.echo(f"run {found.name}: is being cancelled; see it end with: gridbox wait {found.id}")
 
 
-@app.command("doctor", rich_help_panel="Kubeflow")
+@app.command("doctor", cls=WorkflowCommand, rich_help_panel="Kubeflow")
 @connected
 def doctor_command(
     configuration: "Configuration",
-    pipeline: PipelineName = "facedetect",
+    pipeline: PipelineName = FIRST,
     profile: Profile = "",
     assignments: Assignments = None,
     output: Output = Form.table,
@@ -256,8 +266,8 @@ def doctor_command(
         if output is Form.table:
             print(f"{finding.state:<8}{finding.subject}: {finding.text}", flush=True)
             print(f"{'':<8}-> {finding.mend}\n" if finding.mend else "", end="", flush=True)
-    if output is Form.json:
-        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    if output is not Form.table:
+        document([asdict(finding) for finding in found], output)
     if failures := sum(finding.state == "fail" for finding in found):
         raise StageError(f"{failures} of the checks failed")
 

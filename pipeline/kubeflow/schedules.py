@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.step import UserError
+from pipeline.arguments import Assignments, PipelineName, WorkflowCommand
 from pipeline.kubeflow.session import Form, Limit, Output, Session, connected, echo_link, open_session, table, when
 from pipeline.kubeflow.target import (
-    Assignments,
     Data,
     Experiment,
-    PipelineName,
     Profile,
     ServiceAccount,
     Uploaded,
@@ -30,7 +29,7 @@ app = typer.Typer(help="Start runs at times: create, list, enable, disable, dele
 ScheduleName = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's id or name.")]
 
 
-@app.command("create")
+@app.command("create", cls=WorkflowCommand)
 @connected
 def schedule_create_command(
     configuration: "Configuration",

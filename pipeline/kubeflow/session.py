@@ -29,6 +29,7 @@ class Form(StrEnum):
 
     table = "table"
     json = "json"
+    yaml = "yaml"
 
 
 Output = Annotated[Form, typer.Option("-o", "--output", help="For people, or for programs.")]
@@ -126,10 +127,20 @@ def when(time: datetime | None) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M}" if time else "-"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], form: Form = Form.table) -> None:
-    """Prints columns as wide as they need to be, or a JSON list of objects for programs."""
+def document(content: object, form: Form) -> None:
+    """Prints something for programs."""
     if form is Form.json:
-        print(json.dumps([dict(zip(titles, row, strict=True)) for row in rows], indent=2))
+        print(json.dumps(content, indent=2))
+        return
+    import yaml
+
+    print(yaml.safe_dump(content, sort_keys=False), end="")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], form: Form = Form.table) -> None:
+    """Prints columns as wide as they need to be, or a list of objects for programs."""
+    if form is not Form.table:
+        document([dict(zip(titles, row, strict=True)) for row in rows], form)
         return
     if not rows:
         typer.echo("none")

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from components.step import UserError
+from pipeline.arguments import PROFILES
+from pipeline.catalogue import DATA, NAMES, WORKFLOWS, definition, profile_values
+from pipeline.parameters import parse_assignments
 
 if TYPE_CHECKING:
     from pipeline.kubeflow.api import Kubeflow, Version
     from pipeline.kubeflow.package import Package
     from pipeline.options import Options
 
-PipelineName = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="The pipeline facedetect, or a compiled YAML file.")
-]
-Profile = Annotated[str, typer.Option(help="tao, cpu, cpu-real or micro: whose values count; tao where none is said.")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Set a pipeline parameter; @FILE stands for its content."),
+Profile = Annotated[
+    str, typer.Option(help=f"The profile whose values count; by default the workflow's first: {PROFILES}.")
 ]
 Data = Annotated[str, typer.Option(help="The data: an https:// or s3:// URI that the cluster can read.")]
 Uploaded = Annotated[
@@ -29,8 +27,6 @@ Uploaded = Annotated[
 ]
 Experiment = Annotated[str, typer.Option(help="The experiment it belongs to.", show_default=False)]
 ServiceAccount = Annotated[str, typer.Option(help="What the stages run as.", show_default=False)]
-
-
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Run every stage anew, whatever Kubeflow's cache holds.")]
 
 
@@ -55,7 +51,7 @@ class Target:
             UserError: It has been uploaded, and so is as it is.
         """
         if self.version:
-            raise UserError("--no-cache: an uploaded pipeline keeps its cache; give its compiled file, or facedetect")
+            raise UserError(f"--no-cache: an uploaded pipeline keeps its cache; give its compiled file, or {NAMES}")
         return replace(self, package=self.package.without_cache())
 
 
@@ -69,16 +65,16 @@ def compiled_target(
     Raises:
         UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
     """
-    from pipeline import compiling
+    from pipeline.compiling import check_arguments
     from pipeline.kubeflow.package import read
 
     if _is_file(pipeline):
         package = read(Path(pipeline))
         return Target(package, None, argument_values(package, data, profile, assignments))
-    given = ({"data_uri": data} if data else {}) | _parsed(pipeline, assignments)
-    arguments, bound = compiling.split_values(pipeline, given)
+    given = ({DATA: data} if data else {}) | _parsed(pipeline, assignments)
+    arguments, bound = definition(pipeline).split(given)
     package = _compiled(pipeline, options, profile, bound)
-    compiling.check_arguments(pipeline, arguments)
+    check_arguments(pipeline, arguments)
     _check_readable(package, arguments)
     return Target(package, None, arguments)
 
@@ -126,20 +122,18 @@ def argument_values(package: "Package", data: str, profile: str, assignments: Se
         UserError: A name or value is wrong, or is bound in the file, or a path of this machine is given where the
             cluster must read it.
     """
-    from pipeline import compiling
-    from pipeline.parameters import parse_assignments
-    from pipeline.profiles import profile as profile_values
+    from pipeline.compiling import check_arguments
 
     types = package.types
-    known = compiling.parameter_types(package.name) if package.name in compiling.PIPELINES else {}
-    values = dict(profile_values(profile)) if profile else {}
-    values |= {"data_uri": data} if data else {}
+    known = definition(package.name).types if package.name in WORKFLOWS else {}
+    values = profile_values(package.name, profile) if profile else {}
+    values |= {DATA: data} if data else {}
     values |= parse_assignments(assignments or (), {**known, **types})
     for name in sorted(set(values) - set(types)):
         if name in known:
             raise UserError(f"{name}: is bound in {package.origin}; compile, or submit {package.name}, with its value")
         raise UserError(f"{package.origin}: the pipeline has no parameter {name}")
-    compiling.check_arguments(package.name, values)
+    check_arguments(package.name, values)
     _check_readable(package, values)
     return values
 
@@ -162,23 +156,18 @@ def _check_readable(package: "Package", values: Mapping[str, Any]) -> None:
 
 
 def _is_file(pipeline: str) -> bool:
-    from pipeline import compiling
-
-    return pipeline not in compiling.PIPELINES and Path(pipeline).suffix in (".yaml", ".yml")
+    return pipeline not in WORKFLOWS and Path(pipeline).suffix in (".yaml", ".yml")
 
 
 def _parsed(pipeline: str, assignments: Sequence[str] | None) -> dict[str, Any]:
-    from pipeline import compiling
-    from pipeline.parameters import parse_assignments
-
-    return parse_assignments(assignments, compiling.parameter_types(pipeline)) if assignments else {}
+    return parse_assignments(assignments, definition(pipeline).types) if assignments else {}
 
 
 def _compiled(pipeline: str, options: "Options", profile: str, bound: dict[str, Any]) -> "Package":
-    from pipeline import compiling
+    from pipeline.compiling import compile_to
     from pipeline.kubeflow.package import read
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pipeline.yaml")
-        compiling.compile_to(pipeline, file, profile or "tao", options, bound)
+        compile_to(pipeline, file, profile, options, bound)
         return read(file)

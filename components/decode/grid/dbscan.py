@@ -15,35 +15,20 @@ _ROWS = 32
 Weights = NDArray[np.floating[Any]]
 
 
-def dbscan(distances: NDArray[np.float64], weights: Weights, eps: float, min_samples: float) -> NDArray[np.int64]:
-    """Clusters points by density: `DBSCAN(eps, min_samples, metric="precomputed")` with `sample_weight`.
-
-    Args:
-        distances: [N, N].
-        weights: [N] sample weights, none negative; they count towards `min_samples`.
-        eps: Largest distance of neighbours.
-        min_samples: Weight in a point's neighbourhood (itself included) that makes it a core point.
-
-    Returns:
-        [N] cluster of each point, numbered by first core point, or `NOISE`. A border point belongs to the first
-        cluster that reaches it.
-    """
-    return density_labels(distances <= eps, weights, min_samples)
-
-
 def density_labels(near: Flags, weights: Weights, min_samples: float) -> NDArray[np.int64]:
-    """Clusters points by density, given who is whose neighbour.
+    """Clusters points by density: `DBSCAN(eps, min_samples, metric="precomputed")` with `sample_weight`.
 
     The search keeps sets of points as the bits of Python integers: each point is visited once and costs a few
     operations on N / 8 bytes, whether the points are apart, one lump or one long chain.
 
     Args:
-        near: [N, N]; row i holds the neighbours of point i.
-        weights: [N], as in `dbscan`.
-        min_samples: As in `dbscan`.
+        near: [N, N]; row i holds the neighbours of point i, which are at most `eps` apart.
+        weights: [N] sample weights, none negative; they count towards `min_samples`.
+        min_samples: Weight in a point's neighbourhood (itself included) that makes it a core point.
 
     Returns:
-        [N] labels, as in `dbscan`.
+        [N] cluster of each point, numbered by first core point, or `NOISE`. A border point belongs to the first
+        cluster that reaches it.
     """
     core = _core_points(near, weights, min_samples)
     packed = np.packbits(near, axis=1, bitorder="little")
