@@ -12,7 +12,7 @@ from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
 from components.vision.inputs import InputSpec
 from components.vision.network import Network
-from components.vision.resnet import ResNet, ResNetConfig, initialise
+from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
 COVERAGE_HEAD = "output_cov"
 BBOX_HEAD = "output_bbox"
@@ -101,6 +101,13 @@ class GridNet(Network):
         # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
 
+    def with_channels(self, counts: Mapping[str, int]) -> Self:
+        """Returns an untrained network whose convolutions, by path, have so many output channels."""
+        named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
+        backbone = self.config.backbone
+        channels = {name: named[name] for name in backbone.channels}
+        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
+
     def train(self, mode: bool = True) -> Self:
         """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""
         super().train(mode)
@@ -108,13 +115,3 @@ class GridNet(Network):
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()
         return self
-
-
-def parameters_of(backbone: ResNetConfig, classes: int) -> int:
-    """Returns what `count_parameters` would count for such a network, without building it."""
-    batch_norm = 4 if backbone.use_batch_norm else 0  # scale, shift and two moving statistics
-    total = 5 * classes * (backbone.out_channels + 1)
-    for convolution in backbone.convolutions():
-        weights = backbone.in_channels(convolution) * convolution.kernel**2 + 1 + batch_norm
-        total += backbone.channels[convolution.name] * weights
-    return total
