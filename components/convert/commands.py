@@ -1,9 +1,8 @@
 """`gridbox convert`: exported models in other precisions."""
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,13 +14,6 @@ app = typer.Typer(name="convert", help="Exported models in other precisions.", n
 @app.callback()
 def convert() -> None:
     """Exported models in other precisions."""
-
-
-class RuntimeName(StrEnum):
-    """See `components.convert.quantize.Runtime`, which needs ONNX Runtime; `--help` shall not."""
-
-    onnxruntime = "onnxruntime"
-    tensorrt = "tensorrt"
 
 
 @app.command("int8")
@@ -44,13 +36,13 @@ def int8(
         typer.Option("--min-face-height", min=0, help="Smallest face that counts, pixels of the network's input."),
     ] = 12.0,
     runtime: Annotated[
-        RuntimeName,
+        Literal["onnxruntime", "tensorrt"],
         typer.Option(
             "--runtime",
             help="What the INT8 numbers are laid out for: onnxruntime (unsigned activations, fast on x86) or tensorrt "
             "(symmetric ones, the only ones it takes).",
         ),
-    ] = RuntimeName.onnxruntime,
+    ] = "onnxruntime",
 ) -> None:
     """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
     from components.convert.int8 import Gate, average_precision, draw_images
@@ -59,7 +51,7 @@ def int8(
 
     gate = Gate(lambda predictor: average_precision(predictor, kitti, min_face_height), "AP@0.5", max_points_lost)
     drawn = partial(draw_images, kitti, calibration_images)
-    result = run(exported, quantized, Runtime(runtime.value), drawn, gate)
+    result = run(exported, quantized, Runtime(runtime), drawn, gate)
     if metrics is not None:
         write_json(metrics, result.metrics())
     if result.calibration_images < calibration_images:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from components.convert.quantize import Runtime, quantize
+from components.evaluate.program import Scoring, Source
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Sample, read_split
-from components.measure.matching import HeightBand
-from components.measure.metric import AVERAGE_PRECISION, Score
-from components.measure.summary import summarise
+from components.measure.metric import Score
 from components.step import MANIFEST, StageError, UserError, check_target, publish, read_manifest, write_manifest
 from components.tao.status import STATUS_FILE
 from components.vision.inputs import Image, InputSpec
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
-from components.vision.scoring import KittiImages, network_input, score
+from components.vision.scoring import network_input
 from components.vision.status import StatusLog
 
 KIND = "exported_model"
@@ -131,10 +131,9 @@ def average_precision(predictor: Predictor, kitti: Path, min_height: float) -> S
     Raises:
         UserError: There is nothing to be found.
     """
-    images = KittiImages(kitti, "validation", predictor.input, predictor.decoder.class_names)
-    found = Score.read(
-        summarise(score(predictor, images).matchers, HeightBand(min_height), bands=()), AVERAGE_PRECISION
-    )
+    source, rules = Source(kitti, None, "validation"), Rules(Protocol.ap50, min_height=min_height)
+    scoring = Scoring.open(source, rules, predictor.input, predictor.decoder.class_names)
+    found = scoring.model("", predictor).score
     if found.value is None:
         raise UserError(
             f"{kitti}: no labelled object at least {min_height:g} pixels high in the validation split, so nothing can "

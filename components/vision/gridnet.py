@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
-from components.step import UserError
 from components.vision.inputs import InputSpec
 from components.vision.network import Network
-from components.vision.resnet import ResNet, ResNetConfig, initialise
+from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
 COVERAGE_HEAD = "output_cov"
 BBOX_HEAD = "output_bbox"
@@ -44,24 +43,6 @@ class GridNetConfig:
     def with_backbone(self, backbone: ResNetConfig) -> Self:
         """Returns the same configuration around another backbone."""
         return replace(self, backbone=backbone)
-
-    @property
-    def has_placeholder_names(self) -> bool:
-        """Whether the model file did not say the classes' names."""
-        return self.class_names == placeholder_names(len(self.class_names))
-
-    def with_classes(self, class_names: tuple[str, ...], clustering: Mapping[str, Clustering]) -> Self:
-        """Returns the same configuration with its classes named (in the order of the channels) and clustered anew.
-
-        Raises:
-            UserError: The network has another number of classes.
-        """
-        if len(class_names) != len(self.class_names):
-            raise UserError(
-                f"the model has {len(self.class_names)} classes, the spec names {len(class_names)} "
-                f"({', '.join(class_names)}); use the spec it was trained with"
-            )
-        return replace(self, class_names=class_names, clustering=clustering)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -120,6 +101,13 @@ class GridNet(Network):
         # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
 
+    def with_channels(self, counts: Mapping[str, int]) -> Self:
+        """Returns an untrained network whose convolutions, by path, have so many output channels."""
+        named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
+        backbone = self.config.backbone
+        channels = {name: named[name] for name in backbone.channels}
+        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
+
     def train(self, mode: bool = True) -> Self:
         """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""
         super().train(mode)
@@ -127,13 +115,3 @@ class GridNet(Network):
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()
         return self
-
-
-def parameters_of(backbone: ResNetConfig, classes: int) -> int:
-    """Returns what `count_parameters` would count for such a network, without building it."""
-    batch_norm = 4 if backbone.use_batch_norm else 0  # scale, shift and two moving statistics
-    total = 5 * classes * (backbone.out_channels + 1)
-    for convolution in backbone.convolutions():
-        weights = backbone.in_channels(convolution) * convolution.kernel**2 + 1 + batch_norm
-        total += backbone.channels[convolution.name] * weights
-    return total
