@@ -66,7 +66,8 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "classes": len(description["class_names"]),
             "parameters": description["parameters"],
         }
-        served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
+        taken = {"input": {**upgraded(description)["input"], "fit": settings.preprocessing}}
+        served = {**taken, **asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
         write_manifest(scratch, KIND, counts, {"model_name": task.prefix, **description, **served, **bound_to})
 
 
