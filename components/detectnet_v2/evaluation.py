@@ -163,7 +163,7 @@ def box_sizes(config: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> BoxSizes
 
 
 def _truth(data: LabelledImages, numbers: Sequence[int], class_names: tuple[str, ...]) -> Truth:
-    """Returns what is there in the images with these numbers, in this order; one may come several times."""
+    """Returns the ground truth of the images with these numbers, in this order, with repetitions."""
     objects = [data.objects[number] for number in numbers]
     boxes = [np.concatenate([each.boxes, each.masked]) for each in objects]
     classes = [np.concatenate([each.class_ids, np.full(len(each.masked), ANY_CLASS)]) for each in objects]

@@ -51,7 +51,7 @@ class GridNetConfig:
         return self.class_names == placeholder_names(len(self.class_names))
 
     def with_classes(self, class_names: tuple[str, ...], clustering: Mapping[str, Clustering]) -> Self:
-        """Returns the same configuration with its classes named (in the order of the channels) and clustered anew.
+        """Returns the same configuration with class names (in the order of the channels) and another clustering.
 
         Raises:
             UserError: The network has another number of classes.
