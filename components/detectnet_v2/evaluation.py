@@ -17,7 +17,7 @@ from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.decoding import grid_decoder
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.measure import tao
-from components.measure.average_precision import Measured, images_of
+from components.measure.average_precision import Measured
 from components.measure.curve import AveragePrecisionMode
 from components.measure.dataset import ANY_CLASS, Predictions, Truth, offsets_of
 from components.measure.matching import BoxSizes
@@ -138,8 +138,8 @@ def evaluate(
     figures = summarise(measured.matchers, sizes, mode=mode)
     if tao5:
         precisions = {
-            name: tao.average_precision(images_of(truth, predictions, name), sizes[name], overlaps[name], mode)
-            for name in truth.class_names
+            name: tao.average_precision(matcher.boxes, sizes[name], overlaps[name], mode)
+            for name, matcher in measured.matchers.items()
         }
         mean = statistics.fmean(precisions.values())
         figures |= {"average_precision": precisions, AVERAGE_PRECISION: mean}

@@ -14,7 +14,6 @@ from components.measure.matching import (
     FALSE_POSITIVE,
     TRUE_POSITIVE,
     ClassBoxes,
-    ImageBoxes,
     Matcher,
     Matching,
     Sizes,
@@ -173,17 +172,3 @@ class AveragePrecision:
             np.concatenate([np.zeros(0, bool), *(each.regions for each in there)]),
         )
         return Measured.of("", truth, Predictions.gathered(self._found), self._sizes, self._iou)
-
-
-def images_of(truth: Truth, predictions: Predictions, class_name: str) -> list[ImageBoxes]:
-    """Returns the detections and objects of one class, image by image; regions are left out."""
-    index = truth.class_names.index(class_name)
-    there = truth.where((truth.classes == index) & ~truth.regions)
-    found = predictions.where(predictions.classes == index)
-    detections = np.column_stack([found.boxes, found.scores])
-    return [
-        ImageBoxes(detections[first:last], there.boxes[begin:end])
-        for first, last, begin, end in zip(
-            found.offsets[:-1], found.offsets[1:], there.offsets[:-1], there.offsets[1:], strict=True
-        )
-    ]
