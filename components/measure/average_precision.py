@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from components.measure.boxes import Floats
 from components.measure.curve import AveragePrecisionMode, PrecisionRecall
 from components.measure.dataset import ANY_CLASS, Booleans, Found, Integers, Predictions, Truth, offsets_of
 from components.measure.matching import (
@@ -111,23 +111,19 @@ class Measured:
         return counts
 
 
-class Objects(Protocol):
-    """What is there in one image."""
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What is there in one image.
 
-    @property
-    def boxes(self) -> Floats:
-        """[n, 4] x1, y1, x2, y2."""
-        ...
+    Attributes:
+        boxes: [n, 4] x1, y1, x2, y2.
+        classes: [n] index into the names of the classes, or `ANY_CLASS`.
+        regions: [n] whether it is a region in which nothing counts.
+    """
 
-    @property
-    def classes(self) -> Integers:
-        """[n] index into the names of the classes, or `ANY_CLASS`."""
-        ...
-
-    @property
-    def regions(self) -> Booleans:
-        """[n] whether it is a region in which nothing counts."""
-        ...
+    boxes: NDArray[np.floating[Any]]
+    classes: Integers
+    regions: Booleans
 
 
 class AveragePrecision:
@@ -155,18 +151,19 @@ class AveragePrecision:
 
     def score(self) -> Score:
         """Returns the score of all images."""
-        return self._measured().score()
+        return self.measured().score()
 
     def outcomes(self) -> dict[str, CurveOutcomes]:
         """Returns by class what each image contributed."""
-        return self._measured().outcomes()
+        return self.measured().outcomes()
 
-    def _measured(self) -> Measured:
+    def measured(self) -> Measured:
+        """Returns everything, matched."""
         there = self._truths
         truth = Truth(
             tuple(self._images),
             offsets_of(np.array([len(each.boxes) for each in there], np.int64)),
-            np.concatenate([np.zeros((0, 4)), *(each.boxes for each in there)]),
+            np.concatenate([np.zeros((0, 4)), *(each.boxes for each in there)]).astype(np.float64, copy=False),
             self._class_names,
             np.concatenate([np.zeros(0, np.int64), *(each.classes for each in there)]),
             np.concatenate([np.zeros(0, bool), *(each.regions for each in there)]),
