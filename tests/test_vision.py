@@ -10,7 +10,6 @@ import torch
 from networks import assert_same_outputs, small_network
 from safetensors.torch import save_file
 
-from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
@@ -191,16 +190,6 @@ def test_checkpoints_of_the_first_release_can_still_be_loaded(tmp_path):
     loaded = load_network(tmp_path / "old.safetensors")
     assert loaded.config.backbone == network.config.backbone
     assert_same_outputs(loaded, network, 0, 0)
-
-
-def test_classes_are_renamed_by_their_count():
-    config = small_network(class_names=("class_0", "class_1")).config
-    assert config.has_placeholder_names
-    named = config.with_classes(("person", "bag"), {"person": Clustering(), "bag": Clustering()})
-    assert named.class_names == ("person", "bag")
-    assert not named.has_placeholder_names
-    with pytest.raises(UserError, match=r"has 2 classes, the spec names 1 \(face\)"):
-        config.with_classes(("face",), {"face": Clustering()})
 
 
 @pytest.mark.parametrize("suffix", [".tlt", ".etlt"])
