@@ -133,9 +133,11 @@ def _heads(graph: onnx.GraphProto) -> list[str]:
     heads: dict[str, None] = {}
     waiting = [output.name for output in graph.output]
     while waiting:
-        node = producers.get(waiting.pop(0))
-        if node is not None and node.op_type in _WEIGHTED:
-            heads[node.name] = None
-        elif node is not None:
-            waiting.extend(node.input)
+        name = waiting.pop(0)
+        if name in producers:
+            node = producers[name]
+            if node.op_type in _WEIGHTED:
+                heads[node.name] = None
+            else:
+                waiting.extend(node.input)
     return list(heads)
