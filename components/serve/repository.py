@@ -66,9 +66,14 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "classes": len(description["class_names"]),
             "parameters": description["parameters"],
         }
-        taken = {"input": {**upgraded(description)["input"], "fit": settings.preprocessing}}
-        served = {**taken, **asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
-        write_manifest(scratch, KIND, counts, {"model_name": task.prefix, **description, **served, **bound_to})
+        taken = {**upgraded(description)["input"], "fit": settings.preprocessing}
+        served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
+        write_manifest(
+            scratch,
+            KIND,
+            counts,
+            {"model_name": task.prefix, "metric": task.metric, **description, "input": taken, **served, **bound_to},
+        )
 
 
 def _digest(repository: Path) -> str:
