@@ -17,7 +17,8 @@ from components.evaluate.detectors import detect_here, detect_there
 from components.evaluate.inputs import Findings, read_truth
 from components.evaluate.measuring import Source
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Protocol, Rules, measure
+from components.evaluate.protocols import measure
+from components.evaluate.rules import Protocol, Rules
 from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.step import UserError

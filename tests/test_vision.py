@@ -10,7 +10,6 @@ import torch
 from networks import assert_same_outputs, small_network
 from safetensors.torch import save_file
 
-from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.step import UserError
@@ -207,16 +206,6 @@ def test_a_network_of_an_unknown_kind_is_refused(header, message, tmp_path):
     save_tensors(tmp_path / "other.safetensors", {}, header)
     with pytest.raises(UserError, match=message):
         load_network(tmp_path / "other.safetensors")
-
-
-def test_classes_are_renamed_by_their_count():
-    config = small_network(class_names=("class_0", "class_1")).config
-    assert config.has_placeholder_names
-    named = config.with_classes(("person", "bag"), {"person": Clustering(), "bag": Clustering()})
-    assert named.class_names == ("person", "bag")
-    assert not named.has_placeholder_names
-    with pytest.raises(UserError, match=r"has 2 classes, the spec names 1 \(face\)"):
-        config.with_classes(("face",), {"face": Clustering()})
 
 
 @pytest.mark.parametrize("suffix", [".tlt", ".etlt"])

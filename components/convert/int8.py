@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from components.convert.quantize import Runtime, quantize
+from components.evaluate.program import Scoring, Source
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Sample, read_split
-from components.measure.matching import HeightBand
-from components.measure.summary import summarise
 from components.step import MANIFEST, StageError, UserError, check_target, publish, read_manifest, write_manifest
 from components.tao.status import STATUS_FILE
 from components.vision.inputs import Image, InputSpec
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
-from components.vision.scoring import KittiImages, network_input, score
+from components.vision.scoring import network_input
 from components.vision.status import StatusLog
 
 KIND = "exported_model"
@@ -117,14 +117,19 @@ def _write_manifest(directory: Path, counts: Mapping[str, Any], settings: Mappin
 
 
 def _average_precision(predictor: Predictor, kitti: Path, min_height: float) -> float:
-    images = KittiImages(kitti, "validation", predictor.input, predictor.decoder.class_names)
-    figures = summarise(score(predictor, images).matchers, HeightBand(min_height), bands=())
-    if figures["mean_average_precision"] is None:
+    scoring = Scoring.open(
+        Source(kitti, None, "validation"),
+        Rules(Protocol.ap50, min_height=min_height),
+        predictor.input,
+        predictor.decoder.class_names,
+    )
+    score = scoring.model("", predictor).score
+    if score.value is None:
         raise UserError(
             f"{kitti}: no labelled object at least {min_height:g} pixels high in the validation split, so nothing can "
             "be measured; lower --min-face-height or give another set"
         )
-    return float(figures["mean_average_precision"])
+    return score.value
 
 
 def calibration_images(kitti: Path, wanted: int, spec: InputSpec) -> list[Image]:

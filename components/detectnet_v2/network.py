@@ -46,24 +46,6 @@ class GridNetConfig:
         """Returns the same configuration around another backbone."""
         return replace(self, backbone=backbone)
 
-    @property
-    def has_placeholder_names(self) -> bool:
-        """Whether the model file did not say the classes' names."""
-        return self.class_names == placeholder_names(len(self.class_names))
-
-    def with_classes(self, class_names: tuple[str, ...], clustering: Mapping[str, Clustering]) -> Self:
-        """Returns the same configuration with its classes named (in the order of the channels) and clustered anew.
-
-        Raises:
-            UserError: The network has another number of classes.
-        """
-        if len(class_names) != len(self.class_names):
-            raise UserError(
-                f"the model has {len(self.class_names)} classes, the spec names {len(class_names)} "
-                f"({', '.join(class_names)}); use the spec it was trained with"
-            )
-        return replace(self, class_names=class_names, clustering=clustering)
-
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
         return {

@@ -77,7 +77,7 @@ def load_network(path: Path) -> Network:
     """Builds and loads the network of a model file, or of a model artifact's `weights/` folder.
 
     Args:
-        path: Ours (`.safetensors`), or TAO's unencrypted `.hdf5`.
+        path: Ours (`.safetensors`), or TAO's unencrypted `.hdf5` of a detector.
 
     Raises:
         UserError: The file is missing, broken, encrypted by TAO, or holds no detector.

@@ -74,22 +74,35 @@ class InputSpec:
         height, width = image.shape[:2]
         size = self.width, self.height
         if self.fit == "letterbox":
-            letterbox = Letterbox.fit(width, height, *size)
-            fitted = image if (width, height) == size else letterbox.apply(image)
-            placement = Placement((letterbox.scale, letterbox.scale), (float(letterbox.dx), float(letterbox.dy)))
+            fitted = image if (width, height) == size else Letterbox.fit(width, height, *size).apply(image)
         elif self.fit == "stretch":
             fitted = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-            placement = Placement((self.width / width, self.height / height))
         else:
-            scale = max(self.width / width, self.height / height)
-            whole = max(self.width, round(width * scale)), max(self.height, round(height * scale))
-            left, top = (whole[0] - self.width) // 2, (whole[1] - self.height) // 2
+            whole, left, top = self._covering(width, height)
             scaled = np.asarray(cv2.resize(image, whole, interpolation=cv2.INTER_AREA), np.uint8)
             fitted = scaled[top : top + self.height, left : left + self.width]
-            placement = Placement((whole[0] / width, whole[1] / height), (-float(left), -float(top)))
+        placement = self.placement(width, height)
         if self.channels == 1:
             return np.asarray(cv2.cvtColor(fitted, cv2.COLOR_BGR2GRAY), np.uint8)[..., None], placement
         return fitted[..., ::-1] if self.order == "RGB" else fitted, placement
+
+    def placement(self, width: int, height: int) -> Placement:
+        """Returns where an image of this size lies in the input."""
+        from components.formats.images import Letterbox
+
+        if self.fit == "letterbox":
+            letterbox = Letterbox.fit(width, height, self.width, self.height)
+            return Placement((letterbox.scale, letterbox.scale), (float(letterbox.dx), float(letterbox.dy)))
+        if self.fit == "stretch":
+            return Placement((self.width / width, self.height / height))
+        whole, left, top = self._covering(width, height)
+        return Placement((whole[0] / width, whole[1] / height), (-float(left), -float(top)))
+
+    def _covering(self, width: int, height: int) -> tuple[tuple[int, int], int, int]:
+        """Returns the size at which an image covers the input, and what is cut off at the left and at the top."""
+        scale = max(self.width / width, self.height / height)
+        whole = max(self.width, round(width * scale)), max(self.height, round(height * scale))
+        return whole, (whole[0] - self.width) // 2, (whole[1] - self.height) // 2
 
     def prepare(self, images: Sequence[Image] | Images) -> NDArray[np.float32]:
         """Turns images as `place` gives them into the network's input [N, *shape]."""
