@@ -31,10 +31,11 @@ class Network(nn.Module):
     kind: ClassVar[str]
     outputs: tuple[str, ...]
 
-    def __init_subclass__(cls, kind: str) -> None:
+    def __init_subclass__(cls, kind: str = "") -> None:
         super().__init_subclass__()
         cls.kind = kind
-        _KINDS[kind] = cls
+        if kind:  # without one it is never stored
+            _KINDS[kind] = cls
 
     @property
     @abstractmethod
