@@ -110,11 +110,11 @@ COPY components/decode components/decode
 COPY components/serve/__init__.py components/serve/release.py components/serve/tensorrt.py \
     components/serve/half_precision.py components/serve/
 COPY components/serve/models components/serve/models
-COPY components/vision/__init__.py components/vision/threads.py components/vision/
+COPY components/vision/__init__.py components/vision/inputs.py components/vision/threads.py components/vision/
 # The Python backend takes no notice of PYTHONPATH, and KServe refuses it; a .pth file is found by every interpreter.
 RUN python3 -c "import site; open(site.getsitepackages()[0] + '/gridbox.pth', 'w').write('/opt/gridbox\n')" \
     && python3 -m compileall -q components \
-    && python3 -c "import components.formats.images, components.decode.grid.clustering, components.decode.grid.decode" \
+    && python3 -c "import components.formats.images, components.decode.grid, components.vision.inputs" \
     && python3 -c "import components.serve.half_precision"
 
 RUN install --directory --owner=10001 /models

@@ -26,7 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -34,16 +33,21 @@ import onnxruntime
 import psutil
 import torch
 
-from components.decode.grid.clustering import Clustering, detect
+from components.decode.decoder import load_decoder
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.decoder import COVERAGE, INPUT
 from components.decode.grid.geometry import GridGeometry
-from components.formats.images import Letterbox, decode
+from components.detectnet_v2.deepstream import TensorNames
+from components.detectnet_v2.export import export_onnx
+from components.formats.images import decode
 from components.serve.local import local_settings
 from components.serve.repository import REPOSITORY, build_repository
 from components.serve.server import LocalServer
 from components.serve.wheel import STUB
 from components.step import read_manifest, write_manifest
-from components.vision.gridnet import GridNet, GridNetConfig, count_parameters
-from components.vision.onnx_export import TensorNames, export_onnx
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.inputs import InputSpec
+from components.vision.network import count_parameters
 from components.vision.predictor import load_predictor
 from components.vision.resnet import ResNetConfig
 
@@ -102,25 +106,20 @@ def export(folder: Path, network: Network, images: Sequence[bytes]) -> Path:
     export_onnx(model, folder / "model.onnx")
     (folder / "labels.txt").write_text(f"{CLASS}\n")
     settings = {
-        **{key: value for key, value in config.to_json().items() if key != "backbone"},
+        "class_names": [CLASS],
+        "input": asdict(model.input),
+        "decoder": model.decoder.settings(),
         "parameters": count_parameters(model),
         "tensors": asdict(TensorNames.of_tao()),
     }
     write_manifest(folder, "exported_model", {}, settings)
-    inputs = np.stack([fitted(content, network.geometry)[0] for content in images])
-    coverage = load_predictor(folder)(inputs)[0]
+    inputs = np.stack([model.input.place(decode(content))[0] for content in images])
+    coverage = load_predictor(folder)(inputs)[COVERAGE]
     threshold = float(np.sort(coverage.reshape(len(images), -1))[:, -CANDIDATES].mean())
     clustering = replace(config.clustering[CLASS], coverage_threshold=threshold, dbscan_eps=0.5, dbscan_min_samples=0)
-    settings["clustering"] = {CLASS: asdict(clustering)}
+    settings["decoder"] = replace(model.decoder, clustering={CLASS: clustering}).settings()
     write_manifest(folder, "exported_model", {}, settings)
     return folder
-
-
-def fitted(content: bytes, geometry: GridGeometry) -> tuple[Any, Letterbox]:
-    """Returns an encoded image as RGB pixels in the network's input."""
-    image = decode(content)
-    letterbox = Letterbox.fit(image.shape[1], image.shape[0], geometry.width, geometry.height)
-    return letterbox.apply(image)[..., ::-1], letterbox
 
 
 class InProcess:
@@ -129,9 +128,7 @@ class InProcess:
     def __init__(self, exported: Path, workers: int, threads: int) -> None:
         """Loads the network."""
         settings = read_manifest(exported, "exported_model")["settings"]
-        self._geometry = GridGeometry(**settings["geometry"])
-        self._clustering = Clustering(**settings["clustering"][CLASS])
-        self._names = settings["tensors"]
+        self._input, self._decoder = InputSpec.from_json(settings["input"]), load_decoder(settings)
         self._pool = ThreadPoolExecutor(workers)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -143,13 +140,10 @@ class InProcess:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._detect, content)
 
     def _detect(self, content: bytes) -> int:
-        pixels, letterbox = fitted(content, self._geometry)
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None].astype(np.float32) / np.float32(255)
-        outputs = [self._names["coverage"], self._names["bbox"]]
-        coverage, bbox = self._session.run(outputs, {self._names["input"]: planes})
-        found = detect(coverage[0, 0], bbox[0], self._geometry, self._clustering)
-        boxes = (found[:, :4] - (letterbox.dx, letterbox.dy) * 2) / letterbox.scale
-        return len(boxes)
+        pixels, placement = self._input.place(decode(content))
+        names = self._decoder.tensors
+        outputs = self._session.run(list(names), {INPUT: self._input.prepare([pixels])})
+        return len(self._decoder(dict(zip(names, outputs, strict=True)))[0].to_source(placement))
 
 
 class Served:

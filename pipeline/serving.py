@@ -3,7 +3,6 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from components.serve.host import HOST_FOLDER, Served, attend
@@ -31,9 +30,7 @@ class RunServer:
         self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="gridbox-run-")))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     @property

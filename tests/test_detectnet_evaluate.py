@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,23 +11,26 @@ from discs import detectnet_v2, edit, experiment_spec
 from square_detector import CELL, HEIGHT, WIDTH, cell_box, picture, write_detector
 
 from components.decode.grid.clustering import Clustering
-from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.evaluation import box_sizes, evaluate, evaluation_status, print_evaluation
+from components.detectnet_v2 import evaluation, spec_pb2
+from components.detectnet_v2.evaluation import box_sizes, evaluation_status, print_evaluation
 from components.detectnet_v2.validation import scored_by_tao5
 from components.measure.matching import BoxSizes
 from components.step import UserError
 from components.vision.data.annotations import Annotations
 from components.vision.predictor import detect_images, load_predictor
 
+SETTINGS = {"face": Clustering(algorithm="nms", coverage_threshold=0.5)}
 NOTHING = np.zeros((0, 4), np.float32)
 CELLS = [(column, row) for row in range(0, HEIGHT // CELL, 2) for column in range(0, WIDTH // CELL, 2)]
 
 
 @pytest.fixture
 def predictor(tmp_path):
-    predictor = load_predictor(write_detector(tmp_path / "model"))
-    predictor.clustering = {"face": Clustering(algorithm="nms", coverage_threshold=0.5)}
-    return predictor
+    return load_predictor(write_detector(tmp_path / "model"))
+
+
+def evaluate(predictor, data, config, clustering=SETTINGS, **options):
+    return evaluation.evaluate(predictor, data, config, replace(predictor.decoder, clustering=clustering), **options)
 
 
 def data_of(*images, masked=NOTHING):
@@ -97,14 +101,17 @@ def test_an_image_that_is_scored_twice_counts_twice(predictor):
 @pytest.mark.parametrize(("setting", "ours", "taos"), [("minimum_height", 0, 3), ("nms_confidence_threshold", 3, 0)])
 def test_under_tao5_nms_ignores_heights_and_wants_scores_above_the_threshold(setting, ours, taos, predictor):
     data = data_of((CELLS[:3], CELLS[:3]))
-    score = float(detect_images(predictor, data.pixels)[0]["face"][0, 4])
+    score = float(detect_images(predictor, data.pixels)[0].scores[0])
     at_limit = {setting: {"minimum_height": CELL, "nms_confidence_threshold": score}[setting]}
-    predictor.clustering = {"face": Clustering(algorithm="nms", coverage_threshold=0.5, **at_limit)}
+    clustering = {"face": Clustering(algorithm="nms", coverage_threshold=0.5, **at_limit)}
     for tao5, expected in ((False, ours), (True, taos)):
-        assert evaluate(predictor, data, config_of(), tao5=tao5, batch_size=1)["detections"] == expected
+        figures = evaluate(predictor, data, config_of(), clustering, tao5=tao5, batch_size=1)
+        assert figures["detections"] == expected
 
 
-@pytest.mark.parametrize("limits", [{"minimum_width": 17}, {"maximum_width": 15}, {"minimum_height": 17}])
+@pytest.mark.parametrize(
+    "limits", [{"minimum_width": 17}, {"maximum_width": 15}, {"minimum_height": 17}, {"maximum_height": 15}]
+)
 def test_objects_of_other_widths_and_heights_are_not_demanded(limits, predictor):
     data = data_of((CELLS, CELLS))
     assert evaluate(predictor, data, config_of(**limits))["mean_average_precision"] is None
@@ -112,13 +119,11 @@ def test_objects_of_other_widths_and_heights_are_not_demanded(limits, predictor)
 
 
 def test_masked_regions_are_neutral_but_not_for_tao5(predictor):
-    masked = np.array([cell_box(*CELLS[2])], np.float32)
-    data = data_of((CELLS[:3], CELLS[:2]), masked=masked)
-    assert evaluate(predictor, data, config_of("SAMPLE"))["detections"] == 2
-    # All scores are equal, so the false detection (the last) does no harm to the best precision; it is there though.
-    below = evaluate(
-        predictor, data_of((CELLS[:3], CELLS[1:3]), masked=NOTHING), config_of("SAMPLE"), tao5=True, batch_size=1
-    )
+    # All scores are equal, and the first detection is the false one.
+    data = data_of((CELLS[:3], CELLS[1:3]), masked=np.array([cell_box(*CELLS[0])], np.float32))
+    figures = evaluate(predictor, data, config_of("SAMPLE"))
+    assert (figures["detections"], figures["mean_average_precision"]) == (2, 1.0)
+    below = evaluate(predictor, data, config_of("SAMPLE"), tao5=True, batch_size=1)
     assert below["mean_average_precision"] == pytest.approx(2 / 3)
 
 

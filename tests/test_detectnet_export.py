@@ -13,11 +13,14 @@ from networks import HEIGHT, WIDTH, small_network
 
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
-from components.detectnet_v2.deepstream import nvinfer_config
+from components.detectnet_v2 import export
+from components.detectnet_v2.deepstream import TensorNames, nvinfer_config
+from components.detectnet_v2.export import export_onnx
 from components.step import StageError, UserError
 from components.vision import onnx_export
 from components.vision.checkpoint import save_network
-from components.vision.onnx_export import OPSETS, TensorNames, export_onnx, probe_image
+from components.vision.inputs import InputSpec
+from components.vision.onnx_export import OPSETS, probe_image
 from components.vision.predictor import detect_images, load_predictor
 from components.vision.torch_predictor import TorchPredictor
 
@@ -57,11 +60,11 @@ def _written_once():
     """The exporter takes seconds: what it writes for a network is kept."""
     kept = {}
 
-    def write(network, file, static_batch, names):
+    def write(network, file, static_batch, source, names):
         weights = tuple(float(value.double().sum()) for value in network.state_dict().values())
-        key = (weights, repr(network.config.backbone), static_batch, names)
+        key = (weights, repr(network.config.backbone), static_batch, source, tuple(names.items()))
         if key not in kept:
-            REALLY_WRITE(network, file, static_batch, names)
+            REALLY_WRITE(network, file, static_batch, source, names)
             kept[key] = file.read_bytes()
         file.write_bytes(kept[key])
 
@@ -138,14 +141,14 @@ def test_a_file_that_disagrees_is_not_left(network, tmp_path, monkeypatch):
 
 def test_other_detections_are_noticed_however_close_the_outputs():
     boxes = np.array([[0, 0, 20, 20, 0.9], [40, 0, 60, 20, 0.8]], np.float32)
-    assert onnx_export._without_counterpart(boxes, boxes + np.float32(1e-4)) == 0
-    assert onnx_export._without_counterpart(boxes, boxes[:1]) == 1
-    assert onnx_export._without_counterpart(boxes, boxes + np.float32([0.2, 0, 0, 0, 0])) == 4
-    assert onnx_export._without_counterpart(boxes[:0], boxes[:0]) == 0
+    assert export._without_counterpart(boxes, boxes + np.float32(1e-4)) == 0
+    assert export._without_counterpart(boxes, boxes[:1]) == 1
+    assert export._without_counterpart(boxes, boxes + np.float32([0.2, 0, 0, 0, 0])) == 4
+    assert export._without_counterpart(boxes[:0], boxes[:0]) == 0
 
 
 def test_probe_images_have_structure_and_do_not_change():
-    images = [probe_image(GridGeometry(WIDTH, HEIGHT), seed) for seed in (0, 0, 1)]
+    images = [probe_image(InputSpec(WIDTH, HEIGHT), seed) for seed in (0, 0, 1)]
     assert (images[0] == images[1]).all()
     assert (images[0] != images[2]).any()
     assert images[0].shape == (HEIGHT, WIDTH, 3)
@@ -173,13 +176,13 @@ def test_the_command_writes_a_model_that_detects_what_the_checkpoint_does(checkp
     assert "detections in drawn images, the same in both" in capsys.readouterr().out
 
     ours, theirs = load_predictor(folder / "resnet.onnx"), TorchPredictor(checkpoint)
-    assert (ours.class_names, ours.geometry) == (theirs.class_names, theirs.geometry)
-    images = np.stack([probe_image(ours.geometry, seed)[..., ::-1] for seed in range(100, 104)])
+    assert (ours.input, ours.decoder) == (theirs.input, theirs.decoder)
+    images = np.stack([probe_image(ours.input, seed)[..., ::-1] for seed in range(100, 104)])
     found = 0
     for one, other in zip(detect_images(ours, images), detect_images(theirs, images), strict=True):
-        for name in ("face", "hand"):
-            np.testing.assert_allclose(one[name], other[name], atol=1e-2)
-            found += len(one[name])
+        for kind in (0, 1):
+            np.testing.assert_allclose(one.select(kind).rows(), other.select(kind).rows(), atol=1e-2)
+            found += len(one.select(kind))
     assert found > 0
     assert detectnet_v2("export", "-m", checkpoint, "-o", output) == 2
     assert "exists already" in capsys.readouterr().err
@@ -189,7 +192,7 @@ def test_the_file_goes_beside_the_model_where_none_is_named(checkpoint, tmp_path
     model = tmp_path / "net.safetensors"
     model.write_bytes(checkpoint.read_bytes())
     assert detectnet_v2("export", "-m", model) == 0
-    assert load_predictor(tmp_path / "net.onnx").class_names == ("face", "hand")
+    assert load_predictor(tmp_path / "net.onnx").decoder.class_names == ("face", "hand")
 
 
 @pytest.mark.parametrize(

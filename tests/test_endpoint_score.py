@@ -1,8 +1,9 @@
 import json
-from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
+import flat_sets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,22 +16,20 @@ from components import program
 from components.evaluate import component
 from components.evaluate.commands import app
 from components.evaluate.difference import compare, counterparts
-from components.evaluate.evaluation import Protocol
 from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
-from components.evaluate.program import require_version
-from components.evaluate.served import evaluate_endpoint, network_geometry
-from components.formats.images import Letterbox
+from components.evaluate.pictures import Picture
+from components.evaluate.program import Scoring, Source, input_of, require_version
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Label
-from components.measure.matching import HeightBand, ImageBoxes
+from components.measure.matching import HeightBand
 from components.serve.config import RepositorySettings
 from components.serve.repository import build_repository
 from components.step import StageError, UserError, write_manifest
 from components.vision.endpoint import Answer, Endpoint
-from components.vision.scoring import LabelledImage, Scored
+from components.vision.inputs import InputSpec
 
 SCALE = 3
-NOWHERE = np.zeros((0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -245,46 +244,45 @@ class FakeEndpoint:
             yield key, self.answers[content.decode()]
 
 
-class Images(list):
-    @property
-    def skipped(self):
-        return Counter()
+class Stored:
+    """Images whose bytes are their names."""
+
+    def __init__(self, *names):
+        self.available = set(names)
+
+    def encoded(self, wanted):
+        return (Picture(name, name, name.encode()) for name in wanted)
 
 
-def labelled(name, truths, size):
-    letterbox = Letterbox.fit(*size, WIDTH, HEIGHT)
-    objects = {"face": np.reshape(truths, (-1, 4))}
-    return LabelledImage(name, None, objects, NOWHERE, name.encode(), letterbox)
+def scored(endpoint, min_height, **truths):
+    """Scores an endpoint on images with these faces, in their own pixels."""
+    truth = flat_sets.truth_of([np.reshape(boxes, (-1, 4)).astype(float) for boxes in truths.values()])
+    rules = Rules(Protocol.ap50, min_height=min_height, bands=(HeightBand(0, 16), HeightBand(16)))
+    source, spec = Source(None, None, "validation"), InputSpec(WIDTH, HEIGHT)
+    return Scoring(source, rules, spec, replace(truth, images=tuple(truths)), {}, Stored(*truths)).endpoint(endpoint)
 
 
-def protocol(min_height):
-    return Protocol(min_height, 0.5, (HeightBand(0, 16), HeightBand(16)), True, 4)
-
-
-def answer(*boxes, seconds=0.01):
-    return Answer({"face": np.float32([[*box, 0.9] for box in boxes]).reshape(-1, 5)}, seconds=seconds)
+def answer(*boxes, seconds=0.01, size=(WIDTH, HEIGHT)):
+    return Answer({"face": np.float32([[*box, 0.9] for box in boxes]).reshape(-1, 5)}, *size, seconds=seconds)
 
 
 def test_heights_are_those_of_the_network_input_whatever_the_size_of_the_image():
     # 400 pixels high in an image of 1600 that becomes 64 high: 16 pixels, and moved by the black bars beside it.
-    tall = answer((100, 200, 300, 600))
-    images = Images([labelled("tall", [44.0, 8, 52, 24], (1000, 1600))])
-    served = evaluate_endpoint(FakeEndpoint(tall=tall), images, protocol(16))
-    metrics = served.evaluated.metrics
-    np.testing.assert_allclose(served.evaluated.scored.boxes["face"][0].detections[0, :4], (32, 8, 40, 24))
-    assert (metrics["objects"], served.scales) == (1, [64 / 1600])
-    assert evaluate_endpoint(FakeEndpoint(tall=tall), images, protocol(17)).evaluated.metrics["objects"] == 0
-    assert network_geometry(FakeEndpoint()).width == WIDTH
+    tall = answer((100, 200, 300, 600), size=(1000, 1600))
+    there = [400, 200, 600, 600]
+    served = scored(FakeEndpoint(tall=tall), 16, tall=there)
+    metrics, detected = served.metrics, served.result.detected
+    np.testing.assert_allclose(detected.predictions.boxes[0], (32, 8, 40, 24))
+    assert (metrics["objects"], detected.placements.scales.tolist()) == (1, [[64 / 1600] * 2])
+    assert scored(FakeEndpoint(tall=tall), 17, tall=there).metrics["objects"] == 0
+    assert input_of(FakeEndpoint()).width == WIDTH
 
 
 def test_images_without_an_answer_are_counted_and_named():
     bad = Answer(error="too large")
-    images = Images(labelled(name, [], (WIDTH, HEIGHT)) for name in ("a", "b", "c", "d", "e"))
     endpoint = FakeEndpoint(a=answer(), b=bad, c=bad, d=bad, e=bad)
     with pytest.raises(StageError, match=r"^endpoint: 4 of 5 images have no answer: b: too large; .* and 1 more$"):
-        evaluate_endpoint(endpoint, images, protocol(1))
-    with pytest.raises(UserError, match="no images to score"):
-        evaluate_endpoint(endpoint, Images(), protocol(1))
+        scored(endpoint, 1, **{name: [] for name in "abcde"})
 
 
 def test_few_images_are_sent_over_and_over_for_the_latency():
@@ -311,17 +309,21 @@ def test_latency_is_drawn_within_the_plot_for_any_times():
         assert points[-1][1] == 16.0  # all are done in the end
 
 
-def scored(*images):
-    """Detections of each image, as an evaluation of one class."""
-    rows = [ImageBoxes(np.float32(boxes).reshape(-1, 5), NOWHERE, NOWHERE) for boxes in images]
-    return Scored([f"image {index}" for index in range(len(images))], {"face": rows}, {}, 1.0, [])
+def found(*images):
+    """Detections of each image, of one class."""
+    rows = [np.float64(boxes).reshape(-1, 5) for boxes in images]
+    return flat_sets.predictions_of(rows)
+
+
+def names(count):
+    return [f"image {index}" for index in range(count)]
 
 
 def test_difference_counts_in_pixels_of_the_stored_image():
-    here = scored([[10, 10, 20, 20, 0.9]], [[10, 10, 20, 20, 0.9]], [])
-    there = scored([[10.2, 10, 20, 20, 0.8]], [[10.2, 10, 20, 20, 0.9]], [])
+    here = found([[10, 10, 20, 20, 0.9]], [[10, 10, 20, 20, 0.9]], [])
+    there = found([[10.2, 10, 20, 20, 0.8]], [[10.2, 10, 20, 20, 0.9]], [])
     # A fifth of the network's pixel is 0.4 pixels of an image shrunk to a half, and 0.8 of one shrunk to a quarter.
-    difference = compare(here, there, [0.5, 0.25, 1.0])
+    difference = compare(names(3), here, there, [0.5, 0.25, 1.0])
     assert difference.differing == ["image 1"]
     assert difference.share == pytest.approx(1 / 3)
     assert difference.edge == pytest.approx(0.4, abs=1e-5)
@@ -330,9 +332,9 @@ def test_difference_counts_in_pixels_of_the_stored_image():
 
 def test_missing_additional_and_doubled_boxes_differ():
     box, other = [10, 10, 20, 20, 0.9], [40, 10, 60, 20, 0.5]
-    one = scored([box], [box, other], [box, box], [])
-    two = scored([box, other], [box], [box, other], [box])
-    assert len(compare(one, two, [1.0] * 4).differing) == 4
+    one = found([box], [box, other], [box, box], [])
+    two = found([box, other], [box], [box, other], [box])
+    assert len(compare(names(4), one, two, [1.0] * 4).differing) == 4
 
 
 coordinates = st.floats(0, 100, allow_nan=False, width=32)

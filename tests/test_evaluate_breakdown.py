@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from components.evaluate.breakdown import by_attribute, by_event, by_height
+from components.evaluate.counts import counts_over_thresholds
 from components.evaluate.figures import Chart, Whisker, chart_svg, embedded, precision_recall_line, whiskers_svg
 from components.evaluate.gallery import choose, f1, truth_marks
-from components.evaluate.measured import Measured, counts_over_thresholds
 from components.evaluate.report_markdown import _plain
+from components.measure.average_precision import Measured
 from components.measure.curve import PrecisionRecall
 from components.measure.matching import ANY_HEIGHT, FALSE_POSITIVE, TRUE_POSITIVE, ClassBoxes, HeightBand, Matcher
 from components.measure.uncertainty import Interval

@@ -10,17 +10,20 @@ from scripted_endpoint import Server, write_model
 from square_detector import face, picture, random_samples, sample, write_detector, write_kitti
 
 from components import program
+from components.decode.instances import Instances
 from components.evaluate.commands import app
 from components.evaluate.compare_command import app as compare_app
 from components.evaluate.detectors import detect_here, detect_there
 from components.evaluate.inputs import Findings, read_truth
 from components.evaluate.measuring import Source
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Protocol, Rules, measure
+from components.evaluate.protocols import measure
+from components.evaluate.rules import Protocol, Rules
 from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.step import UserError
 from components.vision.endpoint import Answer
+from components.vision.inputs import InputSpec
 from components.vision.predictor import load_predictor
 
 
@@ -210,12 +213,11 @@ def test_images_without_an_answer_fail_the_measurement(squares):
 
 
 def test_boxes_of_a_model_are_mapped_back_through_the_letterbox():
-    from components.evaluate.detectors import _to_source
-
     letterbox = Letterbox.fit(400, 100, 96, 64)
     boxes = np.array([[10.0, 20.0, 300.0, 90.0]])
-    there = np.column_stack([letterbox.boxes_to_frame(boxes), [0.5]])
-    np.testing.assert_allclose(_to_source(there, letterbox), [[10, 20, 300, 90, 0.5]])
+    there = Instances(letterbox.boxes_to_frame(boxes), np.array([0.5]), np.array([0]))
+    placement = InputSpec(96, 64).place(np.zeros((100, 400, 3), np.uint8))[1]
+    np.testing.assert_allclose(there.to_source(placement).rows(), [[10, 20, 300, 90, 0.5]])
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from square_detector import (
 
 from components import program
 from components.evaluate.commands import app
+from components.evaluate.inputs import read_labelled
 from components.formats.kitti import SPLITS, read_split
 from components.formats.wider import Face, WiderImage, format_annotations
 from components.measure.evidence import FILE as EVIDENCE
 from components.measure.evidence import read_evidence
-from components.step import read_manifest, sha256
+from components.step import UserError, read_manifest, sha256
 
 BANDS = "8-16,16-24,24+"
 
@@ -393,6 +394,13 @@ def test_mistakes_cost_one_line_and_leave_nothing(tmp_path, score, capsys):
     whole.write_bytes(whole.read_bytes().replace(b"IHDR", b"XXXX"))
     fails(capsys, score("--kitti", broken)[0], "v.png", "replace or remove")
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_nothing_to_score_is_told(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="no images to score"):
+        read_labelled(tmp_path, "validation", ("face",), wider=False, ignore_regions=True)
 
 
 def test_models_that_do_not_belong_together_are_refused(tmp_path, detector, capsys):

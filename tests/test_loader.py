@@ -23,6 +23,7 @@ from components.formats.images import upright_size
 from components.formats.tfrecord import write_records
 from components.step import UserError
 from components.vision.data.annotations import Annotations
+from components.vision.data.order import EpochOrder
 
 WIDTH, HEIGHT = 96, 64
 GEOMETRY = GridGeometry(WIDTH, HEIGHT)
@@ -238,27 +239,37 @@ def test_two_ranks_together_see_the_joined_batches_of_one_process(tmp_path, imag
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
 def test_every_image_is_taken_once_before_any_is_repeated(images, batch_size, world_size, epoch):
-    data = object.__new__(LabelledImages)
-    data.labels, data.source_ids = [None] * images, np.zeros(images, np.int64)
-    maker = batch_maker(data, batch_size=batch_size, world_size=world_size)
-    order = maker.order.joined(epoch)
-    assert len(order) == maker.steps * batch_size * world_size
+    sources = np.zeros(images, np.int64)
+    ranks = [EpochOrder(sources, batch_size, 1, rank, world_size) for rank in range(world_size)]
+    order = ranks[0].joined(epoch)
     assert sorted(order[:images]) == list(range(images))
-    assert maker.steps == math.ceil(math.ceil(images / batch_size) / world_size)  # as TAO counts
+    assert order[images:].tolist() == order[: len(order) - images].tolist()
+    # Every process has its share of each step.
+    shares = np.stack([rank.own(epoch) for rank in ranks], axis=1)
+    assert shares.shape == (ranks[0].steps, world_size, batch_size)
+    assert shares.flatten().tolist() == order.tolist()
+    assert ranks[0].steps == math.ceil(math.ceil(images / batch_size) / world_size)  # as TAO counts
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_order_is_another_one_in_each_epoch_and_the_same_for_the_same_seed(uniform):
+    def order(seed, epoch):
+        return tuple(EpochOrder(np.arange(40) % 2, 4, seed, uniform_sources=uniform).joined(epoch))
+
+    assert len({order(1, 0), order(1, 1), order(2, 0), tuple(range(40))}) == 4
+    assert order(1, 1) == order(1, 1)
 
 
 def test_uniform_sampling_draws_the_sources_alike_and_each_ones_images_in_turn():
-    data = object.__new__(LabelledImages)
-    data.source_ids = np.array([0] * 3 + [2] * 97)  # the middle source has no frame
-    data.labels = [None] * 100
-    maker = batch_maker(data, batch_size=10, uniform_sources=True)
-    orders = np.stack([maker.order.joined(epoch) for epoch in range(40)])
+    source_ids = np.array([0] * 3 + [2] * 97)  # the middle source has no frame
+    maker = EpochOrder(source_ids, batch_size=10, seed=1, uniform_sources=True)
+    orders = np.stack([maker.joined(epoch) for epoch in range(40)])
     assert np.mean(orders < 3) == pytest.approx(0.5, abs=0.03)
-    for order in orders[:5]:
-        small = order[order < 3]
+    for order in orders:
+        small, large = order[order < 3], order[order >= 3]
+        assert len(small) > 6
         for begin in range(0, len(small) - 2, 3):
             assert sorted(small[begin : begin + 3]) == [0, 1, 2]
-        large = order[order >= 3]
         assert len(set(large)) == len(large)
 
 

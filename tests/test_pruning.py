@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from networks import assert_same_outputs, network_of, small_network
 
 from components.step import UserError
-from components.vision.gridnet import count_parameters
-from components.vision.pruning import PruneSettings, coupled_convolutions, prune, threshold_for_ratio
-from components.vision.resnet import ResNetConfig
+from components.vision.channels import Coupling
+from components.vision.network import count_parameters
+from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
+from components.vision.resnet import ResNet, ResNetConfig
 
 # ---- Slow version, from the text of tao.md 3 and 6 alone -------------------------------------------------------------
 
@@ -169,15 +170,21 @@ def test_every_depth_prunes_to_the_network_without_the_removed_channels(depth, a
     assert_same_outputs(network, pruned)
 
 
+def coupled_convolutions(depth, all_projections=False):
+    with torch.device("meta"):
+        backbone = ResNet(ResNetConfig.of_width(depth, 1.0, all_projections))
+    return [tuple(layer.name for layer in layers) for layers in Coupling.of(backbone).groups().values()]
+
+
 @pytest.mark.parametrize("all_projections", [True, False])
 @pytest.mark.parametrize("depth", [10, 18, 34, 50])
 def test_coupling_is_found_by_walking_back(depth, all_projections):
-    groups = coupled_convolutions(ResNetConfig.of_width(depth, 1.0, all_projections))
+    groups = coupled_convolutions(depth, all_projections)
     assert sorted(map(sorted, groups)) == sorted(map(sorted, slow_groups(graph_of(depth, all_projections))))
 
 
 def test_identity_shortcuts_couple_all_convolutions_of_a_block():
-    groups = coupled_convolutions(ResNetConfig.of_width(18))
+    groups = coupled_convolutions(18)
     assert ("block_1a_conv_2", "block_1a_conv_shortcut", "block_1b_conv_2") in groups
 
 
@@ -262,5 +269,75 @@ def test_a_ratio_out_of_reach_is_refused_with_the_smallest():
 def test_the_search_for_a_threshold_builds_no_network(monkeypatch):
     """A full ResNet-50 has 20,000 steps to search: only its norms are computed, once."""
     network = small_network(50, 0.05)
-    monkeypatch.setattr("components.vision.pruning.GridNet", None)
+    monkeypatch.setattr("components.vision.gridnet.GridNet.__init__", None)
     assert threshold_for_ratio(network, PruneSettings(granularity=1, minimum_filters=1), 0.5) > 0
+
+
+# ---- Other networks --------------------------------------------------------------------------------------------------
+
+
+class Pyramid(torch.nn.Module):
+    """A pyramid of features: concatenation, depthwise convolutions, a head that all levels share, a linear layer."""
+
+    def __init__(self, counts=None):
+        super().__init__()
+        of = {"stem": 8, "low": 12, "lateral": 8, "top": 8, "point": 6, "share": 10, **(counts or {})}
+        self.stem, self.low = torch.nn.Conv2d(3, of["stem"], 3, 2, 1), torch.nn.Conv2d(of["stem"], of["low"], 3, 2, 1)
+        self.lateral, self.top = torch.nn.Conv2d(of["stem"], of["lateral"], 1), torch.nn.Conv2d(of["low"], of["top"], 1)
+        self.norm = torch.nn.BatchNorm2d(of["lateral"])
+        joined = of["lateral"] + of["stem"]
+        self.depth = torch.nn.Conv2d(joined, joined, 3, padding=1, groups=joined)
+        self.point = torch.nn.Conv2d(joined, of["point"], 1)
+        self.share = torch.nn.Conv2d(of["lateral"], of["share"], 3, padding=1)
+        self.head = torch.nn.Conv2d(of["share"], 2, 1)
+        self.linear = torch.nn.Linear(of["point"] * 4, 3)
+
+    def forward(self, x):
+        stem = torch.relu(self.stem(x))
+        top = self.top(torch.relu(self.low(stem)))
+        up = torch.nn.functional.interpolate(top, scale_factor=2)
+        merged = self.norm(self.lateral(stem) + up)
+        levels = [self.head(torch.relu(self.share(level))) for level in (merged, top)]
+        point = self.point(self.depth(torch.cat([merged, stem], dim=1)))
+        pooled = torch.nn.functional.adaptive_avg_pool2d(point, 2).flatten(1)
+        return *levels, self.linear(pooled)
+
+    def with_channels(self, counts):
+        return Pyramid(counts)
+
+
+def test_any_network_is_pruned_to_the_one_without_the_removed_channels():
+    torch.manual_seed(0)
+    network = Pyramid().eval()
+    groups = [tuple(layer.name for layer in layers) for layers in Coupling.of(network).groups().values()]
+    assert groups == [("stem",), ("low",), ("top", "lateral"), ("share",), ("head",), ("point",), ("linear",)]
+    removed = {"stem": [1], "low": [0, 5], "top": [2, 3], "lateral": [2, 3], "share": [9], "point": [4]}
+    with torch.no_grad():
+        for name, channels in removed.items():
+            layer = getattr(network, name)
+            layer.weight[channels] = 0
+            layer.bias[channels] = 0
+        network.norm.bias[[2, 3]] = 0  # what a removed channel is to its readers
+        for name in ("depth",):
+            getattr(network, name).bias[[2, 3, 8 + 1]] = 0
+    pruned = prune(network, PruneSettings(threshold=0.0, granularity=1, minimum_filters=1))
+    for name, channels in removed.items():
+        assert len(getattr(pruned, name).weight) == len(getattr(network, name).weight) - len(channels)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        for one, other in zip(network(images), pruned.eval()(images), strict=True):
+            torch.testing.assert_close(one, other)
+    threshold = threshold_for_ratio(network, PruneSettings(granularity=1, minimum_filters=1), 0.5)
+    assert count_parameters(prune(network, PruneSettings(threshold, 1, 1))) <= 0.5 * count_parameters(network)
+
+
+class Shuffle(Pyramid):
+    """An operation that nobody knows mixes the channels of two layers."""
+
+    def forward(self, x):
+        return self.low(torch.nn.functional.channel_shuffle(self.stem(x), 2))
+
+
+def test_channels_that_an_unknown_operation_reads_all_stay():
+    coupling = Coupling.of(Shuffle())
+    assert [coupling.is_fixed(group) for group in coupling.groups()] == [True, True]

@@ -354,7 +354,7 @@ def test_the_network_in_a_repository_is_an_exported_model_like_any_other(exporte
         load_predictor(exported),
         load_predictor(built["onnxruntime"] / "repository" / "facenet" / "1" / "model.onnx"),
     )
-    assert (one.geometry, one.class_names, one.clustering) == (other.geometry, other.class_names, other.clustering)
+    assert (one.input, one.decoder) == (other.input, other.decoder)
     assert one.parameters == other.parameters
 
 
@@ -473,7 +473,7 @@ def test_models_need_nothing_that_tritons_image_lacks(tmp_path):
         "import importlib, json, sys\n"
         "for name in ('preprocess', 'postprocess'):\n"
         "    importlib.import_module('components.serve.models.' + name)\n"
-        "import components.formats.images\n"
+        "import components.decode.grid, components.formats.images\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

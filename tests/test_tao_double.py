@@ -289,7 +289,7 @@ def test_trained_model_is_a_keras_file_without_gridboxs_own_words(results):
         assert set(stored.attrs) == {"keras_version", "backend", "model_config", "double"}
         assert stored["model_weights/output_cov/output_cov/kernel:0"].shape[-1] == 1
     network = load_network(file)
-    assert network.config.has_placeholder_names
+    assert network.config.class_names == ("class_0",)
     assert (network.config.geometry.width, network.config.geometry.height) == (discs.WIDTH, discs.HEIGHT)
     assert network.config.backbone.depth == 18
 

@@ -66,6 +66,18 @@ def test_costs_equal_the_text(seed, images, classes):
         assert float(cost[c]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def test_costs_by_hand():
+    coverage, target = torch.tensor([[[[0.5, 0.25]]]]), torch.tensor([[[[1.0, 0.0]]]])
+    # A half found of a face weighs 0.8 * 0.6931, a quarter seen of nothing 0.2 * 0.2877; the mean of two cells.
+    cost = coverage_cost(coverage, target, torch.tensor([0.8]), torch.ones(1, 1, 1, 2))
+    assert float(cost) == pytest.approx(0.30602, abs=1e-5)
+    # Errors of 1, 2, 3 and 4 in the first cell, which weighs a half; the second one's do not count. Eight numbers.
+    edges = torch.tensor([[[[1.0, 9.0]], [[-2.0, 9.0]], [[3.0, 9.0]], [[-4.0, 9.0]]]])
+    norm = torch.tensor([[[[0.5, 0.0]]]])
+    cost = bbox_cost(edges, torch.zeros(1, 1, 4, 1, 2), norm, torch.ones(1, 1, 1, 2))
+    assert float(cost) == pytest.approx(0.625)
+
+
 def slow_auto_weights(targets, sums, old, low, high):
     raw = [target / total if total else 0.0 for target, total in zip(targets, sums, strict=True)]
     if sum(raw) == 0:
@@ -113,6 +125,15 @@ def test_weights_stay_where_auto_weighting_is_off_and_survive_a_checkpoint():
     np.testing.assert_allclose(again.weights, [[2 / 12, 10 / 12]])
 
 
+def test_auto_weighting_by_hand():
+    # Shares of 1 and 10 at costs of 0.5 and 0.1 ask for 2 to 100, so 0.02 to 0.98 before the limits.
+    weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 1), (1, 10))], True, 0.05, 0.9)
+    weights.note(torch.tensor([[0.25, 0.05]]))
+    weights.note(torch.tensor([[0.25, 0.05]]))
+    weights.end_epoch()
+    assert weights.weights.tolist() == [[0.05, 0.9]]
+
+
 @pytest.mark.parametrize("kind", ["L1", "L2", "none"])
 def test_the_penalty_and_its_gradient_equal_the_text(kind):
     values = torch.tensor([[0.5, -2.0], [0.0, 3.0]], requires_grad=True)
@@ -148,6 +169,18 @@ def test_adam_equals_tensorflows_form(seed):
     np.testing.assert_allclose(parameter.detach().numpy(), value, rtol=1e-9)
 
 
+def test_adam_does_what_keras_does():
+    """Recorded from Keras 3.15's Adam in 64 bits, with an epsilon that is not lost beside small gradients."""
+    parameter = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    adam = Adam([parameter], 0.9, 0.999, 1e-3)
+    adam.param_groups[0]["lr"] = 0.1
+    for gradient in ([1.0, 0.01, 0.0], [-0.5, 0.01, 1e-3], [0.25, -0.02, 1e-3]):
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        adam.step()
+    keras = [0.844036799725496, -2.0516201023945317, 0.4940450265041921]
+    np.testing.assert_allclose(parameter.detach().numpy(), keras, rtol=1e-12)
+
+
 @settings(max_examples=100)
 @given(st.integers(1, 500), st.floats(0, 0.4), st.floats(0.5, 0.99), st.floats(1e-7, 1e-4), st.floats(1e-3, 1))
 def test_soft_start_annealing_equals_the_text(steps, soft_start, annealing, low, high):
@@ -158,6 +191,19 @@ def test_soft_start_annealing_equals_the_text(steps, soft_start, annealing, low,
         expected = math.exp(math.log(low) + t * (math.log(high) - math.log(low)))
         assert schedule.rate(step) == pytest.approx(expected, rel=1e-9)
     assert schedule.validated(1, 1, 5.0)
+
+
+def test_schedules_by_hand():
+    soft = SoftStartAnnealing(1e-4, 1e-2, 0.25, 0.5, 8)
+    ramp_down = [10**-2.5, 1e-3, 10**-3.5]
+    assert [soft.rate(step) for step in range(8)] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-2, 1e-2, *ramp_down])
+    early, rates, goes_on = EarlyStoppingAnnealing(1e-4, 1e-2, 2, 2, patience=2), [], []
+    for epoch, cost in enumerate([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], 1):
+        rates.append(early.rate(epoch - 1))
+        goes_on.append(early.validated(epoch, epoch, cost))
+    # Up in two steps; no better cost in epochs 3 and 4, so down in two; still none, so the end after the ramp.
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-2, 1e-2, 1e-2, 1e-3, 1e-4])
+    assert goes_on == [True] * 6 + [False]
 
 
 def slow_early_stopping(costs, steps, soft_epochs, annealing_epochs, patience, low, high):

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
-from networks import assert_same_outputs, network_of, small_network
+from networks import assert_same_outputs, small_network
 from safetensors.torch import save_file
 
-from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
-from components.vision.gridnet import GridNet, GridNetConfig, count_parameters, parameters_of
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, prune
 from components.vision.resnet import PointwiseConvolution, ResNetConfig, copy_matching
 from components.vision.status import StatusLog
@@ -40,7 +40,7 @@ def test_full_width_networks_have_the_parameters_of_tao(
         config = ResNetConfig.of_width(depth, 1.0, all_projections)
         with torch.device("meta"):
             network = GridNet(GridNetConfig(config, ("face",), GridGeometry(736, 416), {}))
-        assert count_parameters(network) == parameters_of(config, classes=1) == total
+        assert count_parameters(network) == total
         assert sum(parameter.numel() for parameter in network.parameters()) == trained
         if all_projections:
             assert count_parameters(network.backbone) == backbone
@@ -48,14 +48,10 @@ def test_full_width_networks_have_the_parameters_of_tao(
 
 @pytest.mark.parametrize(("all_projections", "parameters"), [(True, 11_555_983), (False, 11_203_023)])
 def test_three_classes_have_the_parameters_of_public_logs(all_projections, parameters):
-    assert parameters_of(ResNetConfig.of_width(18, 1.0, all_projections), classes=3) == parameters
-
-
-@pytest.mark.parametrize("use_batch_norm", [True, False])
-@pytest.mark.parametrize("depth", [10, 18, 34, 50])
-def test_parameters_are_counted_without_building(depth, use_batch_norm):
-    config = ResNetConfig.of_width(depth, 0.1, use_batch_norm=use_batch_norm)
-    assert parameters_of(config, classes=2) == count_parameters(network_of(config, ("a", "b")))
+    config = ResNetConfig.of_width(18, 1.0, all_projections)
+    with torch.device("meta"):
+        network = GridNet(GridNetConfig(config, ("a", "b", "c"), GridGeometry(736, 416), {}))
+    assert count_parameters(network) == parameters
 
 
 def test_layers_have_the_names_of_tao():
@@ -194,16 +190,6 @@ def test_checkpoints_of_the_first_release_can_still_be_loaded(tmp_path):
     loaded = load_network(tmp_path / "old.safetensors")
     assert loaded.config.backbone == network.config.backbone
     assert_same_outputs(loaded, network, 0, 0)
-
-
-def test_classes_are_renamed_by_their_count():
-    config = small_network(class_names=("class_0", "class_1")).config
-    assert config.has_placeholder_names
-    named = config.with_classes(("person", "bag"), {"person": Clustering(), "bag": Clustering()})
-    assert named.class_names == ("person", "bag")
-    assert not named.has_placeholder_names
-    with pytest.raises(UserError, match=r"has 2 classes, the spec names 1 \(face\)"):
-        config.with_classes(("face",), {"face": Clustering()})
 
 
 @pytest.mark.parametrize("suffix", [".tlt", ".etlt"])

@@ -117,10 +117,8 @@ def score(model: Path, raw: Path) -> dict[str, float]:
     """Returns average precision by height in pixels of the original photographs; no face is ignored."""
     predictor, source, found = load_predictor(model), WiderSource(raw), []
     for image in source.images("validation"):
-        pixels, letterbox = network_input(source.read("validation", image.name), image.name, predictor.geometry)
-        detections = detect_images(predictor, pixels[None])[0]["face"].astype(np.float64)
-        offset = np.array([letterbox.dx, letterbox.dy] * 2)
-        detections[:, :4] = (detections[:, :4] - offset) / letterbox.scale
+        pixels, placement = network_input(source.read("validation", image.name), image.name, predictor.input)
+        detections = detect_images(predictor, pixels[None])[0].to_source(placement).rows()
         truths = np.array([face.box for face in image.faces if min(face.box[2:]) > 0], np.float64).reshape(-1, 4)
         truths[:, 2:] += truths[:, :2]
         found.append(ImageBoxes(detections, truths))

@@ -1,8 +1,7 @@
 """`gridbox convert`: exported models in other precisions."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,13 +13,6 @@ app = typer.Typer(name="convert", help="Exported models in other precisions.", n
 @app.callback()
 def convert() -> None:
     """Exported models in other precisions."""
-
-
-class RuntimeName(StrEnum):
-    """See `components.convert.quantize.Runtime`, which needs ONNX Runtime; `--help` shall not."""
-
-    onnxruntime = "onnxruntime"
-    tensorrt = "tensorrt"
 
 
 @app.command("int8")
@@ -43,20 +35,20 @@ def int8(
         typer.Option("--min-face-height", min=0, help="Smallest face that counts, pixels of the network's input."),
     ] = 12.0,
     runtime: Annotated[
-        RuntimeName,
+        Literal["onnxruntime", "tensorrt"],
         typer.Option(
             "--runtime",
             help="What the INT8 numbers are laid out for: onnxruntime (unsigned activations, fast on x86) or tensorrt "
             "(symmetric ones, the only ones it takes).",
         ),
-    ] = RuntimeName.onnxruntime,
+    ] = "onnxruntime",
 ) -> None:
     """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
     from components.convert.int8 import Conversion
     from components.convert.int8 import convert as run
     from components.convert.quantize import Runtime
 
-    conversion = Conversion(calibration_images, max_points_lost, min_face_height, Runtime(runtime.value))
+    conversion = Conversion(calibration_images, max_points_lost, min_face_height, Runtime(runtime))
     result = run(exported, kitti, conversion, quantized)
     if metrics is not None:
         write_json(metrics, result.metrics())

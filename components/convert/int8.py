@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from components.convert.quantize import Runtime, quantize
-from components.decode.grid.geometry import GridGeometry
+from components.evaluate.program import Scoring, Source
+from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Sample, read_split
-from components.measure.matching import HeightBand
-from components.measure.summary import summarise
 from components.step import MANIFEST, StageError, UserError, check_target, publish, read_manifest, write_manifest
 from components.tao.status import STATUS_FILE
+from components.vision.inputs import Image, InputSpec
 from components.vision.predictor import MODEL_FILE, Predictor, load_predictor
-from components.vision.scoring import KittiImages, network_input, score
+from components.vision.scoring import network_input
 from components.vision.status import StatusLog
 
 KIND = "exported_model"
@@ -85,12 +84,12 @@ def convert(exported: Path, kitti: Path, conversion: Conversion, output: Path) -
     settings = read_manifest(exported, KIND)["settings"]
     predictor = load_predictor(exported)
     before = _average_precision(predictor, kitti, conversion.min_face_height)
-    images = calibration_images(kitti, conversion.calibration_images, predictor.geometry)
+    images = calibration_images(kitti, conversion.calibration_images, predictor.input)
     with publish(output) as scratch:
         shutil.copytree(exported, scratch, ignore=shutil.ignore_patterns(MODEL_FILE, MANIFEST, STATUS_FILE))
         status = StatusLog(scratch)
         status.write("STARTED", "Starting INT8 conversion")
-        float_heads = quantize(exported / MODEL_FILE, scratch / MODEL_FILE, images, conversion.runtime)
+        float_heads = quantize(exported / MODEL_FILE, scratch / MODEL_FILE, images, predictor.input, conversion.runtime)
         quantized = {
             "precision": "int8",
             "runtime": conversion.runtime.value,
@@ -118,17 +117,22 @@ def _write_manifest(directory: Path, counts: Mapping[str, Any], settings: Mappin
 
 
 def _average_precision(predictor: Predictor, kitti: Path, min_height: float) -> float:
-    images = KittiImages(kitti, "validation", predictor.geometry, predictor.class_names)
-    figures = summarise(score(predictor, images).matchers, HeightBand(min_height), bands=())
-    if figures["mean_average_precision"] is None:
+    scoring = Scoring.open(
+        Source(kitti, None, "validation"),
+        Rules(Protocol.ap50, min_height=min_height),
+        predictor.input,
+        predictor.decoder.class_names,
+    )
+    score = scoring.model("", predictor).score
+    if score.value is None:
         raise UserError(
             f"{kitti}: no labelled object at least {min_height:g} pixels high in the validation split, so nothing can "
             "be measured; lower --min-face-height or give another set"
         )
-    return float(figures["mean_average_precision"])
+    return score.value
 
 
-def calibration_images(kitti: Path, wanted: int, geometry: GridGeometry) -> list[NDArray[np.uint8]]:
+def calibration_images(kitti: Path, wanted: int, spec: InputSpec) -> list[Image]:
     """Draws training images at random, the same ones every time, so that no event or scene dominates.
 
     Reservoir sampling (Vitter, 1985, algorithm R): one pass, and never more than `wanted` encoded images in memory.
@@ -136,10 +140,10 @@ def calibration_images(kitti: Path, wanted: int, geometry: GridGeometry) -> list
     Args:
         kitti: The set.
         wanted: How many; all of them when the set has fewer.
-        geometry: Size of the network's input.
+        spec: What the network takes.
 
     Returns:
-        Images [H, W, 3] RGB uint8.
+        Images as `InputSpec.place` gives them.
 
     Raises:
         UserError: There are no training images, or one is broken.
@@ -153,4 +157,4 @@ def calibration_images(kitti: Path, wanted: int, geometry: GridGeometry) -> list
             reservoir[position] = sample
     if not reservoir:
         raise UserError(f"{kitti}: the training split is empty, so there is nothing to calibrate on")
-    return [network_input(sample.image, f"{kitti}: {sample.file_name}", geometry)[0] for sample in reservoir]
+    return [network_input(sample.image, f"{kitti}: {sample.file_name}", spec)[0] for sample in reservoir]

@@ -24,6 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from components.step import UserError
+from components.vision.inputs import Image, InputSpec
 
 QUANTIZED_OPERATORS = ("Conv", "Add", "Relu")
 # The first one whose operators take a scale for each channel.
@@ -48,9 +49,9 @@ class Runtime(StrEnum):
 class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
     """Feeds images one by one, so that the activations of only one are in memory at any time."""
 
-    def __init__(self, input_name: str, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Takes images [H, W, 3] RGB uint8 of the network's input size."""
-        self._input_name, self._images = input_name, images
+    def __init__(self, input_name: str, images: Sequence[Image], spec: InputSpec) -> None:
+        """Takes images as `InputSpec.place` gives them."""
+        self._input_name, self._images, self._spec = input_name, images, spec
         self._next, self._end = 0, len(images)
 
     def __len__(self) -> int:
@@ -61,21 +62,22 @@ class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
         self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """Returns the next image as [1, 3, H, W] in 0..1, or None."""
+        """Returns the next image as the network takes it, or None."""
         if self._next >= self._end:
             return None
         image = self._images[self._next]
         self._next += 1
-        return {self._input_name: image.transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)}
+        return {self._input_name: self._spec.prepare([image])}
 
 
-def quantize(model: Path, target: Path, images: Sequence[NDArray[np.uint8]], runtime: Runtime) -> list[str]:
+def quantize(model: Path, target: Path, images: Sequence[Image], spec: InputSpec, runtime: Runtime) -> list[str]:
     """Writes an INT8 version of an ONNX model; names of inputs and outputs stay as they are.
 
     Args:
         model: The floating-point model, one input.
         target: Where the quantised model shall stand.
-        images: Calibration images [H, W, 3] RGB uint8 of the network's input size; at least one.
+        images: Calibration images as `InputSpec.place` gives them; at least one.
+        spec: What the model takes.
         runtime: What the activations are laid out for.
 
     Returns:
@@ -102,7 +104,7 @@ def quantize(model: Path, target: Path, images: Sequence[NDArray[np.uint8]], run
             quantize_static(
                 prepared,
                 target,
-                CalibrationImages(graph.graph.input[0].name, images),
+                CalibrationImages(graph.graph.input[0].name, images, spec),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTIZED_OPERATORS),
                 per_channel=True,

@@ -87,7 +87,7 @@ class _CocoFile:
     def frame(self, key: str) -> tuple[Frame, Skipped]:
         content, image, rows = self.content, self.content.images[int(key)], self.rows.get(int(key), [])
         kept = [row for row in rows if has_area(self.corners[row])]
-        # TAO removes the blanks of a category's name and lower-cases it.
+        # TAO removes blanks from a category's name and lower-cases it.
         names = [content.categories[int(content.category_ids[row])].replace(" ", "").lower() for row in kept]
         frame = Frame(
             id=os.path.join(self.folder, image.text("file_name").rsplit(".", 1)[0]),  # noqa: PTH118 - as TAO spells it

@@ -143,7 +143,7 @@ def train(
     ] = 0,
     verbose: Verbose = False,
 ) -> None:
-    """Train a detector; a training that was interrupted goes on at the step where it was left.
+    """Train a detector; an interrupted training resumes at the step where it stopped.
 
     On several machines: torchrun --nnodes N … --no-python detectnet_v2 train …, with one results directory for all.
     """
@@ -189,7 +189,7 @@ def train(
 
 
 def _spec_of(results: Path | None) -> Path:
-    """Returns the spec of a training that is there; a new one has none."""
+    """Returns the spec of an existing training; a new one has none."""
     if results is None or not (results / SPEC_COPY).is_file():
         raise UserError("-e: name the experiment spec; there is no training here to go on with (TAO trains an example)")
     return results / SPEC_COPY
@@ -436,7 +436,7 @@ def pretrained(
         typer.Option("--program", help="Folder to write: the program that makes a stage of NVIDIA's, and our specs."),
     ] = None,
 ) -> None:
-    """Not in TAO: bring pretrained weights into the pipeline, or say that there are none."""
+    """Not in TAO: import pretrained weights into the pipeline, or record that there are none."""
     from components.ngc.download import NGC, content_of, download_uri
     from components.step import write_manifest
     from components.store import fetch
@@ -454,7 +454,7 @@ def pretrained(
         if uri:
             file = weights / uri.rsplit("/", 1)[-1]
             fetch(uri, file)
-            # Refuses what cannot be used, here rather than in the training.
+            # Unusable weights fail here rather than in the training.
             counts |= {"file_bytes": file.stat().st_size, **content_of(file)}
         else:
             print("No pretrained weights: training starts from random ones")

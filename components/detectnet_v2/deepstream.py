@@ -5,21 +5,37 @@ with a scale of 35 and an offset of 0.5. Keys: DeepStream's documentation of Gst
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from components.decode.grid.clustering import Clustering
+from components.decode.grid.decoder import BBOX, COVERAGE, INPUT
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.gridnet import GridNetConfig
-from components.vision.onnx_export import TensorNames
-from components.vision.predictor import LABELS_FILE
+from components.vision.predictor import LABELS_FILE, TENSOR_SUFFIX
 
 Precision = Literal["fp32", "fp16", "int8"]
 _NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 _CLUSTER_MODES = {"dbscan": 1, "nms": 2, "hybrid": 3}
 # 1/255 in the digits that all of NVIDIA's own configurations have.
 _NET_SCALE_FACTOR = "0.0039215697906911373"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """What the input and the outputs of an ONNX file are called."""
+
+    input: str
+    bbox: str
+    coverage: str
+
+    @classmethod
+    def of_tao(cls, suffix: bool = False) -> "TensorNames":
+        """Returns TAO's names, with the `:0` of its ONNX files if `suffix`."""
+        end = TENSOR_SUFFIX if suffix else ""
+        return cls(INPUT + end, BBOX + end, COVERAGE + end)
 
 
 def nvinfer_config(

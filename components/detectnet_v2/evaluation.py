@@ -3,23 +3,29 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from components.decode.grid.clustering import detect, detect_like_tao5
+from components.decode.grid.decoder import GridDecoder
 from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.dataset import LabelledImages
+from components.detectnet_v2.decoding import grid_decoder
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.measure import tao
+from components.measure.average_precision import Measured, images_of
 from components.measure.curve import AveragePrecisionMode
+from components.measure.dataset import ANY_CLASS, Predictions, Truth, offsets_of
 from components.measure.matching import BoxSizes
+from components.measure.metric import AVERAGE_PRECISION
 from components.measure.summary import summarise
 from components.step import UserError, write_json
 from components.vision.predictor import Predictor, load_predictor
-from components.vision.scoring import LabelledImage, Scored, score
+from components.vision.scoring import Inference
 from components.vision.status import StatusLog
 
 _MODES: Mapping[int, AveragePrecisionMode] = {
@@ -48,15 +54,14 @@ def evaluate_model(
     if status:
         status.write("STARTED", "Starting DetectNet_v2 Evaluation")
     predictor = load_predictor(model, experiment.class_names(spec))
-    _refuse_stranger(model, predictor, spec)
-    predictor.clustering = experiment.clustering(spec, tao5=tao5)
+    decoder = replace(_decoder(model, predictor, spec), clustering=experiment.clustering(spec, tao5=tao5))
     load = sources.training_images if use_training_set else sources.validation_images
     data = load(spec, tao5=tao5)
     weights = experiment.objective_weights(spec)  # as a training starts with; TAO's evaluate has no others either
     batch_size = spec.training_config.batch_size_per_gpu
     order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None
     meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights, order)
-    figures = evaluate(meter, data, spec.evaluation_config, batch_size=batch_size, tao5=tao5, order=order)
+    figures = evaluate(meter, data, spec.evaluation_config, decoder, batch_size=batch_size, tao5=tao5, order=order)
     figures["validation_cost"] = meter.cost
     print_evaluation(figures, meter.cost)
     if results and status:
@@ -67,8 +72,10 @@ def evaluate_model(
         status.write("SUCCESS", "Evaluation finished successfully.")
 
 
-def _refuse_stranger(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> None:
-    ours, theirs = predictor.geometry, experiment.geometry(spec)
+def _decoder(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> GridDecoder:
+    """Returns the model's decoder, unless the model does not belong to the spec."""
+    decoder = grid_decoder(predictor.decoder, model)
+    ours, theirs = decoder.geometry, experiment.geometry(spec)
     mend = "use the spec it was trained with"
     if (ours.width, ours.height) != (theirs.width, theirs.height):
         size = f"made for {ours.width}x{ours.height}, the spec says {theirs.width}x{theirs.height}"
@@ -78,15 +85,17 @@ def _refuse_stranger(model: Path, predictor: Predictor, spec: spec_pb2.Experimen
             f"box scale {ours.scale:g} and offset {ours.offset:g}, the spec's {theirs.scale:g} and {theirs.offset:g}"
         )
         raise UserError(f"{model}: its boxes have {scales}; {mend}")
-    if predictor.class_names != (names := experiment.class_names(spec)):
-        classes = f"{', '.join(predictor.class_names)}, the spec's are {', '.join(names)}"
+    if decoder.class_names != (names := experiment.class_names(spec)):
+        classes = f"{', '.join(decoder.class_names)}, the spec's are {', '.join(names)}"
         raise UserError(f"{model}: its classes are {classes}; {mend}")
+    return decoder
 
 
 def evaluate(
     predictor: Predictor,
     data: LabelledImages,
     config: spec_pb2.EvaluationConfig,
+    decoder: GridDecoder,
     *,
     batch_size: int = 16,
     tao5: bool = False,
@@ -98,9 +107,10 @@ def evaluate(
     demanded nor punished.
 
     Args:
-        predictor: The network, with the clustering that is to be scored.
+        predictor: The network.
         data: Labelled images of the predictor's input size.
         config: The spec's `evaluation_config`.
+        decoder: The clustering that is to be scored.
         batch_size: Images that the network sees at once.
         tao5: Let NMS and the average precisions be TAO 5's (see `detect_like_tao5` and `components.measure.tao`). The
             other figures stay the right ones for what is detected so.
@@ -114,20 +124,31 @@ def evaluate(
     Raises:
         UserError: There are no images.
     """
+    numbers = range(len(data.pixels)) if order is None else order.tolist()
+    if not len(numbers):
+        raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
+    decoder = replace(decoder, detector=detect_like_tao5 if tao5 else detect)
+    inference = Inference(predictor, batch_size, decoder)
+    found = [instances for _, instances in inference.stream((number, data.pixels[number]) for number in numbers)]
+    truth, predictions = _truth(data, numbers, decoder.class_names), Predictions.gathered(found)
     overlaps = config.minimum_detection_ground_truth_overlap
-    images = _labelled(data, range(len(data.pixels)) if order is None else order, predictor.class_names)
-    scored = score(predictor, images, overlaps, batch_size, detect_like_tao5 if tao5 else detect)
-    sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in predictor.class_names}
+    sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in decoder.class_names}
     mode = _MODES[config.average_precision_mode]
-    figures = summarise(scored.matchers, sizes, mode=mode)
+    measured = Measured.of("", truth, predictions, sizes, overlaps)
+    figures = summarise(measured.matchers, sizes, mode=mode)
     if tao5:
-        figures |= _tao5_figures(scored, sizes, overlaps, mode)
+        precisions = {
+            name: tao.average_precision(images_of(truth, predictions, name), sizes[name], overlaps[name], mode)
+            for name in truth.class_names
+        }
+        mean = statistics.fmean(precisions.values())
+        figures |= {"average_precision": precisions, AVERAGE_PRECISION: mean}
     return figures | {
-        "images": len(scored.ids),
+        "images": len(numbers),
         "average_precision_mode": mode,
         "compat": "tao5" if tao5 else "none",
-        "milliseconds_per_image": 1000 * scored.seconds / len(scored.ids),
-        "median_inference_seconds": statistics.median(scored.network_seconds),
+        "milliseconds_per_image": 1000 * inference.seconds / len(numbers),
+        "median_inference_seconds": statistics.median(inference.network_seconds),
     }
 
 
@@ -141,20 +162,19 @@ def box_sizes(config: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> BoxSizes
     )
 
 
-def _tao5_figures(
-    scored: Scored, sizes: Mapping[str, BoxSizes], overlaps: Mapping[str, float], mode: AveragePrecisionMode
-) -> dict[str, Any]:
-    precisions = {
-        name: tao.average_precision(images, sizes[name], overlaps[name], mode) for name, images in scored.boxes.items()
-    }
-    return {"average_precision": precisions, "mean_average_precision": statistics.fmean(precisions.values())}
-
-
-def _labelled(data: LabelledImages, order: Iterable[int], class_names: tuple[str, ...]) -> Iterator[LabelledImage]:
-    for index in order:
-        pixels, objects = data.pixels[index], data.objects[index]
-        boxes = {name: objects.boxes[objects.class_ids == class_id] for class_id, name in enumerate(class_names)}
-        yield LabelledImage(str(index), pixels, boxes, objects.masked.astype(np.float64))
+def _truth(data: LabelledImages, numbers: Sequence[int], class_names: tuple[str, ...]) -> Truth:
+    """Returns what is there in the images with these numbers, in this order; one may come several times."""
+    objects = [data.objects[number] for number in numbers]
+    boxes = [np.concatenate([each.boxes, each.masked]) for each in objects]
+    classes = [np.concatenate([each.class_ids, np.full(len(each.masked), ANY_CLASS)]) for each in objects]
+    return Truth(
+        tuple(map(str, range(len(objects)))),
+        offsets_of(np.array([len(each) for each in boxes], np.int64)),
+        np.concatenate(boxes).astype(np.float64).reshape(-1, 4),
+        class_names,
+        np.concatenate(classes).astype(np.int64),
+        np.concatenate(classes) == ANY_CLASS,
+    )
 
 
 def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None = None) -> None:
@@ -163,7 +183,7 @@ def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None =
     print()
     if validation_cost is not None:
         print(f"Validation cost: {validation_cost:f}")
-    print(f"Mean average_precision (in %): {_percent(figures['mean_average_precision']):0.4f}\n")
+    print(f"Mean average_precision (in %): {_percent(figures[AVERAGE_PRECISION]):0.4f}\n")
     rows = [(name, str(value)) for name, value in scores.items()]
     print(_table(("class name", "average precision (in %)"), rows))
     print(f"\nMedian Inference Time: {figures['median_inference_seconds']:f}", flush=True)
@@ -174,7 +194,7 @@ def evaluation_status(figures: Mapping[str, Any], validation_cost: float | None 
 
     What could not be measured is left out; TAO's own records count it as 0, and so does `--compat tao5`.
     """
-    mean = figures["mean_average_precision"]
+    mean = figures[AVERAGE_PRECISION]
     cost = {} if validation_cost is None else {"validation cost": round(validation_cost, 8)}
     precisions = {name: round(100 * x, 4) for name, x in figures["average_precision"].items() if x is not None}
     return {

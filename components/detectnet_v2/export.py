@@ -6,16 +6,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from components.decode.decoder import Tensors
+from components.decode.grid.decode import decode
+from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
+from components.decode.instances import Floats
 from components.detectnet_v2 import experiment, spec_pb2
-from components.detectnet_v2.deepstream import Precision, nvinfer_config
-from components.step import UserError, publish, write_json
+from components.detectnet_v2.deepstream import Precision, TensorNames, nvinfer_config
+from components.step import StageError, UserError, publish, write_json
 from components.vision.checkpoint import load_network
-from components.vision.gridnet import GridNetConfig, count_parameters
-from components.vision.onnx_export import OPSET, OPSETS, TensorNames, export_onnx
+from components.vision.gridnet import GridNet, GridNetConfig
+from components.vision.network import count_parameters
+from components.vision.onnx_export import OPSET, OPSETS, export
 from components.vision.predictor import LABELS_FILE, description_file
 from components.vision.status import StatusLog
 
 DEEPSTREAM_FILE = "nvinfer_config.txt"
+# Edges of a detection that differ by no more are the same.
+_SAME_PIXELS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,9 @@ def export_model(model: Path, output: Path, spec: spec_pb2.Experiment | None, op
     status.write("STARTED", "Starting export")
     agreement = export_onnx(network, output, options.opset, max(options.static_batch, 0), names)
     description = {
-        **{key: value for key, value in network.config.to_json().items() if key != "backbone"},
+        "class_names": list(network.config.class_names),
+        "input": asdict(network.input),
+        "decoder": network.decoder.settings(),
         "parameters": count_parameters(network),
         "tensors": asdict(names),
         "opset": options.opset,
@@ -91,6 +102,73 @@ def export_model(model: Path, output: Path, spec: spec_pb2.Experiment | None, op
     kpi = {"size": output.stat().st_size / 2**20, "param_count": count_parameters(network) / 1e6}
     status.write("SUCCESS", "Export finished successfully.", kpi=kpi)
     return output
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well an ONNX file agrees with PyTorch, over drawn images.
+
+    Attributes:
+        difference: The largest difference of an output, see `components.vision.onnx_export.export`.
+        pixels: The largest difference of a box's edge, over the boxes of all cells.
+        detections: Detections that were found, the same by both (but for at most one in twenty, and a single one:
+            where rounding decides, either side may be right).
+    """
+
+    difference: float
+    pixels: float
+    detections: int
+
+
+def export_onnx(
+    network: GridNet, path: Path, opset: int = OPSET, static_batch: int = 0, names: TensorNames | None = None
+) -> Agreement:
+    """Writes a network as an ONNX file with TAO's names, bbox first as TAO has it; see `export`.
+
+    Args:
+        network: The network.
+        path: Where the file shall stand.
+        opset: ONNX operator set.
+        static_batch: A fixed batch size, or 0 for a dynamic one.
+        names: Of the tensors; TAO's without suffix when None.
+    """
+    names = names or TensorNames.of_tao()
+
+    def agree(ours: Tensors, theirs: Tensors) -> tuple[float, int]:
+        return _agreement(path, network.decoder, ours, theirs)
+
+    outputs = {BBOX: names.bbox, COVERAGE: names.coverage}
+    difference, (pixels, detections) = export(
+        network, path, outputs, agree, source=names.input, opset=opset, static_batch=static_batch
+    )
+    return Agreement(difference, pixels, detections)
+
+
+def _agreement(path: Path, decoder: GridDecoder, ours: Tensors, theirs: Tensors) -> tuple[float, int]:
+    """Compares boxes and detections; returns what `Agreement` holds of them."""
+    edges = [
+        np.stack([decode(box, decoder.geometry) for image in each[BBOX] for box in np.split(image, len(image) // 4)])
+        for each in (ours, theirs)
+    ]
+    single, detections = 0, 0
+    for one, other in zip(decoder(ours), decoder(theirs), strict=True):
+        for channel in range(len(decoder.class_names)):
+            single += _without_counterpart(one.select(channel).rows(), other.select(channel).rows())
+        detections += len(other)
+    if single > max(1, detections // 20):
+        raise StageError(f"{path}: of {detections} detections in drawn images {single} differ from PyTorch's")
+    return float(np.abs(edges[0] - edges[1]).max()), detections
+
+
+def _without_counterpart(first: Floats, second: Floats) -> int:
+    """Returns how many detections ([K, 5] and [L, 5]) the other side has not found too.
+
+    Where a cell lies within the tolerance of a threshold, or two boxes within that of a distance, either may fall on
+    either side; so a few may be without a counterpart.
+    """
+    near = np.abs(first[:, None, :4] - second[None, :, :4]).max(axis=2, initial=0.0) <= _SAME_PIXELS
+    near &= np.abs(first[:, 4:] - second[:, 4]) <= 1e-3 * np.maximum(1, second[:, 4])
+    return int(np.sum(~near.any(axis=1)) + np.sum(~near.any(axis=0)))
 
 
 def _deepstream_settings(config: GridNetConfig, names: TensorNames, output: Path, options: ExportOptions) -> str | None:

@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 from components.decode.grid.clustering import detect_for_inference, detect_for_inference_like_tao5
 from components.detectnet_v2 import experiment, spec_pb2
+from components.detectnet_v2.decoding import grid_decoder
 from components.formats.images import Image, ImageError
 from components.formats.kitti import Label
 from components.formats.listing import some
@@ -112,23 +112,26 @@ class ImageDetector:
         self._drawings = {name: _drawing(spec, name) for name in names}
         # Classes without an entry are not looked for.
         handlers = {name: _handler(spec, name)[1] for name in names}
-        self._predictor.clustering = {
-            name: experiment.inference_clustering(handler, tao5) for name, handler in handlers.items()
-        }
-        self._find = detect_for_inference_like_tao5 if tao5 else detect_for_inference
+        self._decoder = replace(
+            grid_decoder(self._predictor.decoder, model),
+            clustering={name: experiment.inference_clustering(handler, tao5) for name, handler in handlers.items()},
+            detector=detect_for_inference_like_tao5 if tao5 else detect_for_inference,
+        )
 
     def __call__(self, images: Sequence[Image]) -> list[list[Found]]:
         """Detects in images [H, W, 3] BGR of any sizes: TAO stretches them to the network's input."""
-        width, height = self._predictor.geometry.width, self._predictor.geometry.height
-        stretched = [cv2.resize(image[..., ::-1], (width, height), interpolation=cv2.INTER_AREA) for image in images]
-        found = detect_images(self._predictor, np.stack(stretched).astype(np.uint8), self._find)
+        spec = replace(self._predictor.input, fit="stretch")
+        width, height = spec.width, spec.height
+        stretched = np.stack([spec.place(image)[0] for image in images])
+        found = detect_images(self._predictor, stretched, self._decoder)
+        drawings = [(self._decoder.class_names.index(name), drawing) for name, drawing in self._drawings.items()]
         return [
             [
                 Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)
-                for name, drawing in self._drawings.items()
-                for row in detections[name].tolist()
+                for kind, drawing in drawings
+                for row in instances.select(kind).rows().tolist()
             ]
-            for image, detections in zip(images, found, strict=True)
+            for image, instances in zip(images, found, strict=True)
         ]
 
 
@@ -166,12 +169,12 @@ def kitti_line(label: Label) -> str:
 
 def _check_model(model: Path, predictor: Predictor, config: spec_pb2.InferencerConfig) -> None:
     for name in ("width", "height"):
-        wanted, is_ = getattr(config, f"image_{name}"), getattr(predictor.geometry, name)
+        wanted, is_ = getattr(config, f"image_{name}"), getattr(predictor.input, name)
         if wanted not in (0, is_):
             raise UserError(f"{model}: its input is {is_} pixels in {name}, inferencer_config.image_{name} is {wanted}")
     for name in config.target_classes:
-        if name not in predictor.class_names:
-            known = ", ".join(predictor.class_names)
+        if name not in predictor.decoder.class_names:
+            known = ", ".join(predictor.decoder.class_names)
             raise UserError(f"{model}: it knows {known}; inferencer_config.target_classes names {name!r}")
 
 

@@ -47,7 +47,7 @@ class KittiSource:
         else:
             partitions = self._deal(root / config.kitti_sequence_to_frames_file, set(ids))
             self.unlisted = len(set(ids).difference(*partitions))
-        for partition in partitions:  # a second time in random mode: TAO does so, and the order shall be the same
+        for partition in partitions:  # a second time in random mode, as in TAO, for the same order
             shuffle(partition)
         self._require_labels([frame for partition in partitions for frame in partition])
         self.partitions = [Partition(keys, config.num_shards, self._read) for keys in partitions]

@@ -1,6 +1,6 @@
-"""Reads protobuf text with the line of every field kept, and says what is wrong with it in the user's terms.
+"""Parses protobuf text with the line of every field, and reports errors in the user's terms.
 
-protobuf's own parser stops at the first mistake and forgets the lines of what it has read; validation needs them.
+protobuf's own parser stops at the first error and keeps no lines, which validation needs.
 """
 
 import difflib
@@ -24,7 +24,7 @@ FieldPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """Something wrong in a text: its line (from 1) and what it is."""
+    """An error in a text: its line (from 1) and a message."""
 
     line: int
     message: str
@@ -52,7 +52,7 @@ class Node:
         return [child for child in self.children if child.name == name]
 
 
-# A word may hold ${…}, so that a variable is seen as one and not as a stray brace.
+# A word may hold ${…}, so that the brace of a variable is no mark.
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)
       | (?P<text>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
@@ -62,7 +62,7 @@ _TOKEN = re.compile(
       | (?P<other>.)""",
     re.VERBOSE,
 )
-# What fields of earlier releases, by message and name, have become.
+# Successors of fields of earlier releases, by message and name.
 _NEW_NAMES = {
     ("ClasswiseBboxHandlerConfig", "confidence_threshold"): "it is clustering_config.dbscan_confidence_threshold now",
 }
@@ -152,7 +152,7 @@ class _Reader:
             raise TextSyntaxError(Problem(token.line, f"{name.text} has no value: {token.text} stands in its place"))
         if not colon:
             raise TextSyntaxError(Problem(token.line, f"a ':' or a block is expected after {name.text}"))
-        if self.token.text == ":":  # the next field's name was taken for the value
+        if self.token.text == ":":  # the value is the next field's name
             raise TextSyntaxError(Problem(name.line, f"{name.text} has no value"))
         parts = [token.text]
         # "a" "b" is one text, and - 1 is one number.
@@ -174,7 +174,7 @@ def read(text: str) -> Node:
 
 
 def fill_variables(text: str, variables: Mapping[str, str]) -> tuple[str, list[Problem]]:
-    """Fills `${NAME}` in names and values; comments stay as they are.
+    """Fills in `${NAME}` in names and values, not in comments.
 
     A value cannot change the structure around it: between quotes it may hold no quote, backslash or line break, and
     outside quotes it must be one number or word.
@@ -184,7 +184,7 @@ def fill_variables(text: str, variables: Mapping[str, str]) -> tuple[str, list[P
         variables: Values by name.
 
     Returns:
-        The text, and what could not be filled in. Lines stay where they were.
+        The text, with the same lines, and the variables that could not be filled in.
     """
     problems: list[Problem] = []
     parts: list[str] = []
@@ -218,7 +218,7 @@ def _fault_of_variable(name: str, variables: Mapping[str, str], quoted: bool) ->
 
 
 def check(root: Node, descriptor: Descriptor) -> Iterator[Problem]:
-    """Finds unknown fields, values of a wrong kind, and blocks and entries given twice.
+    """Finds unknown fields, values of a wrong type, and duplicate blocks and entries.
 
     Args:
         root: The tree of a text.
@@ -261,7 +261,7 @@ def _check_block(node: Node, descriptor: Descriptor, path: str, homes: Mapping[s
 
 
 def _repetitions(node: Node, descriptor: Descriptor, path: str) -> Iterator[Problem]:
-    """Finds what is given twice; a scalar may be, see `overridden`."""
+    """Finds duplicates; scalars may be given twice, see `overridden`."""
     prefix = f"{path}." if path else ""
     first: dict[str, Node] = {}
     for child in node.children:
@@ -379,7 +379,7 @@ def locate(root: Node, path: FieldPath) -> tuple[int, str | None]:
 
 
 def display(path: FieldPath) -> str:
-    """Returns a path as people write it, for example `target_class_config["face"].clustering_config`."""
+    """Returns a path for messages, for example `target_class_config["face"].clustering_config`."""
     text = ""
     for step in path:
         if isinstance(step, MapKey):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from components.step import UserError
 from components.vision.checkpoint import KERAS_SUFFIX, SUFFIX, load_network, save_network
-from components.vision.gridnet import count_parameters
+from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
 from components.vision.status import StatusLog
 

@@ -30,10 +30,10 @@ class Frame:
         height: Of the image, pixels.
         class_names: [K], as labelled (lower-cased by the converter).
         boxes: [K, 4] x1, y1, x2, y2 in pixels of the image.
-        truncation: [K], 0 (whole) to 1. Left out, it is zeros.
-        occlusion: [K], 0 visible, 1 partly, 2 largely, 3 unknown. Left out, it is zeros.
-        observation_angle: [K], KITTI's alpha, radians. Left out, it is zeros.
-        world_boxes: [K, 7] height, width, length, x, y, z (metres) and rotation_y (radians). Left out, it is zeros.
+        truncation: [K], 0 (whole) to 1; zeros by default.
+        occlusion: [K], 0 visible, 1 partly, 2 largely, 3 unknown; zeros by default.
+        observation_angle: [K], KITTI's alpha, radians; zeros by default.
+        world_boxes: [K, 7] height, width, length, x, y, z (metres) and rotation_y (radians); zeros by default.
     """
 
     id: str
@@ -79,7 +79,7 @@ def frame_to_example(frame: Frame) -> bytes:
 
 
 def frame_from_example(content: bytes) -> Frame:
-    """Reads a frame; point clouds and calibrations are passed over.
+    """Reads a frame; point clouds and calibrations are ignored.
 
     Raises:
         ValueError: The bytes are no Example, a feature is missing, or the features of the objects differ in length.
@@ -138,11 +138,11 @@ def load_frames(pattern: str, *, only_fold: int | None = None, exclude_fold: int
 
     Args:
         pattern: A glob, as in a spec's `tfrecords_path`.
-        only_fold: Keeps the shards of this fold (`validation_fold`) alone.
+        only_fold: Keeps only the shards of this fold (`validation_fold`).
         exclude_fold: Leaves out the shards of this fold.
 
     Raises:
-        UserError: No shard matches, a file is no whole TFRecord file, or a record is no labelled frame.
+        UserError: No shard matches, a file is no complete TFRecord file, or a record is no labelled frame.
     """
     paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute globs too
     files = [path for path in paths if path.is_file()]

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from components.decode.grid.decoder import BBOX, COVERAGE, INPUT
+from components.detectnet_v2.decoding import grid_decoder
 from components.measure.metric import AVERAGE_PRECISION
 from components.serve.config import RepositorySettings
 from components.serve.task import (
@@ -17,7 +19,7 @@ from components.serve.task import (
     image_step,
     tensor_names,
 )
-from components.vision.predictor import BBOX_OUTPUT, COVERAGE_OUTPUT, INPUT, OnnxPredictor
+from components.vision.predictor import OnnxPredictor
 
 PREFIX = "facenet"
 
@@ -29,13 +31,14 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
         UserError: The model cannot be used, or its batch size is fixed.
     """
     predictor = OnnxPredictor(file)
-    names = tensor_names(file, {"input": INPUT, "coverage": COVERAGE_OUTPUT, "bbox": BBOX_OUTPUT})
-    geometry, classes = predictor.geometry, len(predictor.class_names)
+    names = tensor_names(file, {"input": INPUT, "coverage": COVERAGE, "bbox": BBOX})
+    decoder = grid_decoder(predictor.decoder, file)
+    geometry, classes = decoder.geometry, len(decoder.class_names)
     pixels, cells = [3, geometry.height, geometry.width], [geometry.rows, geometry.columns]
     parameters = {
-        "class_names": list(predictor.class_names),
+        "class_names": list(decoder.class_names),
         "geometry": asdict(geometry),
-        "clustering": {name: asdict(predictor.clustering[name]) for name in predictor.class_names},
+        "clustering": {name: asdict(value) for name, value in decoder.clustering.items()},
     }
     fitting = {
         "geometry": asdict(geometry),
@@ -55,13 +58,13 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
     clustering = Step(
         name="postprocess",
         inputs=[
-            Tensor(BBOX_OUTPUT, "FP32", [4 * classes, *cells]),
-            Tensor(COVERAGE_OUTPUT, "FP32", [classes, *cells]),
+            Tensor(BBOX, "FP32", [4 * classes, *cells]),
+            Tensor(COVERAGE, "FP32", [classes, *cells]),
             PLACEMENT,
             IMAGE_SIZE,
         ],
         outputs=DETECTIONS,
-        wires={BBOX_OUTPUT: "bbox", COVERAGE_OUTPUT: "coverage"},
+        wires={BBOX: "bbox", COVERAGE: "coverage"},
         parameters=parameters,
     )
     return ServedTask(

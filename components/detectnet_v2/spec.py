@@ -1,4 +1,4 @@
-"""Loads the specs of DetectNet_v2: parses, fills in TAO's defaults, and refuses what is wrong, with file and line."""
+"""Loads the specs of DetectNet_v2: parses, fills in TAO's defaults and validates; problems have file and line."""
 
 import os
 import re
@@ -23,10 +23,10 @@ class Spec(Generic[SpecMessage]):
     """A spec that has passed every check.
 
     Attributes:
-        message: The spec with the defaults of TAO filled in (see `_fill_experiment` and its kin).
-        path: The file it came from.
-        text: The file's content with `${NAME}` filled in, for the copy that a results directory keeps.
-        warnings: What the program says once before it starts, each with file and line.
+        message: The spec with TAO's defaults.
+        path: The file.
+        text: The file's content with `${NAME}` filled in, for the copy in the results directory.
+        warnings: Shown once before the program starts, each with file and line.
     """
 
     message: SpecMessage
@@ -40,13 +40,13 @@ class Kind(Generic[SpecMessage]):
     """A kind of spec.
 
     Attributes:
-        name: What people call it.
+        name: Its name in messages.
         readers: The sub-commands that read it.
-        new: Makes an empty message.
+        new: Creates an empty message.
         fill: Fills in TAO's defaults.
-        check: Finds what cannot work, in a filled message.
-        warn: Finds what works otherwise than its writer may think, in a message before it is filled.
-        without_effect: Its fields that change nothing.
+        check: Finds errors, in a filled message.
+        warn: Finds what may surprise the writer, in a message before it is filled.
+        without_effect: Its fields without effect.
     """
 
     name: str
@@ -65,19 +65,19 @@ class Kind(Generic[SpecMessage]):
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """All there is to say of a spec, whether it can be used or not. Each list is in the order of the lines.
+    """The findings about a spec, valid or not. Each list is in the order of the lines.
 
     Attributes:
         path: The file.
-        kind: What it was read as.
-        message: As read so far, with defaults where there are no problems.
+        kind: The kind as which it was read.
+        message: The message, with defaults if there are no problems.
         text: The file's content with `${NAME}` filled in.
-        problems: What is wrong; a spec with any cannot be used.
-        is_complete: Whether values were checked too; they are not while the text itself has problems.
-        warnings: What works otherwise than its writer may think.
-        without_effect: Fields that are set and change nothing.
+        problems: Errors; a spec with any cannot be used.
+        is_complete: Whether values were checked too; they are not if the text itself has problems.
+        warnings: What may surprise the writer.
+        without_effect: Fields that are set and have no effect.
         refused_by_tao5: What TAO 3.x and 4.0 accept and TAO 5 refuses.
-        differs_in_tao5: What TAO 5 does otherwise, and `--compat tao5` with it.
+        differs_in_tao5: What TAO 5, and `--compat tao5`, do differently.
     """
 
     path: Path
@@ -121,10 +121,10 @@ def load_dataset_export(path: Path) -> Spec[spec_pb2.DatasetExportConfig]:
 
 
 def review(path: Path) -> Review:
-    """Reads a spec of any kind and collects all there is to say of it.
+    """Reads a spec of any kind and collects all findings.
 
     Raises:
-        UserError: The file cannot be read, is no protobuf text, or no field tells which kind of spec it is.
+        UserError: The file cannot be read, is no protobuf text, or has no field of any kind of spec.
     """
     return _review(path, None)
 
@@ -152,7 +152,7 @@ def _review(path: Path, kind: Kind[Any] | None) -> Review:
     kind = kind or _kind_of(path, tree)
     message = kind.new()
     descriptor = cast(Descriptor, message.DESCRIPTOR)  # the stubs have two classes for it, which share an interface
-    # A value that is a variable yet is no mistake of another sort as well.
+    # A variable that could not be filled in is reported once.
     lines = {problem.line for problem in unfilled}
     misread = [problem for problem in prototext.check(tree, descriptor) if problem.line not in lines]
     if unfilled or misread:
@@ -213,11 +213,11 @@ def _place(tree: Node, fault: Fault) -> Problem:
 
 
 def _fill_experiment(spec: spec_pb2.Experiment) -> None:
-    """Fills in what TAO's builders use for an unset field, so that no consumer repeats it.
+    """Fills in the defaults of TAO's builders for unset fields, so that no consumer repeats them.
 
-    Left alone are `visualizer.scalar_logging_frequency`, for what its default means depends on the number of steps, see
-    `visualizer.scalar_logs_per_epoch`; and `nms_iou_threshold`, which TAO 5 evaluates as 0, see
-    `experiment.to_clustering`.
+    The exceptions are `visualizer.scalar_logging_frequency`, whose default depends on the number of steps (see
+    `visualizer.scalar_logs_per_epoch`), and `nms_iou_threshold`, which TAO 5 evaluates as 0 (see
+    `experiment.to_clustering`).
     """
     model, training, augmentation = spec.model_config, spec.training_config, spec.augmentation_config
     if spec.HasField("model_config"):
@@ -229,7 +229,8 @@ def _fill_experiment(spec: spec_pb2.Experiment) -> None:
         visualizer.num_images = visualizer.num_images or 3
         visualizer.infrequent_logging_frequency = visualizer.infrequent_logging_frequency or 1
     data = spec.dataset_config
-    for source in [*data.data_sources, *([data.validation_data_source] if _has_validation_source(data) else [])]:
+    validation = [data.validation_data_source] if data.HasField("validation_data_source") else []
+    for source in (*data.data_sources, *validation):
         source.source_weight = source.source_weight or 1.0
     if augmentation.HasField("spatial_augmentation"):
         spatial = augmentation.spatial_augmentation
@@ -242,12 +243,8 @@ def _fill_experiment(spec: spec_pb2.Experiment) -> None:
         preprocessing.output_image_channel = preprocessing.output_image_channel or 3
 
 
-def _has_validation_source(data: spec_pb2.DatasetConfig) -> bool:
-    return bool(data.HasField("validation_data_source"))
-
-
 def _fill_inference(spec: spec_pb2.Inference) -> None:
-    """Fills in what TAO's inference uses for an unset field."""
+    """Fills in the defaults of TAO's inference."""
     if spec.HasField("inferencer_config"):
         config = spec.inferencer_config
         config.stride = config.stride or spec_fields.STRIDE
@@ -261,7 +258,7 @@ def _fill_inference(spec: spec_pb2.Inference) -> None:
 
 
 def _fill_export(spec: spec_pb2.DatasetExportConfig) -> None:
-    """Fills in what TAO's converter uses for an unset field."""
+    """Fills in the defaults of TAO's converter."""
     if spec.HasField("kitti_config"):
         spec.kitti_config.image_extension = spec.kitti_config.image_extension or ".png"
 

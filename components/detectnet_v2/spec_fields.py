@@ -1,6 +1,6 @@
-"""What becomes of the fields of TAO's schema here: the few that are refused, and those that change nothing.
+"""Fields of TAO's schema that this engine refuses, and fields that have no effect.
 
-Every field not named below is honoured; `tests/test_spec_fields.py` walks the schema and holds the list.
+Every field not named below is honoured; `tests/test_spec_fields.py` checks the list against the schema.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,15 @@ HANDLERS = "bbox_handler_config.classwise_bbox_handler_config"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A field and what is to be said of it. In `text`, `{is}` becomes "is <the value as written>" or "is not set"."""
+    """A field and a message about it. In `text`, `{is}` becomes "is <the value as written>" or "is not set"."""
 
     path: FieldPath
     text: str
+
+    @classmethod
+    def at(cls, path: str, text: str) -> "Fault":
+        """Takes a path of field names joined by dots."""
+        return cls(tuple(path.split(".")), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,9 @@ class Refused:
     """A field that this engine does not follow, unless it has one of the `harmless` values.
 
     Attributes:
-        path: Names of fields, through maps and repeated fields without naming their entries.
+        path: Names of fields joined by dots, without the entries of maps and repeated fields.
         advice: Why, and what to do instead.
-        harmless: Values that ask for what the engine does anyway.
+        harmless: Values for which the engine does what is asked.
     """
 
     path: str
@@ -46,7 +51,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class WithoutEffect:
-    """A field that is accepted because nothing the user gets would change with it."""
+    """A field that is accepted because it would change no result."""
 
     path: str
     reason: str
@@ -96,7 +101,7 @@ REFUSED_IN_INFERENCE = (
     Refused(
         f"{HANDLERS}.confidence_model",
         "use aggregate_cov or mean_cov",
-        ("", "aggregate_cov", "mean_cov"),  # an empty one is missing, which has its own message
+        ("", "aggregate_cov", "mean_cov"),  # an empty one has its own message
     ),
 )
 REFUSED_IN_EXPORT = (
@@ -141,7 +146,7 @@ WITHOUT_EFFECT_IN_EXPORT = (
 
 
 def refusals(message: Message, fields: Sequence[Refused]) -> Iterator[Fault]:
-    """Finds fields that are not honoured and have a value that asks for something."""
+    """Finds fields that are set and not honoured."""
     for field in fields:
         for path, value in values(message, field.path):
             if isinstance(value, Message):
@@ -151,7 +156,7 @@ def refusals(message: Message, fields: Sequence[Refused]) -> Iterator[Fault]:
 
 
 def effectless(message: Message, fields: Sequence[WithoutEffect]) -> Iterator[Fault]:
-    """Finds fields that are set and change nothing. What they are set to is not said: it may be a secret."""
+    """Finds fields that are set and have no effect. Their values are not shown: they may be secrets."""
     for field in fields:
         for path, value in values(message, field.path):
             if value:
@@ -163,7 +168,7 @@ def values(message: Message, path: str) -> Iterator[tuple[FieldPath, Any]]:
 
     Args:
         message: Where the path starts.
-        path: Names of fields joined by dots; maps and repeated fields are gone through without naming entries.
+        path: Names of fields joined by dots, without the entries of maps and repeated fields.
     """
     return expand(message, path.split("."))
 

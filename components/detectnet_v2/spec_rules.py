@@ -1,12 +1,13 @@
-"""What a spec may say: the rules of NVIDIA TAO 5.
+"""Validation of specs by the rules of NVIDIA TAO 5.
 
-Source of the ranges and required fields: TAO 5.0, `cv/detectnet_v2/spec_handler/constants.py`. What of the schema this
-engine does not follow is in `spec_fields.py`.
+Source of the ranges and required fields: TAO 5.0, `cv/detectnet_v2/spec_handler/constants.py`. Fields that this engine
+does not honour are in `spec_fields.py`.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.message import Message
@@ -56,12 +57,12 @@ _POSITIVE = _Range(0, above=True)
 _NOT_NEGATIVE = _Range(0)
 _AT_LEAST_ONE = _Range(1)
 
-# (block, names, range). A path leads through maps and repeated fields without naming them.
+# (block, names, range). Paths leave out the entries of maps and repeated fields.
 _Ranges = tuple[tuple[str, str, _Range], ...]
 
 
 def _clustering_ranges(block: str, sums: _Range) -> _Ranges:
-    """Returns the ranges of a clustering; `sums` is that of what sums of coverage are compared with."""
+    """Returns the ranges of a clustering; `sums` is the range of thresholds for sums of coverage."""
     return (
         (block, "coverage_threshold dbscan_eps nms_iou_threshold nms_confidence_threshold", _SHARE),
         (block, "dbscan_min_samples dbscan_confidence_threshold", sums),
@@ -221,7 +222,7 @@ def _divisible(message: Message, *paths: str) -> Iterator[Fault]:
 
 
 def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Finds what train and evaluate could not work with."""
+    """Finds what train and evaluate cannot use."""
     for path in _EXPERIMENT_REQUIRED:
         yield from _missing(spec, path)
     yield from _out_of_range(spec, _EXPERIMENT_RANGES)
@@ -238,9 +239,9 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
 
 def _check_preprocessing(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     size = spec.augmentation_config.preprocessing
-    block: FieldPath = ("augmentation_config", "preprocessing")
+    block = "augmentation_config.preprocessing"
     if size.output_image_max and not size.output_image_min:
-        yield Fault((*block, "output_image_max"), "{is}, which limits what output_image_min asks for; set that too")
+        yield Fault.at(f"{block}.output_image_max", "{is}, which limits what output_image_min asks for; set that too")
     if not any((size.crop_left, size.crop_top, size.crop_right, size.crop_bottom)):
         return
     for low, high, wanted in (
@@ -249,22 +250,22 @@ def _check_preprocessing(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     ):
         length = getattr(size, high) - getattr(size, low)
         if length <= 0:
-            yield Fault((*block, high), f"{{is}}; it must be more than {low} ({getattr(size, low)})")
+            yield Fault.at(f"{block}.{high}", f"{{is}}; it must be more than {low} ({getattr(size, low)})")
         elif length != wanted and spec.dataset_config.dataloader_mode == spec_pb2.DatasetConfig.MULTISOURCE:
             text = f"{{is}}, {length} pixels from {low}; the crop must be of the output's size, {wanted}"
-            yield Fault((*block, high), text)
+            yield Fault.at(f"{block}.{high}", text)
 
 
 def _check_model(model: spec_pb2.ModelConfig) -> Iterator[Fault]:
-    arch: FieldPath = ("model_config", "arch")
+    arch = "model_config.arch"
     depths = f"{', '.join(str(depth) for depth in RESNET_DEPTHS[:-1])} or {RESNET_DEPTHS[-1]}"
     if model.arch and model.arch not in TAO_ARCHITECTURES:
-        yield Fault(arch, f"{{is}}; {prototext.nearest(model.arch, TAO_ARCHITECTURES)}")
+        yield Fault.at(arch, f"{{is}}; {prototext.nearest(model.arch, TAO_ARCHITECTURES)}")
     elif model.arch and model.arch != "resnet":
         advice = f'use arch: "resnet" with num_layers: {depths}'
-        yield Fault(arch, f"{{is}}, which this engine does not train; {advice}")
+        yield Fault.at(arch, f"{{is}}, which this engine does not train; {advice}")
     elif model.arch and model.num_layers not in RESNET_DEPTHS:
-        yield Fault(("model_config", "num_layers"), f"{{is}}; this engine trains {depths}")
+        yield Fault.at("model_config.num_layers", f"{{is}}; this engine trains {depths}")
     for index, block in enumerate(model.freeze_blocks):
         if block % 1:
             yield Fault(("model_config", "freeze_blocks", index), "{is}; blocks have whole numbers")
@@ -290,7 +291,7 @@ def _check_order(spec: spec_pb2.Experiment) -> Iterator[Fault]:
 
 
 def _check_epochs(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Checks what counts in epochs against the length of the training, and what needs validation data for them."""
+    """Checks settings in epochs against the length of the training, and whether validation data are there."""
     evaluation, training = spec.evaluation_config, spec.training_config
     period, epochs = evaluation.validation_period_during_training, training.num_epochs
     patience = [(path, schedule.patience_steps) for path, schedule in spec_fields.values(spec, EARLY_STOPPING)]
@@ -304,36 +305,33 @@ def _check_epochs(spec: spec_pb2.Experiment) -> Iterator[Fault]:
             yield Fault(path, text)
     visualizer = training.visualizer
     if visualizer.enabled and visualizer.infrequent_logging_frequency > epochs:
-        path = ("training_config", "visualizer", "infrequent_logging_frequency")
-        yield Fault(path, f"{{is}}, in epochs, more than num_epochs ({epochs})")
+        field = "training_config.visualizer.infrequent_logging_frequency"
+        yield Fault.at(field, f"{{is}}, in epochs, more than num_epochs ({epochs})")
+
+
+_PER_CLASS = (
+    "bbox_rasterizer_config.target_class_config",
+    "postprocessing_config.target_class_config",
+    "evaluation_config.minimum_detection_ground_truth_overlap",
+    "evaluation_config.evaluation_box_config",
+)
 
 
 def _check_classes(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Checks that every target class is configured wherever one is, and has the two objectives."""
-    classes = spec.cost_function_config.target_classes
-    per_class: tuple[tuple[str, Any], ...] = (
-        ("bbox_rasterizer_config.target_class_config", spec.bbox_rasterizer_config.target_class_config),
-        ("postprocessing_config.target_class_config", spec.postprocessing_config.target_class_config),
-        (
-            "evaluation_config.minimum_detection_ground_truth_overlap",
-            spec.evaluation_config.minimum_detection_ground_truth_overlap,
-        ),
-        ("evaluation_config.evaluation_box_config", spec.evaluation_config.evaluation_box_config),
-    )
+    """Checks that every per-class block has every target class, and that each class has the two objectives."""
+    classes, mapping = spec.cost_function_config.target_classes, spec.dataset_config.target_class_mapping
+    per_class = {path: attrgetter(path)(spec) for path in _PER_CLASS}
     seen: set[str] = set()
     for index, target in enumerate(classes):
         path: FieldPath = ("cost_function_config", "target_classes", index)
         if target.name in seen:
             yield Fault((*path, "name"), f"'{target.name}' names two target classes")
         seen.add(target.name)
-        for block, entries in per_class:
+        for block, entries in per_class.items():
             if entries and target.name and target.name not in entries:
-                yield Fault(tuple(block.split(".")), f"has no entry for the target class '{target.name}'")
-        if spec.dataset_config.target_class_mapping and target.name not in {
-            *spec.dataset_config.target_class_mapping.values()
-        }:
-            text = f"maps no label to the target class '{target.name}'"
-            yield Fault(("dataset_config", "target_class_mapping"), text)
+                yield Fault.at(block, f"has no entry for the target class '{target.name}'")
+        if mapping and target.name not in mapping.values():
+            yield Fault.at("dataset_config.target_class_mapping", f"maps no label to the target class '{target.name}'")
         objectives = [objective.name for objective in target.objectives]
         if objectives and sorted(objectives) != ["bbox", "cov"]:
             text = f"are {', '.join(objectives)}; exactly one 'cov' and one 'bbox' are needed"
@@ -348,47 +346,43 @@ def _check_classes(spec: spec_pb2.Experiment) -> Iterator[Fault]:
 def _check_sources(data: spec_pb2.DatasetConfig) -> Iterator[Fault]:
     if data.image_extension.startswith("."):
         mended = data.image_extension.lstrip(".")
-        yield Fault(("dataset_config", "image_extension"), f'{{is}}; write "{mended}"')
+        yield Fault.at("dataset_config.image_extension", f'{{is}}; write "{mended}"')
     if data.HasField("validation_data_source"):
         for name in ("tfrecords_path", "image_directory_path"):
             if not getattr(data.validation_data_source, name):
-                yield Fault(("dataset_config", "validation_data_source", name), "is missing; it is required")
+                yield Fault.at(f"dataset_config.validation_data_source.{name}", "is missing; it is required")
 
 
 # ---- Inference -------------------------------------------------------------------------------------------------------
 
 
 def check_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
-    """Finds what inference could not work with."""
+    """Finds what inference cannot use."""
     for required in _INFERENCE_REQUIRED:
         yield from _missing(spec, required)
     yield from _out_of_range(spec, _INFERENCE_RANGES)
     yield from _divisible(spec, "inferencer_config.image_width", "inferencer_config.image_height")
     yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_INFERENCE)
     handlers = spec.bbox_handler_config.classwise_bbox_handler_config
-    path: FieldPath
     for path, handler in spec_fields.values(spec, HANDLERS):
-        if (
-            not handler.confidence_model
-            and handler.clustering_config.clustering_algorithm != spec_pb2.ClusteringConfig.NMS
-        ):
+        is_nms = handler.clustering_config.clustering_algorithm == spec_pb2.ClusteringConfig.NMS
+        if not (handler.confidence_model or is_nms):
             yield Fault((*path, "confidence_model"), "is missing; it is required, except for NMS")
     targets, shown = spec.inferencer_config.target_classes, spec.bbox_handler_config.postproc_classes
     for index, name in enumerate(shown):
         if targets and name not in targets:
-            path = ("bbox_handler_config", "postproc_classes", index)
-            yield Fault(path, f"{{is}}; the target_classes are {', '.join(targets)}")
+            place = ("bbox_handler_config", "postproc_classes", index)
+            yield Fault(place, f"{{is}}; the target_classes are {', '.join(targets)}")
     for name in shown or targets:
         if handlers and name not in handlers and "default" not in handlers:
-            path = ("bbox_handler_config", "classwise_bbox_handler_config")
-            yield Fault(path, f"has neither an entry for the target class '{name}' nor one for 'default'")
+            yield Fault.at(HANDLERS, f"has neither an entry for the target class '{name}' nor one for 'default'")
 
 
 # ---- Dataset conversion ----------------------------------------------------------------------------------------------
 
 
 def check_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
-    """Finds what dataset_convert could not work with."""
+    """Finds what dataset_convert cannot use."""
     for required in _EXPORT_REQUIRED:
         yield from _missing(spec, required)
     yield from _out_of_range(spec, _EXPORT_RANGES)
@@ -400,27 +394,23 @@ def check_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
 
 
 def _check_kitti(kitti: spec_pb2.KITTIConfig) -> Iterator[Fault]:
-    block: FieldPath = ("kitti_config",)
     modes = ("random", "sequence")
     if kitti.partition_mode not in modes:
-        hint = prototext.nearest(kitti.partition_mode, modes)
-        yield Fault((*block, "partition_mode"), f"{{is}}; {hint}")
+        yield Fault.at("kitti_config.partition_mode", f"{{is}}; {prototext.nearest(kitti.partition_mode, modes)}")
     if kitti.partition_mode == "random" and kitti.num_partitions != 2:
         text = "{is}; partition_mode random makes exactly 2 (fold 0 for validation, fold 1 for training)"
-        yield Fault((*block, "num_partitions"), text)
+        yield Fault.at("kitti_config.num_partitions", text)
     if kitti.partition_mode == "sequence" and not kitti.kitti_sequence_to_frames_file:
-        yield Fault((*block, "kitti_sequence_to_frames_file"), "is missing; partition_mode sequence needs it")
+        yield Fault.at("kitti_config.kitti_sequence_to_frames_file", "is missing; partition_mode sequence needs it")
     if not kitti.image_extension.startswith("."):
-        text = f'{{is}}; write ".{kitti.image_extension}", with the dot'
-        yield Fault((*block, "image_extension"), text)
+        yield Fault.at("kitti_config.image_extension", f'{{is}}; write ".{kitti.image_extension}", with the dot')
 
 
 def _check_coco(coco: spec_pb2.COCOConfig) -> Iterator[Fault]:
-    block: FieldPath = ("coco_config",)
     folders, files = len(coco.img_dir_names), len(coco.annotation_files)
     if folders and files and not folders == files == coco.num_partitions:
         text = f"{{is}}; it must equal the number of img_dir_names ({folders}) and of annotation_files ({files})"
-        yield Fault((*block, "num_partitions"), text)
+        yield Fault.at("coco_config.num_partitions", text)
     if len(coco.num_shards) not in (1, coco.num_partitions):
         text = f"has {len(coco.num_shards)} values; give one for all partitions or one for each"
-        yield Fault((*block, "num_shards"), text)
+        yield Fault.at("coco_config.num_shards", text)

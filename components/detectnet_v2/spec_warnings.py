@@ -1,4 +1,4 @@
-"""What works otherwise than the writer of a spec may think: warnings, and where TAO 5 reads the same spec differently.
+"""Warnings about specs, and what TAO 5 does differently with the same spec.
 
 Facts about TAO: release 5.0, and of 3.x and 4.0 their published specs.
 """
@@ -11,17 +11,17 @@ from components.detectnet_v2.prototext import FieldPath, MapKey
 from components.detectnet_v2.spec_fields import CLUSTERING, HANDLERS, Fault
 
 Written = Callable[[FieldPath], str | None]
-"""Returns how a field's value stands in the file; None where it does not."""
+"""Returns a field's value as written in the file, or None."""
 
 _MULTISOURCE = spec_pb2.DatasetConfig.MULTISOURCE
 _DBSCAN, _NMS = spec_pb2.ClusteringConfig.DBSCAN, spec_pb2.ClusteringConfig.NMS
 
 
-# ---- Said before a spec is used --------------------------------------------------------------------------------------
+# ---- Warnings --------------------------------------------------------------------------------------------------------
 
 
 def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
-    """Finds what works otherwise than its writer may think, in a spec before defaults are filled in."""
+    """Finds what may surprise the writer of a spec, before defaults are filled in."""
     for path, config in spec_fields.values(spec, CLUSTERING):
         if 0 < config.dbscan_min_samples < 1 and config.clustering_algorithm != _NMS:
             text = "{is}, taken as written; TAO 5 evaluates with at least 1, and so does --compat tao5"
@@ -32,7 +32,7 @@ def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
             text = f'is read as "{source.lower()}", as records hold it; TAO would match no label, so write it so'
             yield Fault(("dataset_config", "target_class_mapping", MapKey(source)), text)
     if data.WhichOneof("dataset_split_type") is None:
-        yield Fault(("dataset_config",), "has neither validation_fold nor validation_data_source: nothing to validate")
+        yield Fault.at("dataset_config", "has neither validation_fold nor validation_data_source: nothing to validate")
     for path, spatial in spec_fields.values(spec, "augmentation_config.spatial_augmentation"):
         if spatial.vflip_probability > 0:
             yield Fault((*path, "vflip_probability"), "{is}; TAO 5 ignores it, and so does --compat tao5")
@@ -44,18 +44,16 @@ def warn_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
             "{is}: a 3x3 max-pool follows the stem and the blocks have strides 1, 2, 2, 1, which keeps the grid's 16 "
             "pixels a cell; TAO's variant ends at 32 and a 7x7 average pool, which no detection head can use"
         )
-        yield Fault(("model_config", "use_pooling"), text)
+        yield Fault.at("model_config.use_pooling", text)
     if model.freeze_pretrained_layers and not model.pretrained_model_file:
-        yield Fault(
-            ("model_config", "freeze_pretrained_layers"), "{is}, but pretrained_model_file is not set: no layer"
-        )
+        yield Fault.at("model_config.freeze_pretrained_layers", "{is}, but pretrained_model_file is not set: no layer")
     if model.freeze_blocks and not model.pretrained_model_file:
         text = "but pretrained_model_file is not set: these blocks keep their random weights"
-        yield Fault(("model_config", "freeze_blocks"), text)
-    visualizer, path = spec.training_config.visualizer, ("training_config", "visualizer")
-    yield from _elsewhere(visualizer.wandb_config, path)
+        yield Fault.at("model_config.freeze_blocks", text)
+    visualizer = spec.training_config.visualizer
+    yield from _check_wandb(visualizer.wandb_config, "training_config.visualizer")
     if visualizer.HasField("clearml_config"):
-        yield Fault((*path, "clearml_config"), f"is left aside: {_METRICS}, not to ClearML")
+        yield Fault.at("training_config.visualizer.clearml_config", f"is left aside: {_METRICS}, not to ClearML")
 
 
 def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
@@ -64,30 +62,29 @@ def warn_inference(spec: spec_pb2.Inference) -> Iterator[Fault]:
         for name, default in INFERENCE_DEFAULTS.items():
             if not getattr(config, name):
                 yield Fault((*path, name), f"is not set: {default or 'the model has its own'}; TAO 5 requires it")
-    yield from _elsewhere(spec.bbox_handler_config.wandb_config, ("bbox_handler_config",))
+    yield from _check_wandb(spec.bbox_handler_config.wandb_config, "bbox_handler_config")
 
 
 def warn_export(spec: spec_pb2.DatasetExportConfig) -> Iterator[Fault]:
     """As `warn_experiment`, for dataset conversion."""
     if any(source != target for source, target in spec.target_class_mapping.items()):
         text = "does not change the records; it takes effect in the dataset_config of the experiment spec"
-        yield Fault(("target_class_mapping",), text)
+        yield Fault.at("target_class_mapping", text)
 
 
 INFERENCE_DEFAULTS = {"image_width": 0, "image_height": 0, "image_channels": 3, "batch_size": 1}
-"""What is taken where `inferencer_config` says nothing, as in TAO's builder; 0 is the model's own size, where TAO has
-960x544 for every model."""
+"""Defaults of `inferencer_config`, as in TAO's builder; 0 is the model's own size (TAO: 960x544 for every model)."""
 
 
 _METRICS = "metrics go to status.json and TensorBoard files"
 
 
-def _elsewhere(config: spec_pb2.WandBConfig, path: FieldPath) -> Iterator[Fault]:
+def _check_wandb(config: spec_pb2.WandBConfig, block: str) -> Iterator[Fault]:
     if config.enabled:
-        yield Fault((*path, "wandb_config", "enabled"), f"{{is}}, but {_METRICS}, not to Weights & Biases")
+        yield Fault.at(f"{block}.wandb_config.enabled", f"{{is}}, but {_METRICS}, not to Weights & Biases")
     if config.key:
         text = "holds a secret, which the results directory's copy of the spec would hold too; remove it"
-        yield Fault((*path, "wandb_config", "key"), text)
+        yield Fault.at(f"{block}.wandb_config.key", text)
 
 
 # ---- TAO 5 -----------------------------------------------------------------------------------------------------------
@@ -100,7 +97,7 @@ def refused_by_tao5(
 
     Args:
         spec: The spec before defaults are filled in.
-        written: The values as the file spells them.
+        written: Returns values as written in the file.
     """
     if isinstance(spec, spec_pb2.DatasetExportConfig):
         return
@@ -126,19 +123,19 @@ def refused_by_tao5(
 def _experiment_refused_by_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     spatial = spec.augmentation_config.spatial_augmentation
     if not spatial.zoom_min:
-        path = ("augmentation_config", "spatial_augmentation", "zoom_min")
-        yield Fault(path, "{is}; TAO 5 wants more than 0: write zoom_min: 1 zoom_max: 1 for no zoom")
+        path = "augmentation_config.spatial_augmentation.zoom_min"
+        yield Fault.at(path, "{is}; TAO 5 wants more than 0: write zoom_min: 1 zoom_max: 1 for no zoom")
     if spec.model_config.freeze_blocks and not spec.model_config.pretrained_model_file:
-        yield Fault(("model_config", "freeze_blocks"), "needs a pretrained_model_file in TAO 5")
+        yield Fault.at("model_config.freeze_blocks", "needs a pretrained_model_file in TAO 5")
     visualizer = spec.training_config.visualizer
     if visualizer.HasField("wandb_config") and not visualizer.wandb_config.name:
-        yield Fault(("training_config", "visualizer", "wandb_config", "name"), "{is}; TAO 5 requires it")
+        yield Fault.at("training_config.visualizer.wandb_config.name", "{is}; TAO 5 requires it")
 
 
 def differs_in_tao5(
     spec: spec_pb2.Experiment | spec_pb2.Inference | spec_pb2.DatasetExportConfig,
 ) -> Iterator[Fault]:
-    """Finds what TAO 5 does otherwise, beyond what a warning says; `--compat tao5` follows it."""
+    """Finds what TAO 5 does differently, in addition to the warnings; `--compat tao5` reproduces it."""
     if isinstance(spec, spec_pb2.Experiment):
         yield from _experiment_differs_in_tao5(spec)
     elif isinstance(spec, spec_pb2.Inference):
@@ -168,8 +165,8 @@ def _experiment_differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
                 yield Fault((*path, name), "{is}; TAO 5 drops boxes below 1 pixel, whatever it says")
     if spec.dataset_config.WhichOneof("dataset_split_type"):
         text = "is used whole; TAO 5 takes whole batches, from a repetition of it"
-        yield Fault(("dataset_config", str(spec.dataset_config.WhichOneof("dataset_split_type"))), text)
+        yield Fault.at(f"dataset_config.{spec.dataset_config.WhichOneof('dataset_split_type')}", text)
     text = "is computed from exact boxes; TAO 5 rounds them to whole pixels"
     if spec.evaluation_config.average_precision_mode == spec_pb2.EvaluationConfig.INTEGRATE:
         text += ", and gives a perfect detector of n objects (n-1)/n"
-    yield Fault(("evaluation_config", "average_precision_mode"), text)
+    yield Fault.at("evaluation_config.average_precision_mode", text)

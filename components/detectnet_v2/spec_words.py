@@ -1,4 +1,4 @@
-"""A spec in words: what a person gets who trains, infers or converts with it."""
+"""Describes in words what training, inference or conversion with a spec does."""
 
 import math
 import re
@@ -14,12 +14,12 @@ from components.detectnet_v2.spec_fields import NMS_IOU, STRIDE
 _WIDTH, _LABEL = 110, 20
 
 Row = tuple[str, str]
-"""What is spoken of, and what is said of it."""
+"""A label and its text."""
 Section = tuple[str, Iterable[Row]]
 
 
 def describe(review: Review) -> str:
-    """Returns what a spec without problems means, section by section, in lines of about 110 characters."""
+    """Describes a spec without problems, section by section, in lines of about 110 characters."""
     if review.kind is EXPERIMENT:
         sections = _experiment(review.message)
     elif review.kind is INFERENCE:
@@ -52,7 +52,7 @@ def _remarks(review: Review) -> Iterator[Section]:
 
 
 def _at_line(problem: Problem) -> Row:
-    """The line tells where the field is; its name is enough then."""
+    """Shortens the field's path to its name, as the line is given."""
     return f"line {problem.line}", re.sub(r'^(?:\w+(?:\["[^"]*"\]|\[\d+\])?\.)+', "", problem.message)
 
 

@@ -1,7 +1,7 @@
 """`detectnet_v2 train`: DetectNet_v2 as a task of the training loop."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from components.detectnet_v2.visualizer import Visualizer
 from components.step import UserError, sha256
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group
+from components.vision.gridnet import GridNet
 from components.vision.loop import FitOptions, fit
 from components.vision.optimizer import Adam
 from components.vision.task import Step, Task, Validation
@@ -144,11 +145,11 @@ class _Detection(Task[BatchTensors]):
     def validate(self, network: nn.Module, epochs: int) -> Validation:
         """See `Task`."""
         assert self._validation
-        assert isinstance(network, type(self._network))
+        assert isinstance(network, GridNet)
         spec, tao5 = self._spec, self._options.tao5
         config, batch_size = spec.evaluation_config, spec.training_config.batch_size_per_gpu
         predictor = TorchPredictor.of(network)
-        predictor.clustering = experiment.clustering(spec, tao5=tao5)
+        decoder = replace(network.decoder, clustering=experiment.clustering(spec, tao5=tao5))
         order: Order | None = None
         if tao5:
             since_first = max(epochs - config.first_validation_epoch, 0)
@@ -156,7 +157,7 @@ class _Detection(Task[BatchTensors]):
             order = scored_by_tao5(len(self._validation.pixels), batch_size, number)
         targets = sources.batch_maker(spec, self._validation, tao5=tao5)
         meter = CostMeter(predictor, targets, self._weights, order)
-        figures = evaluate(meter, self._validation, config, batch_size=batch_size, tao5=tao5, order=order)
+        figures = evaluate(meter, self._validation, config, decoder, batch_size=batch_size, tao5=tao5, order=order)
         print(f"Epoch {epochs}/{self.epochs}\n{'=' * 25}", flush=True)
         print_evaluation(figures, meter.cost)
         if self._visualizer:

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from components.decode.decoder import Tensors
+from components.decode.grid.decoder import BBOX, COVERAGE
 from components.detectnet_v2.batches import BatchMaker
 from components.detectnet_v2.losses import ObjectiveWeights, objective_costs
 from components.step import UserError
-from components.vision.predictor import Grids, Images, Predictor
+from components.vision.inputs import Images
+from components.vision.predictor import Predictor
 
 Order = NDArray[np.int64]
 
@@ -54,24 +57,23 @@ class CostMeter:
             weights: The objectives' weights at this point of the training.
             order: The numbers of the images as they will be shown; None for all.
         """
-        self.geometry, self.class_names = predictor.geometry, predictor.class_names
-        self.clustering = predictor.clustering
+        self.input, self.decoder = predictor.input, predictor.decoder
         self.parameters, self.file_bytes = predictor.parameters, predictor.file_bytes
         self._predictor, self._weights, self._order = predictor, weights, order
         self._batches = replace(batches, augmentation=None, on_device=False)
         self._sum, self._seen = 0.0, 0
 
-    def __call__(self, images: Images) -> Grids:
+    def __call__(self, images: Images) -> Tensors:
         """See `Predictor`."""
-        coverage, bbox = self._predictor(images)
+        outputs = self._predictor(images)
+        coverage, bbox = (torch.from_numpy(outputs[name]) for name in (COVERAGE, BBOX))
         shown = np.arange(self._seen, self._seen + len(images))
         batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
-        outputs = torch.from_numpy(coverage), torch.from_numpy(bbox)
-        costs = objective_costs(outputs, target, self._weights.foreground.cpu())
+        costs = objective_costs((coverage, bbox), target, self._weights.foreground.cpu())
         self._sum += float(self._weights.total(costs)) * len(images)
         self._seen += len(images)
-        return coverage, bbox
+        return outputs
 
     @property
     def cost(self) -> float:

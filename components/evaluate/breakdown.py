@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from components.evaluate.measured import Measured
+from components.measure.average_precision import Measured
 from components.measure.curve import PrecisionRecall
 from components.measure.dataset import Booleans
 from components.measure.matching import NEUTRAL, TRUE_POSITIVE, HeightBand, Matcher, Matching

@@ -7,12 +7,13 @@ import typer
 from typer.core import TyperGroup
 
 from components.evaluate import measuring_options as options
+from components.evaluate.rules import Protocol, Rules
 from components.step import UserError, read_manifest
 from components.tao.tasks import MODELS
 
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
-    from components.evaluate.evaluation import Evaluated, Protocol
+    from components.evaluate.evaluation import Evaluated
 
 # What `gridbox evaluate` with options and without a word is.
 _MEASURE = "measure"
@@ -67,7 +68,7 @@ DEFAULT_BANDS = "12-16,16-24,24-40,40-80,80+"
 @app.command(_MEASURE)
 def measure(
     truth: options.Truth,
-    protocol: options.ProtocolOption = options.ProtocolName.ap50,
+    protocol: options.ProtocolOption = Protocol.ap50,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -118,7 +119,7 @@ def measure(
         truth,
         images,
         split.canonical,
-        options.rules_of(protocol, iou, min_height, mode, height_bands),
+        Rules(protocol, iou, min_height, mode.value, options.parse_bands(height_bands)),
         strict,
         Resampling(confidence, replicates) if intervals else None,
         Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout),
@@ -168,30 +169,22 @@ def score(
     """
     from components.evaluate.program import Outputs, Source, require_version, score_endpoint, score_model
 
-    protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
-    source = Source(kitti, wider, split.canonical)
+    rules = _rules(min_face_height, iou, height_bands)
+    source = Source(kitti, wider, split.canonical, ignore_regions, batch_size)
     outputs = Outputs(evaluation, metrics, report, markdown)
     if endpoint:
-        from components.serve.families import default_ensemble
-        from components.vision.endpoint import Endpoint
+        from components.evaluate.measuring import Serving
 
-        with Endpoint(
-            endpoint,
-            endpoint_model or default_ensemble(),
-            shared_memory=shared_memory,
-            timeout=timeout,
-            in_flight=in_flight,
-            host=endpoint_host,
-            certificates=certificates,
-        ) as served:
+        serving = Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout)
+        with serving.connect(endpoint, shared_memory=shared_memory) as served:
             require_version(served, version)
-            results, difference = score_endpoint(served, model, source, protocol, outputs, differing_images)
+            results, difference = score_endpoint(served, model, source, rules, outputs, differing_images)
         for result in results:
             _print(result)
         if difference:
             _print_difference(difference)
     elif model:
-        _print(score_model(model, source, protocol, outputs))
+        _print(score_model(model, source, rules, outputs))
     else:
         raise UserError("give what to score: --model, --endpoint, or both")
     print(f"Report: {evaluation / 'report.html'}")
@@ -258,32 +251,29 @@ def report(
     """Score the exported and the quantised model and write the workflow's final report."""
     from components.evaluate.program import Outputs, Source, final_report
 
-    protocol = _protocol(min_face_height, iou, height_bands, ignore_regions, batch_size)
+    rules = _rules(min_face_height, iou, height_bands)
     earlier = {name.capitalize(): evaluations / name if evaluations else None for name in MODELS}
     if evaluations is None:
         print("no earlier evaluations given: their rows of the table stay empty")
-    source = Source(kitti, wider, split.canonical)
-    for result in final_report(
-        exported, quantized, earlier, source, protocol, Outputs(evaluation, metrics, report, markdown)
-    ):
+    source = Source(kitti, wider, split.canonical, ignore_regions, batch_size)
+    outputs = Outputs(evaluation, metrics, report, markdown)
+    for result in final_report(exported, quantized, earlier, source, rules, outputs):
         _print(result)
     print(f"Report: {evaluation / 'report.html'}")
 
 
-def _protocol(min_height: float, iou: float, bands: str, ignore_regions: bool, batch_size: int) -> "Protocol":
-    from components.evaluate.evaluation import Protocol
-
-    return Protocol(min_height, iou, options.parse_bands(bands), ignore_regions, batch_size)
+def _rules(min_height: float, iou: float, bands: str) -> Rules:
+    return Rules(Protocol.ap50, iou, min_height, bands=options.parse_bands(bands))
 
 
 def _print(result: "Evaluated") -> None:
     def ratio(value: float | None) -> str:
         return "none to find" if value is None else f"{value:.4f}"
 
-    figures = result.metrics
+    figures, title = result.metrics, f"{result.score.scale.title}@{result.metrics['iou_threshold']:g}"
     print(
-        f"{result.name}: AP@{figures['iou_threshold']:g} {ratio(result.average_precision)} over {figures['objects']} "
-        f"objects at least {figures['minimum_height']:g} pixels high in {figures['images']} images, "
+        f"{result.name}: {title} {ratio(result.score.value)} over {figures['objects']} objects at least "
+        f"{figures['minimum_height']:g} pixels high in {figures['images']} images, "
         f"{figures['images_per_second']:.1f} images/s"
     )
     bands = figures["average_precision_by_height"]

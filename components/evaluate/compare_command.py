@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from components.evaluate import measuring_options as options
+from components.evaluate.rules import Protocol, Rules
 from components.step import UserError
 
 app = typer.Typer(name="compare", add_completion=False)
@@ -22,7 +23,7 @@ def compare(
         ),
     ],
     truth: options.Truth,
-    protocol: options.ProtocolOption = options.ProtocolName.ap50,
+    protocol: options.ProtocolOption = Protocol.ap50,
     images: options.Images = None,
     split: options.SplitName = options.Split.validation,
     json: options.Json = False,
@@ -49,7 +50,7 @@ def compare(
 
     if len(sources) < 2:
         raise UserError("give two models or more to compare; one is measured by gridbox evaluate")
-    rules = options.rules_of(protocol, iou, min_height, mode, height_bands)
+    rules = Rules(protocol, iou, min_height, mode.value, options.parse_bands(height_bands))
     measurement, pictures = run(
         [Source.parse(text) for text in sources],
         truth,

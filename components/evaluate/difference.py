@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.vision.scoring import Scored
+from components.measure.dataset import Predictions
 
 Boxes = NDArray[np.floating[Any]]
 
@@ -37,28 +37,39 @@ class Difference:
         return len(self.differing) / self.images
 
 
-def compare(one: Scored, other: Scored, scales: Sequence[float], tolerance: float = TOLERANCE) -> Difference:
+def compare(
+    images: Sequence[str],
+    one: Predictions,
+    other: Predictions,
+    scales: Sequence[float],
+    tolerance: float = TOLERANCE,
+) -> Difference:
     """Compares what two predictors found in the same images.
 
     Args:
-        one: An evaluation.
-        other: One of the same images and classes.
+        images: Their names.
+        one: What one model found in them.
+        other: What the other one found; the same classes.
         scales: For each image, pixels of the network's input (in which both have their boxes) per stored pixel.
         tolerance: Stored pixels by which each of a box's edges may be off.
     """
     differing, edge, score = [], 0.0, 0.0
-    for index, image in enumerate(one.ids):
+    for index, image in enumerate(images):
+        here, there = (slice(*each.offsets[index : index + 2]) for each in (one, other))
         same = True
-        for name, rows in one.boxes.items():
-            left, right = rows[index].detections, other.boxes[name][index].detections
-            pairs = counterparts(left[:, :4] / scales[index], right[:, :4] / scales[index], tolerance)
+        for kind in np.union1d(one.classes[here], other.classes[there]):
+            left, right = (
+                np.flatnonzero(each.classes[rows] == kind) + rows.start for each, rows in ((one, here), (other, there))
+            )
+            boxes, others = one.boxes[left] / scales[index], other.boxes[right] / scales[index]
+            pairs = counterparts(boxes, others, tolerance)
             same &= len(pairs) == len(left) == len(right)
             for i, j in pairs:
-                edge = max(edge, float(np.abs(left[i, :4] - right[j, :4]).max()) / scales[index])
-                score = max(score, abs(float(left[i, 4] - right[j, 4])))
+                edge = max(edge, float(np.abs(boxes[i] - others[j]).max()))
+                score = max(score, abs(float(one.scores[left[i]] - other.scores[right[j]])))
         if not same:
             differing.append(image)
-    return Difference(len(one.ids), differing, edge, score)
+    return Difference(len(images), differing, edge, score)
 
 
 def counterparts(left: Boxes, right: Boxes, tolerance: float) -> list[tuple[int, int]]:

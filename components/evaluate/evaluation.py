@@ -1,4 +1,4 @@
-"""Scores one or several models on one data set, and writes the evaluation artifact."""
+"""The evaluation artifact: figures, detections, evidence and the report of one model or several."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from components.evaluate.protocols import Result
+from components.evaluate.rules import Rules
 from components.measure.evidence import FILE as EVIDENCE_FILE
 from components.measure.evidence import Evidence, digest_of, write_evidence
-from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE, HeightBand, Matching
-from components.measure.metric import AVERAGE_PRECISION
+from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE
+from components.measure.metric import Score
 from components.measure.summary import summarise
-from components.measure.uncertainty import CurveOutcomes
-from components.progress import track
 from components.step import publish, write_json, write_manifest
-from components.vision.predictor import Predictor
-from components.vision.scoring import ImageSource, Scored, score
 
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
 # Settings of an evaluation that change no score.
@@ -27,79 +23,49 @@ METRICS_FILE, DETECTIONS_FILE, REPORT_FILE = "metrics.json", "detections.jsonl",
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
-    """How a data set is scored.
-
-    Attributes:
-        min_height: Smallest object that counts in the headline figures, pixels of the network's input.
-        iou_threshold: Smallest IoU of a match.
-        bands: Heights by which the figures are broken down.
-        ignore_regions: Whether nothing counts inside ignore regions.
-        batch_size: Images that the network sees at once.
-    """
-
-    min_height: float
-    iou_threshold: float
-    bands: tuple[HeightBand, ...]
-    ignore_regions: bool
-    batch_size: int
-
-    @property
-    def headline(self) -> HeightBand:
-        """The heights that count in the headline figures."""
-        return HeightBand(self.min_height)
-
-
-@dataclass(frozen=True, slots=True)
 class Evaluated:
     """One model's results on the data set.
 
     Attributes:
-        name: What the model is called, for example `quantized`.
-        scored: Everything it found.
-        matchings: By class name, its matching in the headline band.
+        result: What it found and scored, in pixels of the network's input.
         metrics: Its numbers, plain values for JSON.
     """
 
-    name: str
-    scored: Scored
-    matchings: Mapping[str, Matching]
+    result: Result
     metrics: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, result: Result, rules: Rules, skipped: Mapping[str, int]) -> "Evaluated":
+        """Takes a result's numbers; `skipped` is what was left out of the truth, and how often."""
+        measured, detected, score = result.measured, result.detected, result.measured.score()
+        metrics = {
+            **score.written(),
+            **summarise(measured.matchers, rules.sizes, rules.bands),
+            "iou_threshold": rules.iou,
+            "images": len(measured.images),
+            "seconds": detected.seconds,
+            "skipped_labels": dict(skipped),
+            "parameters": detected.parameters,
+            "file_bytes": detected.file_bytes,
+            "images_per_second": detected.images_per_second,
+        }
+        if latency := detected.latency:
+            metrics |= {
+                "latency_milliseconds": latency.milliseconds(),
+                "latency_requests": len(latency.seconds),
+                "latency_in_flight": latency.in_flight,
+            }
+        return cls(result, metrics)
+
     @property
-    def average_precision(self) -> float | None:
-        """Mean average precision, 0 to 1; None when nothing was to be found."""
-        value = self.metrics["mean_average_precision"]
-        return None if value is None else float(value)
+    def name(self) -> str:
+        """What the model is called, for example `quantized`."""
+        return self.result.name
 
-
-def evaluate(name: str, predictor: Predictor, images: ImageSource, protocol: Protocol) -> Evaluated:
-    """Runs `predictor` over `images` and measures it."""
-    shown = track(images, len(images), f"scoring {name}")
-    scored = score(predictor, shown, protocol.iou_threshold, protocol.batch_size)
-    figures = {
-        "parameters": predictor.parameters,
-        "file_bytes": predictor.file_bytes,
-        "images_per_second": len(scored.ids) / scored.seconds,
-    }
-    return summarised(name, scored, images, protocol, figures)
-
-
-def summarised(
-    name: str, scored: Scored, images: ImageSource, protocol: Protocol, figures: Mapping[str, Any]
-) -> Evaluated:
-    """Measures what was found in `images`; `figures` are those that only whoever ran the model knows."""
-    metrics = {
-        "metric": AVERAGE_PRECISION,
-        **summarise(scored.matchers, protocol.headline, protocol.bands),
-        "iou_threshold": protocol.iou_threshold,
-        "images": len(scored.ids),
-        "seconds": scored.seconds,
-        "skipped_labels": dict(images.skipped),
-        **figures,
-    }
-    matchings = {name: matcher.match(protocol.headline) for name, matcher in scored.matchers.items()}
-    return Evaluated(name, scored, matchings, metrics)
+    @property
+    def score(self) -> Score:
+        """Its score."""
+        return Score.read(self.metrics)
 
 
 def write_evaluation(
@@ -123,45 +89,45 @@ def write_evaluation(
     with publish(output) as scratch:
         scratch.mkdir()
         write_json(scratch / METRICS_FILE, metrics)
-        _write_text(scratch / REPORT_FILE, report)
+        (scratch / REPORT_FILE).write_text(report, encoding="utf-8")
         with (scratch / DETECTIONS_FILE).open("w", encoding="utf-8") as stream:
             for line in _detection_lines(models):
                 stream.write(json.dumps(line) + "\n")
         write_evidence(scratch / EVIDENCE_FILE, {model.name: evidence_of(model, settings) for model in models})
-        summary = {name: final.metrics[name] for name in ("metric", "mean_average_precision", "images", "objects")}
+        summary = {name: final.metrics[name] for name in ("metric", final.score.metric, "images", "objects")}
         # Times stand in the metrics and in the report.
         write_manifest(scratch, EVALUATION_KIND, {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
 
 
 def evidence_of(model: Evaluated, settings: Mapping[str, Any]) -> Evidence:
     """Returns what each image contributed to a model's score, for a paired test against another model later."""
+    measured = model.result.measured
     rules = {name: value for name, value in settings.items() if name not in _SHOWN_ONLY}
-    classes = {name: CurveOutcomes.of(model.scored.matchers[name], m) for name, m in model.matchings.items()}
-    return Evidence(digest_of(model.scored.ids, {**rules, "classes": sorted(classes)}), classes)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    classes = {**rules, "classes": sorted(measured.matchings)}
+    return Evidence(digest_of(measured.images, classes), measured.outcomes())
 
 
 def _detection_lines(models: Sequence[Evaluated]) -> Iterator[dict[str, Any]]:
     """Yields, for each model and image, what was found and what was missed, boxes in network-input pixels."""
     for model in models:
-        for index, image in enumerate(model.scored.ids):
+        measured = model.result.measured
+        for index, image in enumerate(measured.images):
             found, missed = [], []
-            for name, matching in model.matchings.items():
-                matcher, boxes = model.scored.matchers[name], model.scored.boxes[name][index]
-                for row, outcome in zip(boxes.detections, matching.outcome[matcher.detections_of(index)], strict=True):
-                    entry = {"class": name, "box": _rounded(row[:4]), "score": round(float(row[4]), 6)}
-                    found.append({**entry, "outcome": OUTCOMES[int(outcome)]})
-                truths = matcher.truths_of(index)
-                lost = (matching.counted[truths] & ~matching.found[truths])[: len(boxes.truths)]
-                missed += [{"class": name, "box": _rounded(box)} for box in boxes.truths[lost]]
+            for name, matching in measured.matchings.items():
+                matcher = measured.matchers[name]
+                here, there = matcher.detections_of(index), matcher.truths_of(index)
+                rows = zip(matcher.boxes.detections[here], matching.scores[here], matching.outcome[here], strict=True)
+                found += [
+                    {"class": name, "box": _rounded(box), "score": round(score, 6), "outcome": OUTCOMES[outcome]}
+                    for box, score, outcome in ((box.tolist(), float(score), int(what)) for box, score, what in rows)
+                ]
+                lost = matcher.boxes.truths[there][matching.counted[there] & ~matching.found[there]]
+                missed += [{"class": name, "box": _rounded(box)} for box in lost.tolist()]
             yield {"model": model.name, "image": image, "detections": found, "missed": missed}
 
 
-def _rounded(box: np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]) -> list[float]:
-    return [round(float(edge), 2) for edge in box]
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(edge, 2) for edge in box]
 
 
 def flat_metrics(models: Sequence[Evaluated]) -> dict[str, float]:
@@ -172,7 +138,7 @@ def flat_metrics(models: Sequence[Evaluated]) -> dict[str, float]:
     numbers: dict[str, float | None] = {}
     for model in models:
         prefix = "" if model is models[-1] else f"{model.name}_"
-        for name in ("mean_average_precision", "images_per_second", "parameters", "file_bytes"):
+        for name in (model.score.metric, "images_per_second", "parameters", "file_bytes"):
             numbers[prefix + name] = model.metrics[name]
         for band in model.metrics["average_precision_by_height"]:
             numbers[f"{prefix}average_precision_height_{band['band']}"] = band["average_precision"]

@@ -1,15 +1,16 @@
 """The report's gallery: each model's detections beside what is there, worst images first."""
 
 import base64
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import cv2
 import numpy as np
 
-from components.evaluate.measured import Measured
+from components.evaluate.pictures import Reader
 from components.formats.images import Image
+from components.measure.average_precision import Measured
 from components.measure.boxes import Floats, iou
 from components.measure.dataset import Integers
 from components.measure.matching import FALSE_POSITIVE, TRUE_POSITIVE
@@ -17,9 +18,6 @@ from components.measure.matching import FALSE_POSITIVE, TRUE_POSITIVE
 WORST, SPREAD = 16, 8
 # A gallery of 24 such pictures takes one to two megabytes.
 _THUMBNAIL_WIDTH, _JPEG_QUALITY = 720, 76
-
-# Gives, for names of images, those names with the image [H, W, 3], BGR; the boxes' pixels are its pixels.
-Reader = Callable[[Collection[str]], Iterator[tuple[str, Image]]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class Findings:
             for what, count in counter.items()
         ]
 
-    def settle(self, source: Path) -> None:
+    def settle(self, source: Path | str) -> None:
         """Ends the reading of `source` where there are faults and none is allowed.
 
         Raises:
@@ -115,6 +115,52 @@ def read_truth(source: Path, findings: Findings, split: str = "validation") -> T
     findings.note("images without objects", len(empty), truth.images[empty[0]] if len(empty) else "")
     findings.settle(source)
     return truth
+
+
+def read_labelled(
+    folder: Path, split: str, class_names: Sequence[str], *, wider: bool, ignore_regions: bool
+) -> tuple[Truth, dict[str, int]]:
+    """Reads what a network can find in a data set: the objects of its classes.
+
+    Args:
+        folder: A KITTI set, or a WIDER FACE folder in its official layout.
+        split: `training` or `validation`.
+        class_names: The network's classes.
+        wider: Whether the folder is WIDER FACE's.
+        ignore_regions: Whether nothing counts inside `dontcare` labels, or faces that the annotators flagged invalid.
+            Otherwise they are objects to be found.
+
+    Returns:
+        What is there, and by what was left out, for example labels of other classes, how often.
+
+    Raises:
+        UserError: It cannot be read or is empty, or which class a label is of is unknown.
+    """
+    if wider and len(class_names) != 1:
+        raise UserError(f"--wider: this model has {len(class_names)} classes, WIDER FACE labels only faces")
+    if not ignore_regions and len(class_names) != 1:
+        raise UserError(
+            f"--no-ignore-regions: this model has {len(class_names)} classes, and a {IGNORED_CLASS} label does not "
+            "say which it is; leave the option out"
+        )
+    truth = _wider_truth(WiderSource(folder).images(split)) if wider else _kitti_truth(folder, split)
+    if not truth.images:
+        raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
+    skipped: dict[str, int] = {}
+    if wider:
+        truth = replace(truth, class_names=tuple(class_names))
+    for index, name in enumerate(truth.class_names):
+        if name not in class_names:
+            skipped[f"labels of class {name}"] = int((truth.classes == index).sum())
+    truth = replace(truth, attributes={}).of_classes(class_names)
+    has_area: Booleans = np.all(truth.boxes[:, 2:] > truth.boxes[:, :2], axis=1)
+    if wider or not has_area.all():
+        skipped["faces without area" if wider else "labels without area"] = int((~has_area).sum())
+    truth = truth.where(has_area)
+    if not ignore_regions:
+        nowhere = np.zeros_like(truth.regions)
+        truth = replace(truth, regions=nowhere, classes=np.where(truth.regions, 0, truth.classes))
+    return truth, skipped
 
 
 def _open_truth(source: Path, split: str) -> Truth:

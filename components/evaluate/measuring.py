@@ -1,14 +1,15 @@
 """The job of `gridbox evaluate` and `gridbox compare`: gathers predictions, measures them, and pairs the models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.inputs import Findings, models_in, read_predictions, read_truth
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import Result, Rules, measure
+from components.evaluate.protocols import Result, measure
+from components.evaluate.rules import Rules
 from components.measure.dataset import Truth
 from components.measure.uncertainty import (
     CONFIDENCE,
@@ -81,13 +82,30 @@ def _stem(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How to talk to an endpoint: the ensemble, the gateway's host name, and the authorities to trust."""
+    """How to talk to an endpoint: the ensemble, if not the usual one, the gateway's host name, authorities to trust."""
 
     model: str = ""
     host: str = ""
     certificates: Path | None = None
     in_flight: int = 4
     timeout: float = 60.0
+
+    def connect(self, url: str, *, shared_memory: bool = False) -> Endpoint:
+        """Connects to the endpoint at a URL.
+
+        Raises:
+            UserError: Nothing listens there, or the model is unknown or another kind.
+            StageError: The server fails.
+        """
+        return Endpoint(
+            url,
+            self.model or default_ensemble(),
+            shared_memory=shared_memory,
+            timeout=self.timeout,
+            in_flight=self.in_flight,
+            host=self.host,
+            certificates=self.certificates,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +126,6 @@ class Measurement:
         truth: What is there.
         rules: How it was measured.
         results: Of each model.
-        detected: What is known of each model besides.
         findings: By `truth` or the model's name, what was remarkable.
         intervals: By model and figure.
         differences: Of each model but the first to the first.
@@ -117,7 +134,6 @@ class Measurement:
     truth: Truth
     rules: Rules
     results: Sequence[Result]
-    detected: Sequence[Detected]
     findings: Mapping[str, Findings]
     intervals: Mapping[tuple[str, str], Interval] = field(default_factory=dict)
     differences: Sequence[Difference] = ()
@@ -128,7 +144,7 @@ class Measurement:
 
     def document(self) -> dict[str, Any]:
         """Returns everything as plain values for JSON."""
-        models = [self._of_model(result, found) for result, found in zip(self.results, self.detected, strict=True)]
+        models = [self._of_model(result) for result in self.results]
         document: dict[str, Any] = {
             "protocol": self.rules.protocol.value,
             "images": len(self.truth.images),
@@ -152,7 +168,8 @@ class Measurement:
         ]
         return {**document, "models": models, "differences": differences}
 
-    def _of_model(self, result: Result, detected: Detected) -> dict[str, Any]:
+    def _of_model(self, result: Result) -> dict[str, Any]:
+        detected = result.detected
         intervals = {figure: _interval(i) for (model, figure), i in self.intervals.items() if model == result.name}
         known = {
             "parameters": detected.parameters,
@@ -219,12 +236,12 @@ def run(
     findings = {"truth": Findings(strict)}
     truth = read_truth(truth_source, findings["truth"], split)
     pictures = Pictures(truth, images or (truth_source if truth_source.is_dir() else None), split)
-    results, detected = [], []
+    results = []
     for source in sources:
         findings[source.name] = Findings(strict)
-        detected.append(_detect(source, truth, pictures, findings[source.name], serving or Serving()))
-        results.append(measure(source.name, truth, detected[-1].predictions, rules))
-    measurement = Measurement(truth, rules, results, detected, findings)
+        found = _detect(source, truth, pictures, findings[source.name], serving or Serving())
+        results.append(measure(source.name, truth, found, rules))
+    measurement = Measurement(truth, rules, results, findings)
     return (_resampled(measurement, resampling) if resampling else measurement), pictures
 
 
@@ -232,14 +249,7 @@ def _detect(source: Source, truth: Truth, pictures: Pictures, findings: Findings
     if source.kind == "model":
         return detect_here(load_predictor(Path(source.place)), source.name, pictures, truth, findings)
     if source.kind == "endpoint":
-        with Endpoint(
-            source.place,
-            serving.model or default_ensemble(),
-            timeout=serving.timeout,
-            in_flight=serving.in_flight,
-            host=serving.host,
-            certificates=serving.certificates,
-        ) as endpoint:
+        with serving.connect(source.place) as endpoint:
             return detect_there(endpoint, source.name, pictures, truth, findings)
     return Detected(read_predictions(Path(source.place), truth, findings, source.model))
 
@@ -258,12 +268,4 @@ def _resampled(measurement: Measurement, resampling: Resampling) -> Measurement:
             if result is not first and other is not None:
                 paired = paired_difference(figure.outcomes, other, *how)
                 differences.append(Difference(result.name, first.name, name, paired))
-    return Measurement(
-        measurement.truth,
-        measurement.rules,
-        measurement.results,
-        measurement.detected,
-        measurement.findings,
-        intervals,
-        differences,
-    )
+    return replace(measurement, intervals=intervals, differences=differences)

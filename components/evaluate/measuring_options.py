@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from components.evaluate.rules import Protocol
 from components.step import UserError, check_target
 
 if TYPE_CHECKING:
     from components.evaluate.measuring import Measurement
     from components.evaluate.pictures import Pictures
-    from components.evaluate.protocols import Rules
     from components.measure.matching import HeightBand
 
 
@@ -31,15 +31,6 @@ class Split(StrEnum):
         return {"train": "training", "val": "validation"}.get(self.value, self.value)
 
 
-class ProtocolName(StrEnum):
-    """See `components.evaluate.protocols.Protocol`, which this names without loading NumPy."""
-
-    wider = "wider"
-    coco = "coco"
-    tao = "tao"
-    ap50 = "ap50"
-
-
 class CurveMode(StrEnum):
     """See `components.measure.curve.AveragePrecisionMode`."""
 
@@ -55,7 +46,7 @@ Truth = Annotated[
     ),
 ]
 ProtocolOption = Annotated[
-    ProtocolName,
+    Protocol,
     typer.Option(
         "--protocol",
         help="wider: Easy, Medium and Hard; coco: AP@[.50:.95] and by size; tao: TAO's own AP; ap50: area at --iou.",
@@ -124,13 +115,6 @@ def parse_bands(text: str) -> tuple["HeightBand", ...]:
         raise UserError(f"--height-bands {text!r}: {error}; write for example 16-24,24-40,40+") from error
 
 
-def rules_of(protocol: ProtocolName, iou: float, min_height: float, mode: CurveMode, bands: str) -> "Rules":
-    """Returns the rules that the options ask for."""
-    from components.evaluate.protocols import Protocol, Rules
-
-    return Rules(Protocol(protocol.value), iou, min_height, mode.value, parse_bands(bands))
-
-
 def deliver(
     measurement: "Measurement", pictures: "Pictures", as_json: bool, report: Path | None, markdown: Path | None
 ) -> None:
@@ -157,12 +141,12 @@ def deliver(
 
 def _print(measurement: "Measurement") -> None:
     from components.evaluate.measuring_page import percent
-    from components.evaluate.protocols import label
+    from components.evaluate.rules import label
 
     images, rules = len(measurement.truth.images), measurement.rules
-    for result, found in zip(measurement.results, measurement.detected, strict=True):
+    for result in measurement.results:
         objects = f"{result.measured.objects():,} {result.measured.noun}"
-        print(f"{result.name}: {len(found.predictions.scores):,} detections, {objects} in {images:,} images")
+        print(f"{result.name}: {len(result.detected.predictions.scores):,} detections, {objects} in {images:,} images")
         for name, figure in result.figures.items():
             interval = measurement.intervals.get((result.name, name))
             around = f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""

@@ -1,16 +1,15 @@
 """The report of predictions that were measured: of one model, or of several side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from components.evaluate.breakdown import by_attribute, by_event, by_height
+from components.evaluate.breakdown import by_attribute
 from components.evaluate.figures import Chart, Whisker, official_line, points
-from components.evaluate.gallery import make_gallery
-from components.evaluate.measured import Measured, counts_over_thresholds
 from components.evaluate.measuring import Difference, Measurement
-from components.evaluate.page import NONE, Intervals, Page, Table, size
+from components.evaluate.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.pictures import Pictures
-from components.evaluate.protocols import MAIN, Protocol, Rules, label
-from components.evaluate.workflow_page import class_curves, gallery_text
+from components.evaluate.protocols import Result
+from components.evaluate.rules import MAIN, Protocol, Rules, label
 from components.measure.wider import SUBSETS
 
 _PROTOCOLS = {
@@ -23,50 +22,45 @@ _PROTOCOLS = {
 
 def measuring_page(measurement: Measurement, pictures: Pictures) -> Page:
     """Returns the report; pictures of the images that are at hand are in it."""
-    models, rules = [result.measured for result in measurement.results], measurement.rules
+    results, rules = measurement.results, measurement.rules
+    models = [result.measured for result in results]
     noun = models[0].noun
-    gallery, text = None, ""
-    if pictures.available:
-        gallery = make_gallery(models, pictures.available, pictures.decoded)
-        text = gallery_text(models, gallery.shown, gallery.of)
-    names = [model.name for model in models]
-    what = "detection" if len(models) == 1 else "detection, models compared"
-    return Page(
-        title=f"{'Face' if noun == 'faces' else 'Object'} {what}",
+    own: dict[str, Any] = {}
+    if rules.protocol is Protocol.wider:
+        own["charts"] = _official_charts(results)
+    return page_of(
+        models,
+        rules,
+        models,
+        pictures.available,
+        pictures.decoded,
+        title=subject(noun) + ("" if len(models) == 1 else ", models compared"),
         subtitle=(
             f"{len(measurement.truth.images):,} images, {models[0].objects():,} {noun}"
-            f"{_detections(measurement)}, measured by {_PROTOCOLS[rules.protocol]}"
+            f"{_detections(results)}, measured by {_PROTOCOLS[rules.protocol]}"
         ),
         synthetic=False,
         headline=_headline(measurement),
-        models=names,
-        noun=noun,
-        measure=f"{'AP' if len(models[0].matchings) == 1 else 'mAP'}@{rules.iou:g}",
-        counts=counts_over_thresholds(models),
-        heights=by_height(models, rules.bands),
         height_axis="Height in the image, pixels",
         method=_method(measurement, noun),
         scores=_scores(measurement),
         intervals=_intervals(measurement),
-        charts=_charts(measurement, models),
-        events=by_event(models),
         attributes=by_attribute(models),
         latencies=[
-            (name, number, found.latency)
-            for number, (name, found) in enumerate(zip(names, measurement.detected, strict=True))
-            if found.latency
+            (result.name, number, result.detected.latency)
+            for number, result in enumerate(results)
+            if result.detected.latency
         ],
-        gallery=gallery,
-        gallery_text=text,
         findings=measurement.finding_lines(),
+        **own,
     )
 
 
-def _detections(measurement: Measurement) -> str:
+def _detections(results: Sequence[Result]) -> str:
     """Of one model; those of several stand in their table."""
-    if len(measurement.detected) > 1:
+    if len(results) > 1:
         return ""
-    return f", {len(measurement.detected[0].predictions.scores):,} detections of {measurement.results[0].name}"
+    return f", {len(results[0].detected.predictions.scores):,} detections of {results[0].name}"
 
 
 def percent(value: float | None) -> str:
@@ -102,13 +96,14 @@ def _telling(rules: Rules) -> str:
 def _scores(measurement: Measurement) -> list[Table]:
     rules, results = measurement.rules, measurement.results
     names = list(results[0].figures)
-    known = [found.parameters is not None or found.images_per_second is not None for found in measurement.detected]
+    detected = [result.detected for result in results]
+    known = [found.parameters is not None or found.images_per_second is not None for found in detected]
     if len(results) == 1 and not any(known):
         return []  # the headline says it all
     rows, head = [], ["Model", *(label(name, rules) for name in names), "Detections"]
     if any(known):
         head += ["Parameters", "File size", "Images per second"]
-    for result, found in zip(results, measurement.detected, strict=True):
+    for result, found in zip(results, detected, strict=True):
         values = (percent(result.figures[name].value) for name in names)
         row = [result.name, *values, f"{len(found.predictions.scores):,}"]
         if any(known):
@@ -156,15 +151,10 @@ def _pair(difference: Difference, rules: Rules) -> str:
     return f"{label(difference.figure, rules)}, {difference.model} − {difference.baseline}"
 
 
-def _charts(measurement: Measurement, models: Sequence[Measured]) -> list[Chart]:
-    if measurement.rules.protocol is not Protocol.wider:
-        return [class_curves(models)]
+def _official_charts(results: Sequence[Result]) -> list[Chart]:
     charts = []
     for subset in SUBSETS:
-        lines = [
-            official_line(result.name, number, result.official[subset])
-            for number, result in enumerate(measurement.results)
-        ]
+        lines = [official_line(result.name, number, result.official[subset]) for number, result in enumerate(results)]
         charts.append(Chart(f"{subset.capitalize()}: precision and recall", [line for line in lines if line]))
     return charts
 

@@ -1,13 +1,17 @@
 """What stands in a report, whatever it is shown as: `report` makes HTML of it, `report_markdown` Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from components.evaluate.breakdown import Bar
-from components.evaluate.figures import Chart, Whisker
-from components.evaluate.gallery import Gallery
+from components.evaluate.breakdown import Bar, by_event, by_height
+from components.evaluate.counts import Counts, counts_over_thresholds
+from components.evaluate.figures import Chart, Whisker, precision_recall_line
+from components.evaluate.gallery import SPREAD, WORST, Gallery, make_gallery
 from components.evaluate.latency import Latency
-from components.evaluate.measured import Counts
+from components.evaluate.pictures import Reader
+from components.evaluate.rules import Rules
+from components.measure.average_precision import Measured
 
 NONE = "–"
 
@@ -93,6 +97,60 @@ class Page:
     findings: Sequence[str] = ()
 
 
+def page_of(
+    models: Sequence[Measured],
+    rules: Rules,
+    shown: Sequence[Measured],
+    available: Collection[str],
+    read: Reader,
+    **own: Any,  # noqa: ANN401 - attributes of a page
+) -> Page:
+    """Returns a report with what all have in common: curves, counts, figures by height and event, and the gallery.
+
+    Args:
+        models: Whose figures to show.
+        rules: How they were measured.
+        shown: Whose detections to draw in the gallery.
+        available: The images at hand.
+        read: Reads them.
+        own: What else stands in it, or stands there otherwise; see `Page`.
+    """
+    gallery = make_gallery(shown, available, read) if available else None
+    common = {
+        "models": [model.name for model in models],
+        "noun": models[0].noun,
+        "measure": measure_of(models[0], rules),
+        "counts": counts_over_thresholds(models),
+        "heights": by_height(models, rules.bands),
+        "charts": [class_curves(models)],
+        "events": by_event(models),
+        "gallery": gallery,
+        "gallery_text": _gallery_text(shown, gallery.shown, gallery.of) if gallery else "",
+    }
+    return Page(**{**common, **own})
+
+
+def measure_of(model: Measured, rules: Rules) -> str:
+    """Returns the name of the average precision, for example `AP@0.5`."""
+    return f"{'AP' if len(model.matchings) == 1 else 'mAP'}@{rules.iou:g}"
+
+
+def subject(noun: str) -> str:
+    """Returns what a report's title begins with."""
+    return "Face detection" if noun == "faces" else "Object detection"
+
+
+def class_curves(models: Sequence[Measured]) -> Chart:
+    """Returns the chart of precision and recall: a line for each model and class."""
+    curves = [
+        (model.name if len(model.matchings) == 1 else f"{model.name}, {kind}", curve)
+        for model in models
+        for kind, curve in model.curves().items()
+    ]
+    lines = [precision_recall_line(name, number % 6, curve) for number, (name, curve) in enumerate(curves)]
+    return Chart("Precision and recall", [line for line in lines if line])
+
+
 def ratio(value: float | None) -> str:
     """Returns for example `0.907`."""
     return NONE if value is None else f"{value:.3f}"
@@ -124,3 +182,20 @@ def counted_rows(page: Page) -> list[tuple[str, str, int, int, int]]:
         found, false = int(counts.found[number, best]), int(counts.false[number, best])
         rows.append((name, counts.shown()[best], found, false, counts.objects - found))
     return rows
+
+
+def _gallery_text(models: Sequence[Measured], shown: int, of: int) -> str:
+    """Returns what a reader of the gallery has to know."""
+    if shown <= WORST:
+        order = f"All {shown} images, worst first"
+    else:
+        order = f"The {WORST} worst of {of:,} images, then {min(SPREAD, shown - WORST)} spread evenly over the rest"
+    scores = [f"{at:.3g}" for model in models for at in model.best_thresholds().values() if at > float("-inf")]
+    at = " and ".join(filter(None, [", ".join(scores[:-1]), *scores[-1:]])) or "0"
+    whose = f"the {models[0].name} model" if len(models) == 1 else "each model"
+    ranked = "their own F1" if len(models) == 1 else "the mean of the models’ F1"
+    return (
+        f"{order}. Detections of {whose} with a score of at least {at}, where its F1 over all images is best; images "
+        f"are ranked by {ranked} at that score, equal ones by the number of errors. Point at a box to read its score; "
+        "click a picture to enlarge it."
+    )

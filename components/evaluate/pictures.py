@@ -1,7 +1,8 @@
 """The images behind a truth, where they are at hand: of a KITTI set, of a WIDER FACE folder, or of any folder."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,26 @@ from components.formats.listing import IMAGE_SUFFIXES, list_files
 from components.formats.wider import OFFICIAL_NAMES, WiderSource
 from components.measure.dataset import Truth
 from components.step import UserError
+from components.vision.inputs import InputSpec
+from components.vision.scoring import network_input
+
+# Gives, for names of images, those names with the image [H, W, 3], BGR; the boxes' pixels are its pixels.
+Reader = Callable[[Collection[str]], Iterator[tuple[str, Image]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as it is stored.
+
+    Attributes:
+        name: As the truth has it.
+        place: Where it is, for messages.
+        content: Its bytes, not decoded.
+    """
+
+    name: str
+    place: str
+    content: bytes
 
 
 class Pictures:
@@ -58,8 +79,8 @@ class Pictures:
             ]
         return {image_key(name): name for name in names}
 
-    def encoded(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
-        """Yields names of images and their undecoded bytes; of a KITTI set in its order, otherwise in that of `wanted`.
+    def encoded(self, wanted: Collection[str]) -> Iterator[Picture]:
+        """Yields images as they are stored; those of a KITTI set in its order, otherwise in that of `wanted`.
 
         Raises:
             UserError: One is not at hand, or cannot be read.
@@ -73,18 +94,31 @@ class Pictures:
             )
         if self._kitti and self._source:
             chosen = set(wanted)
-            yield from ((s.id, s.image) for s in read_split(self._source, self._split) if s.id in chosen)
+            for sample in read_split(self._source, self._split):
+                if sample.id in chosen:
+                    yield Picture(sample.id, f"{self._source / self._split}: {sample.file_name}", sample.image)
             return
         for name in wanted:
-            yield name, self._read(self._files[image_key(name)])
+            file = self._files[image_key(name)]
+            yield Picture(name, f"{self._source}: {file}", self._read(file))
 
     def decoded(self, wanted: Collection[str]) -> Iterator[tuple[str, Image]]:
         """Yields names of images and their pixels [H, W, 3], BGR; see `encoded`."""
-        for name, content in self.encoded(wanted):
+        for picture in self.encoded(wanted):
             try:
-                yield name, decode(content)
+                yield picture.name, decode(picture.content)
             except ImageError as error:
-                raise UserError(f"{self._source}: {name}: {error}; replace or remove this image") from error
+                raise UserError(f"{picture.place}: {error}; replace or remove this image") from error
+
+    def fitted(self, spec: InputSpec) -> Reader:
+        """Returns what reads images as they lie in a network's input; see `decoded`."""
+        shown = replace(spec, channels=3, order="BGR")
+
+        def read(wanted: Collection[str]) -> Iterator[tuple[str, Image]]:
+            for picture in self.encoded(wanted):
+                yield picture.name, network_input(picture.content, picture.place, shown)[0]
+
+        return read
 
     def _read(self, file: str) -> bytes:
         assert self._source is not None

@@ -1,33 +1,35 @@
-"""The jobs: scoring one model, scoring a served one, and the workflow's final report."""
+"""The jobs of a workflow: scoring one model, scoring a served one, and the final report."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from components.decode.grid.geometry import GridGeometry
+from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
     EVALUATION_KIND,
     METRICS_FILE,
     REPORT_FILE,
     Evaluated,
-    Protocol,
-    evaluate,
     flat_metrics,
     write_evaluation,
 )
+from components.evaluate.inputs import Findings, read_labelled
+from components.evaluate.pictures import Pictures
+from components.evaluate.protocols import measure
 from components.evaluate.report import render
 from components.evaluate.report_markdown import render_markdown
-from components.evaluate.served import evaluate_endpoint, network_geometry
-from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost, row_of
-from components.evaluate.wider import WiderImages
+from components.evaluate.rules import Rules
+from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
 from components.evaluate.workflow_page import DataSet, Serving, workflow_page
+from components.measure.dataset import Truth
 from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
+from components.vision.inputs import InputSpec
 from components.vision.predictor import Predictor, load_predictor
-from components.vision.scoring import ImageSource, KittiImages
+from components.vision.scoring import BATCH_SIZE
 
 # How an endpoint says that it fits images into the network's input as scoring does.
 LETTERBOX = "letterbox"
@@ -35,23 +37,33 @@ LETTERBOX = "letterbox"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which labelled images to score on: a KITTI set or a WIDER FACE folder, and the split of it."""
+    """Which labelled images to score on: a KITTI set or a WIDER FACE folder, the split, and what counts there.
+
+    Attributes:
+        kitti: The KITTI set.
+        wider: The WIDER FACE folder.
+        split: `training` or `validation`.
+        ignore_regions: Whether nothing counts inside ignore regions.
+        batch_size: Images that the network sees at once.
+    """
 
     kitti: Path | None
     wider: Path | None
     split: str
+    ignore_regions: bool = True
+    batch_size: int = BATCH_SIZE
 
-    def open(self, geometry: GridGeometry, classes: Sequence[str], ignore_regions: bool) -> ImageSource:
-        """Opens the images at the size of a network's input, with the classes it knows.
+    @property
+    def folder(self) -> Path:
+        """Where they are.
 
         Raises:
-            UserError: Not exactly one of the two is given, or it cannot be read.
+            UserError: Not exactly one of the two is given.
         """
-        if self.kitti is not None and self.wider is None:
-            return KittiImages(self.kitti, self.split, geometry, classes, ignore_regions)
-        if self.wider is not None and self.kitti is None:
-            return WiderImages(self.wider, self.split, geometry, classes, ignore_regions)
-        raise UserError("give the labelled images with one of --kitti and --wider")
+        given = [*filter(None, (self.kitti, self.wider))]
+        if len(given) != 1:
+            raise UserError("give the labelled images with one of --kitti and --wider")
+        return given[0]
 
     @property
     def digest(self) -> str:
@@ -61,9 +73,8 @@ class Source:
 
     def describe(self) -> DataSet:
         """Returns what the report says about the images."""
-        kind, folder = ("KITTI set", self.kitti) if self.kitti else ("WIDER FACE folder", self.wider)
-        assert folder is not None
-        return DataSet(f"{self.split} split of a {kind}", _is_synthetic(folder))
+        kind = "KITTI set" if self.kitti else "WIDER FACE folder"
+        return DataSet(f"{self.split} split of a {kind}", _is_synthetic(self.folder), self.ignore_regions)
 
 
 def _is_synthetic(folder: Path) -> bool:
@@ -98,24 +109,102 @@ class Outputs:
             check_target(file, None)
 
 
-def score_model(model: Path, source: Source, protocol: Protocol, outputs: Outputs) -> Evaluated:
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Labelled images and the rules by which models are scored on them, in pixels of the network's input.
+
+    Attributes:
+        source: Where the images come from.
+        rules: How models are scored.
+        spec: What the network takes.
+        truth: What is there to be found, in pixels of the stored images.
+        skipped: By what was left out of the truth, how often.
+        pictures: The images.
+    """
+
+    source: Source
+    rules: Rules
+    spec: InputSpec
+    truth: Truth
+    skipped: Mapping[str, int]
+    pictures: Pictures
+
+    @classmethod
+    def open(cls, source: Source, rules: Rules, spec: InputSpec, class_names: Sequence[str]) -> Self:
+        """Reads what a network with this input and these classes can find.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        folder, is_wider = source.folder, source.wider is not None
+        truth, skipped = read_labelled(
+            folder, source.split, class_names, wider=is_wider, ignore_regions=source.ignore_regions
+        )
+        return cls(source, rules, spec, truth, skipped, Pictures(truth, folder, source.split))
+
+    def model(self, name: str, predictor: Predictor) -> Evaluated:
+        """Scores a model in this process."""
+        batch_size = self.source.batch_size
+        found = detect_here(predictor, name, self.pictures, self.truth, Findings(), batch_size, stored_pixels=False)
+        return self._evaluated(name, found)
+
+    def endpoint(self, endpoint: Endpoint) -> Evaluated:
+        """Scores a served detector.
+
+        Its boxes come back in pixels of the stored images. They are mapped into the network's input as the labels are,
+        so that heights, and with them what counts, are those of a model in this process.
+        """
+        found = detect_there(endpoint, "endpoint", self.pictures, self.truth, Findings(), self.spec)
+        return self._evaluated("endpoint", found)
+
+    def _evaluated(self, name: str, detected: Detected) -> Evaluated:
+        assert detected.placements is not None
+        truth = self.truth.placed(detected.placements.scales, detected.placements.offsets)
+        return Evaluated.of(measure(name, truth, detected, self.rules), self.rules, self.skipped)
+
+    def write(
+        self,
+        models: Sequence[Evaluated],
+        rows: Sequence[StageRow],
+        outputs: Outputs,
+        extra: Mapping[str, float],
+        serving: Serving | None = None,
+    ) -> None:
+        """Writes the evaluation of models, and the copies of its report that are asked for."""
+        source, rules, data = self.source, self.rules, self.source.describe()
+        page = workflow_page(models, rows, self.pictures, self.spec, data, rules, serving)
+        html = render(page)
+        settings: dict[str, Any] = {
+            "split": source.split,
+            "min_face_height": rules.min_height,
+            "iou_threshold": rules.iou,
+            "height_bands": [band.name for band in rules.bands],
+            "ignore_regions": source.ignore_regions,
+            # Only scores on the same images can be compared.
+            "data_digest": source.digest,
+        }
+        write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
+        _write_copies(outputs, html, render_markdown(page), {**flat_metrics(models), **extra})
+
+
+def score_model(model: Path, source: Source, rules: Rules, outputs: Outputs) -> Evaluated:
     """Scores one model and writes its evaluation.
 
     Args:
         model: A checkpoint, a model artifact, an exported-model artifact or its ONNX file.
         source: The labelled images.
-        protocol: How to score.
+        rules: How to score.
         outputs: Where the results go.
     """
     predictor = load_predictor(model)
-    images = source.open(predictor.geometry, predictor.class_names, protocol.ignore_regions)
-    result = evaluate("scored", predictor, images, protocol)
-    _write([result], [measured_row(result, model)], images, source, protocol, outputs, {})
+    scoring = Scoring.open(source, rules, predictor.input, predictor.decoder.class_names)
+    result = scoring.model("scored", predictor)
+    scoring.write([result], [measured_row(result, model)], outputs, {})
     return result
 
 
 def score_endpoint(
-    endpoint: Endpoint, model: Path | None, source: Source, protocol: Protocol, outputs: Outputs, differing: float
+    endpoint: Endpoint, model: Path | None, source: Source, rules: Rules, outputs: Outputs, differing: float
 ) -> tuple[list[Evaluated], Difference | None]:
     """Scores a served detector, holds it against the model it was made from where that is given, and writes both.
 
@@ -123,7 +212,7 @@ def score_endpoint(
         endpoint: The served detector.
         model: See `score_model`.
         source: The labelled images, sent as they are stored.
-        protocol: How to score.
+        rules: How to score.
         outputs: Where the results go.
         differing: Share of the images, 0 to 1, in which endpoint and model may find different boxes.
 
@@ -135,24 +224,42 @@ def score_endpoint(
         StageError: The endpoint fails; or it differs from the model in too many images, and all is written.
     """
     predictor = load_predictor(model) if model else None
-    geometry = predictor.geometry if predictor else network_geometry(endpoint)
     if predictor:
-        _refuse_stranger(endpoint, model, predictor)
-    images = source.open(geometry, endpoint.class_names, protocol.ignore_regions)
-    served = evaluate_endpoint(endpoint, images, protocol)
-    results, rows, extra, difference = [served.evaluated], [row_of(served.evaluated)], {}, None
+        _refuse_another(endpoint, model, predictor)
+    scoring = Scoring.open(source, rules, predictor.input if predictor else input_of(endpoint), endpoint.class_names)
+    served = scoring.endpoint(endpoint)
+    results, rows, extra, difference = [served], [measured_row(served, None)], {}, None
     if predictor and model:
-        here = evaluate("in-process", predictor, images, protocol)
+        here = scoring.model("in-process", predictor)
         results, rows = [here, *results], [measured_row(here, model), *rows]
-        difference = compare(here.scored, served.evaluated.scored, served.scales)
+        difference = difference_of(here, served)
         extra = {"differing_images": len(difference.differing), "largest_edge_difference": difference.edge}
-    _write(results, rows, images, source, protocol, outputs, extra, Serving(str(endpoint), served.latency, difference))
+    scoring.write(results, rows, outputs, extra, Serving(str(endpoint), difference))
     if difference and difference.share > differing:
         raise StageError(
             f"{endpoint}: its boxes differ from those of {model} in {len(difference.differing)} of {difference.images} "
             f"images, first in {difference.differing[0]}; at most {differing:.2%} may (all is in {outputs.evaluation})"
         )
     return results, difference
+
+
+def difference_of(here: Evaluated, served: Evaluated) -> Difference:
+    """Compares what a model found here with what it found where it is served, in pixels of the stored images."""
+    one, other = here.result.detected, served.result.detected
+    assert other.placements is not None
+    scales = other.placements.scales[:, 0].tolist()
+    return compare(here.result.measured.images, one.predictions, other.predictions, scales)
+
+
+def input_of(endpoint: Endpoint) -> InputSpec:
+    """Returns what the network behind an endpoint takes.
+
+    Raises:
+        UserError: The endpoint does not say it.
+    """
+    if endpoint.network_size is None:
+        raise UserError(f"{endpoint}: none of its models says the size of the network's input; give --model, too")
+    return InputSpec(*endpoint.network_size)
 
 
 def require_version(endpoint: Endpoint, digest: str) -> None:
@@ -183,9 +290,9 @@ def skip_endpoint(outputs: Outputs) -> None:
     _write_copies(outputs, html, f"# Not scored\n\n{said}\n", {"skipped": True})
 
 
-def _refuse_stranger(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
-    size = predictor.geometry.width, predictor.geometry.height
-    if (endpoint.network_size or size, endpoint.class_names) != (size, tuple(predictor.class_names)):
+def _refuse_another(endpoint: Endpoint, model: Path | None, predictor: Predictor) -> None:
+    size = predictor.input.width, predictor.input.height
+    if (endpoint.network_size or size, endpoint.class_names) != (size, predictor.decoder.class_names):
         raise UserError(f"{model}: its input size or classes are not those behind {endpoint}; give the served model")
     fitting = endpoint.parameters.get("preprocessing", LETTERBOX)
     if fitting != LETTERBOX:
@@ -197,7 +304,7 @@ def final_report(
     quantized: Path,
     earlier: Mapping[str, Path | None],
     source: Source,
-    protocol: Protocol,
+    rules: Rules,
     outputs: Outputs,
 ) -> tuple[Evaluated, Evaluated]:
     """Scores the exported and the quantised model, and writes the workflow's final evaluation.
@@ -207,7 +314,7 @@ def final_report(
         quantized: The quantised model.
         earlier: By stage name, in the table's order, the evaluation of that stage or None.
         source: The labelled images.
-        protocol: How to score.
+        rules: How to score.
         outputs: Where the results go.
 
     Raises:
@@ -215,42 +322,15 @@ def final_report(
     """
     rows = [earlier_row(name, evaluation) for name, evaluation in earlier.items()]
     predictors = load_predictor(exported), load_predictor(quantized)
-    if (predictors[0].geometry, predictors[0].class_names) != (predictors[1].geometry, predictors[1].class_names):
+    kinds = [(predictor.input, predictor.decoder.class_names) for predictor in predictors]
+    if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
-    images = source.open(predictors[0].geometry, predictors[0].class_names, protocol.ignore_regions)
-    before = evaluate("exported", predictors[0], images, protocol)
-    after = evaluate("quantized", predictors[1], images, protocol)
+    scoring = Scoring.open(source, rules, *kinds[0])
+    before, after = scoring.model("exported", predictors[0]), scoring.model("quantized", predictors[1])
     rows += [measured_row(before, exported), measured_row(after, quantized)]
-    lost = points_lost(before.average_precision, after.average_precision)
-    extra = {} if lost is None else {"quantization_points_lost": lost}
-    _write([before, after], rows, images, source, protocol, outputs, extra)
+    lost = points_lost(before.score, after.score)
+    scoring.write([before, after], rows, outputs, {} if lost is None else {"quantization_points_lost": lost})
     return before, after
-
-
-def _write(
-    models: Sequence[Evaluated],
-    rows: Sequence[StageRow],
-    images: ImageSource,
-    source: Source,
-    protocol: Protocol,
-    outputs: Outputs,
-    extra: Mapping[str, float],
-    serving: Serving | None = None,
-) -> None:
-    data = source.describe()
-    page = workflow_page(models, rows, images, data, protocol, serving)
-    html = render(page)
-    settings: dict[str, Any] = {
-        "split": source.split,
-        "min_face_height": protocol.min_height,
-        "iou_threshold": protocol.iou_threshold,
-        "height_bands": [band.name for band in protocol.bands],
-        "ignore_regions": protocol.ignore_regions,
-        # Only scores on the same images can be compared.
-        "data_digest": source.digest,
-    }
-    write_evaluation(outputs.evaluation, models, html, {"synthetic": data.synthetic, **extra}, settings)
-    _write_copies(outputs, html, render_markdown(page), {**flat_metrics(models), **extra})
 
 
 def _write_copies(outputs: Outputs, html: str, markdown: str, figures: Mapping[str, float]) -> None:

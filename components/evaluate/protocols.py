@@ -1,55 +1,17 @@
-"""The protocols by which predictions are measured, and the figures each gives."""
+"""What each protocol makes of predictions: its figures."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-import numpy as np
-
-from components.evaluate.measured import Measured
+from components.evaluate.detectors import Detected
+from components.evaluate.rules import AREA, Protocol, Rules
 from components.measure import coco, tao, wider
-from components.measure.curve import AveragePrecisionMode
+from components.measure.average_precision import Measured, images_of
 from components.measure.dataset import Predictions, Truth
-from components.measure.matching import BoxSizes, HeightBand, ImageBoxes
+from components.measure.matching import BoxSizes
 from components.measure.uncertainty import CurveOutcomes, MeanOutcomes, Outcomes
 from components.step import UserError
-
-
-class Protocol(StrEnum):
-    """How to measure."""
-
-    wider = "wider"
-    coco = "coco"
-    tao = "tao"
-    ap50 = "ap50"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How to measure.
-
-    Attributes:
-        protocol: See `Protocol`.
-        iou: Smallest IoU of a match, for `tao` and `ap50`; the other two have their own.
-        min_height: Smallest object that counts, for `tao` and `ap50`, in pixels of the truth.
-        mode: How a curve becomes an average precision, for `tao` and `ap50`.
-        bands: Heights by which the figures are broken down, in pixels of the truth.
-    """
-
-    protocol: Protocol
-    iou: float = 0.5
-    min_height: float = 0.0
-    mode: AveragePrecisionMode = "integrate"
-    bands: tuple[HeightBand, ...] = ()
-
-    def __post_init__(self) -> None:
-        fixed = self.protocol in (Protocol.wider, Protocol.coco)
-        if fixed and (self.iou, self.min_height, self.mode) != (0.5, 0.0, "integrate"):
-            raise UserError(
-                f"--protocol {self.protocol.value}: it has rules of its own; leave out --iou, --min-height and --mode, "
-                "or take --protocol ap50"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +34,13 @@ class Result:
     Attributes:
         measured: Its detections, matched at the rules' IoU.
         figures: The protocol's numbers by name, the most telling one first.
+        detected: What it found, and what is known of it besides.
         official: By subset, what the official protocol of WIDER FACE counted.
     """
 
     measured: Measured
     figures: Mapping[str, Figure]
+    detected: Detected
     official: Mapping[str, wider.WiderOutcomes] = field(default_factory=dict)
 
     @property
@@ -85,43 +49,23 @@ class Result:
         return self.measured.name
 
 
-# Ours beside another program's: the area under the whole curve, of all detections; the one with an interval.
-AREA = "ap_area"
-# The figure that stands for the others, by protocol.
-MAIN = {Protocol.wider: "hard", Protocol.coco: "ap", Protocol.tao: "map", Protocol.ap50: "map"}
-# What people call the figures.
-_LABELS = {
-    "easy": "Easy",
-    "medium": "Medium",
-    "hard": "Hard",
-    "ap": "AP@[.50:.95]",
-    "ap50": "AP@.50",
-    "ap75": "AP@.75",
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ap_larger_than_64": "AP over 64×64",
-    "ap50_larger_than_64": "AP@.50 over 64×64",
-}
-
-
-def label(figure: str, rules: Rules) -> str:
-    """Returns what people call a figure."""
-    if figure in ("map", AREA):
-        mean = "TAO’s mAP" if rules.protocol is Protocol.tao and figure == "map" else "AP"
-        return f"{mean}@{rules.iou:g}" + (", whole area" if figure == AREA else "")
-    return _LABELS.get(figure, "AP of " + figure.removeprefix("ap_"))
-
-
-def measure(name: str, truth: Truth, predictions: Predictions, rules: Rules) -> Result:
+def measure(name: str, truth: Truth, found: Detected | Predictions, rules: Rules) -> Result:
     """Measures one model.
+
+    Args:
+        name: What it is called.
+        truth: What is there.
+        found: What it found, in the truth's pixels.
+        rules: How to measure.
 
     Raises:
         UserError: The truth does not have what the protocol needs.
     """
     if not truth.class_names:
         raise UserError("the truth names no class; there is nothing to measure")
-    measured = Measured.of(name, truth, predictions, HeightBand(rules.min_height), rules.iou)
+    detected = Detected(found) if isinstance(found, Predictions) else found
+    predictions = detected.predictions
+    measured = Measured.of(name, truth, predictions, rules.sizes, rules.iou)
     if rules.protocol is Protocol.wider:
         if missing := [subset for subset in wider.SUBSETS if subset not in truth.subsets]:
             raise UserError(
@@ -129,15 +73,15 @@ def measure(name: str, truth: Truth, predictions: Predictions, rules: Rules) -> 
                 "the official .mat files as --truth, or take --protocol ap50"
             )
         official = wider.score(truth, predictions)
-        return Result(measured, {kind: _of(outcomes) for kind, outcomes in official.items()}, official)
+        return Result(measured, {kind: _of(outcomes) for kind, outcomes in official.items()}, detected, official)
     if rules.protocol is Protocol.coco:
-        return Result(measured, {**_coco(truth, predictions), AREA: _map(measured, rules)})
+        return Result(measured, {**_coco(truth, predictions), AREA: _map(measured, rules)}, detected)
     if rules.protocol is Protocol.tao:
-        return Result(measured, {**_tao(truth, predictions, rules), AREA: _map(measured, rules)})
+        return Result(measured, {**_tao(truth, predictions, rules), AREA: _map(measured, rules)}, detected)
     classes = {
         f"ap_{kind}": _of_class(measured, kind, rules) for kind in measured.matchings if len(measured.matchings) > 1
     }
-    return Result(measured, {"map": _map(measured, rules), **classes})
+    return Result(measured, {"map": _map(measured, rules), **classes}, detected)
 
 
 def _of(outcomes: Outcomes) -> Figure:
@@ -173,22 +117,10 @@ def _tao(truth: Truth, predictions: Predictions, rules: Rules) -> dict[str, Figu
     """Returns TAO's numbers; a class without objects counts as 0 in its mean, as there."""
     sizes = BoxSizes(minimum_height=rules.min_height)
     values = {
-        kind: tao.average_precision(_images_of(truth, predictions, index), sizes, rules.iou, rules.mode)
-        for index, kind in enumerate(truth.class_names)
+        kind: tao.average_precision(images_of(truth, predictions, kind), sizes, rules.iou, rules.mode)
+        for kind in truth.class_names
     }
     figures = {"map": Figure(math.fsum(values.values()) / len(values))}
     if len(values) > 1:
         figures |= {f"ap_{kind}": Figure(value) for kind, value in values.items()}
     return figures
-
-
-def _images_of(truth: Truth, predictions: Predictions, index: int) -> list[ImageBoxes]:
-    there = truth.where((truth.classes == index) & ~truth.regions)
-    found = predictions.where(predictions.classes == index)
-    detections = np.column_stack([found.boxes, found.scores])
-    return [
-        ImageBoxes(detections[first:last], there.boxes[begin:end])
-        for first, last, begin, end in zip(
-            found.offsets[:-1], found.offsets[1:], there.offsets[:-1], there.offsets[1:], strict=True
-        )
-    ]

@@ -1,12 +1,13 @@
 """The rows of the report's table: what the earlier stages' evaluations say, and what this one measured."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.evaluate.evaluation import METRICS_FILE, Evaluated
+from components.measure.metric import AVERAGE_PRECISION, Score
 from components.step import UserError
 from components.tao.status import STATUS_FILE, status_seconds
 
@@ -17,7 +18,7 @@ class StageRow:
 
     Attributes:
         name: For example `Pruned`.
-        average_precision: At the report's IoU threshold, 0 to 1, or None.
+        score: Its score's value, or None.
         parameters: Number of weights, or None.
         file_bytes: Size of the model file, or None.
         seconds: Time it took to make the model, or None.
@@ -25,7 +26,7 @@ class StageRow:
     """
 
     name: str
-    average_precision: float | None = None
+    score: float | None = None
     parameters: int | None = None
     file_bytes: int | None = None
     seconds: float | None = None
@@ -51,33 +52,28 @@ def earlier_row(name: str, evaluation: Path | None) -> StageRow:
     return StageRow(name, note="skipped") if metrics.get("skipped") else row
 
 
-def measured_row(model: Evaluated, path: Path) -> StageRow:
-    """Returns the row of a model that this evaluation scored; its status log stands in the artifact at `path`."""
-    return _row(model.name.capitalize(), {**model.metrics, "model_seconds": status_seconds(path / STATUS_FILE)})
+def measured_row(model: Evaluated, path: Path | None) -> StageRow:
+    """Returns the row of a model that this evaluation scored; its status log stands in the artifact at `path`, if any.
 
-
-def row_of(served: Evaluated) -> StageRow:
-    """Returns the row of a served detector, of whose model nothing more is known."""
-    return _row(served.name.capitalize(), served.metrics)
+    Of the model behind an endpoint nothing more is known.
+    """
+    seconds = status_seconds(path / STATUS_FILE) if path else None
+    return _row(model.name.capitalize(), {**model.metrics, "model_seconds": seconds})
 
 
 def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
-    score, parameters = metrics.get("mean_average_precision"), metrics.get("parameters")
+    metric = metrics.get("metric", AVERAGE_PRECISION)
+    score, parameters = Score.read({metric: None, **metrics}), metrics.get("parameters")
     size, seconds = metrics.get("file_bytes"), metrics.get("model_seconds")
     return StageRow(
         name,
-        None if score is None else float(score),
+        score.value,
         None if parameters is None else int(parameters),
         None if size is None else int(size),
         None if seconds is None else float(seconds),
     )
 
 
-def points_lost(before: float | None, after: float | None) -> float | None:
-    """Returns by how many points (hundredths) an average precision fell; negative when it rose, None if unknown."""
-    return None if before is None or after is None else 100 * (before - after)
-
-
-def has_gaps(rows: Sequence[StageRow]) -> bool:
-    """Tells whether a row carries a note instead of figures."""
-    return any(row.note for row in rows)
+def points_lost(before: Score, after: Score) -> float | None:
+    """Returns by how many points (hundredths) a score fell; negative when it rose, None if unknown."""
+    return before.points_above(after) if before.is_number and after.is_number else None

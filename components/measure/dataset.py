@@ -4,9 +4,9 @@
 `offsets[i + 1]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,28 @@ Booleans = NDArray[np.bool_]
 
 # The class of a region that counts for every class, as KITTI's `dontcare` does.
 ANY_CLASS = -1
+
+
+_NO_CLASS = -2
+
+
+class Found(Protocol):
+    """What was found in one image."""
+
+    @property
+    def boxes(self) -> NDArray[np.floating[Any]]:
+        """[n, 4] x1, y1, x2, y2."""
+        ...
+
+    @property
+    def scores(self) -> NDArray[np.floating[Any]]:
+        """[n]."""
+        ...
+
+    @property
+    def classes(self) -> Integers:
+        """[n] index into the names of the classes."""
+        ...
 
 
 def offsets_of(counts: Integers) -> Integers:
@@ -45,6 +67,15 @@ class Predictions:
         _require(len(self.boxes), self.offsets, scores=self.scores, classes=self.classes)
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
             raise ValueError("a box or a score is not finite")
+
+    @classmethod
+    def gathered(cls, images: Sequence[Found]) -> Self:
+        """Joins what was found in images, one after the other."""
+        offsets = offsets_of(np.array([len(found.scores) for found in images], np.int64))
+        boxes = np.concatenate([np.zeros((0, 4)), *(found.boxes for found in images)])
+        scores = np.concatenate([np.zeros(0), *(found.scores for found in images)])
+        classes = np.concatenate([np.zeros(0, np.int64), *(found.classes for found in images)])
+        return cls(offsets, boxes.astype(np.float64), scores.astype(np.float64), classes)
 
     @property
     def images(self) -> Integers:
@@ -121,6 +152,23 @@ class Truth:
             subsets={name: values[kept] for name, values in self.subsets.items()},
             areas=None if self.areas is None else self.areas[kept],
         )
+
+    def placed(self, scales: Floats, offsets: Floats) -> Self:
+        """Returns the truth in other pixels, for example those of a network's input.
+
+        Args:
+            scales: [I, 2] new pixels per old one, in x and y.
+            offsets: [I, 2] where the images' left upper corners lie.
+        """
+        image = self.image_of_box
+        boxes = self.boxes * np.tile(scales, 2)[image] + np.tile(offsets, 2)[image]
+        return replace(self, boxes=boxes, areas=None)
+
+    def of_classes(self, class_names: Sequence[str]) -> Self:
+        """Returns the objects of these classes, numbered in this order, and the regions that count for all classes."""
+        numbers = [class_names.index(name) if name in class_names else _NO_CLASS for name in self.class_names]
+        classes = np.array([*numbers, ANY_CLASS], np.int64)[self.classes]
+        return replace(self, class_names=tuple(class_names), classes=classes).where(classes != _NO_CLASS)
 
 
 def _require(rows: int, offsets: Integers, **columns: NDArray[np.generic]) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from components.serve import deploy_commands
-from components.serve.deploy_commands import Backend
+from components.serve.config import Backend, Preprocessing
 
 if TYPE_CHECKING:
     from components.serve.server import LocalServer
@@ -35,13 +34,6 @@ app = typer.Typer(
     help="A detector behind Triton on this machine: gridbox serve [RUN]; and repositories for Triton elsewhere.",
     add_completion=False,
 )
-
-
-class Preprocessing(StrEnum):
-    """See `components.serve.config.RepositorySettings`."""
-
-    letterbox = "letterbox"
-    stretch = "stretch"
 
 
 @app.command(DEFAULT_COMMAND)
@@ -117,13 +109,13 @@ def build(
             help="What runs the network: onnxruntime (CPU, in NVIDIA's image), tensorrt (GPU), or python (CPU, the "
             "local server's only one).",
         ),
-    ] = Backend.onnxruntime,
+    ] = "onnxruntime",
     preprocessing: Annotated[
         Preprocessing,
         typer.Option(
             "--preprocessing", help="Keep the aspect ratio, as the data sets here do, or stretch, as TAO does."
         ),
-    ] = Preprocessing.letterbox,
+    ] = "letterbox",
     triton_release: Annotated[
         str, typer.Option("--triton-release", help="Release of the Triton image that shall serve it; ours by default.")
     ] = "",
@@ -153,8 +145,8 @@ def build(
     from components.serve.repository import build_repository
 
     settings = RepositorySettings(
-        backend.value,
-        preprocessing.value,
+        backend,
+        preprocessing,
         triton_release or TRITON_RELEASE,
         max_batch_size,
         instances,
@@ -163,7 +155,7 @@ def build(
         max_image_pixels,
     )
     build_repository(exported, repository, settings, plan)
-    typer.echo(f"{repository}: a Triton model repository for the backend {backend.value}")
+    typer.echo(f"{repository}: a Triton model repository for the backend {backend}")
 
 
 deploy_commands.mount(app)

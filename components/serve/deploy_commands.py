@@ -2,12 +2,12 @@
 
 import json
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from components.serve.config import Backend
 from components.serve.deploy import Target
 from components.serve.kserve import Mode, Protocol
 from components.serve.release import TRITON_IMAGE
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from components.serve.deploy import Deployed, Gate, Rollout
     from components.serve.gate import ScoredModel
     from components.serve.kserve import Service
-
-
-class Backend(StrEnum):
-    """See `components.serve.config.RepositorySettings`."""
-
-    onnxruntime = "onnxruntime"
-    python = "python"
-    tensorrt = "tensorrt"
 
 
 Name = Annotated[str, typer.Option("--name", help="Name of the InferenceService; by default that of the served model.")]
@@ -69,7 +61,7 @@ def publish(
     ] = None,
     backend: Annotated[
         Backend, typer.Option("--backend", help="What runs the network in Triton; tensorrt needs a plan.")
-    ] = Backend.onnxruntime,
+    ] = "onnxruntime",
     cpu_limit: Annotated[
         str, typer.Option("--cpu-limit", help="Cores that a serving pod may use: threads of the network on CPUs.")
     ] = "4",
@@ -86,7 +78,7 @@ def publish(
         skip(published)
         print("skipped: there is nowhere to publish to; give --base (deploy_base), for example s3://models/faces")
         return
-    settings = RepositorySettings("tensorrt" if plan else backend.value, threads=threads_within(cpu_limit))
+    settings = RepositorySettings("tensorrt" if plan else backend, threads=threads_within(cpu_limit))
     with tempfile.TemporaryDirectory(prefix="gridbox-publish-") as folder:
         build_repository(exported, Path(folder, "model"), settings, plan)
         done = publish_repository(Path(folder, "model"), base, published)

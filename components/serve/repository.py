@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from components.decode.description import upgraded
 from components.serve import models
 from components.serve.config import MODEL_FILES, VERSION, RepositorySettings, configurations, digest_parameter
 from components.serve.families import DEFAULT, family, family_of
@@ -86,8 +87,9 @@ def _fitted_to_plan(
         UserError: It is another model's, another Triton release's, or cannot take the batches.
     """
     found = read_manifest(plan, PLAN_KIND)["settings"]
-    for name in ("class_names", "geometry", "tensors"):
-        if found.get(name) != description.get(name):
+    theirs, ours = (_network_of(each) for each in (found, description))
+    for name in theirs:
+        if not _agree(theirs[name], ours[name]):
             raise UserError(f"{plan}: its {name} are not the model's; build the plan of this model")
     if found["triton_release"] != settings.triton_release:
         made, wanted = found["triton_release"], settings.triton_release
@@ -99,6 +101,20 @@ def _fitted_to_plan(
         )
     fitted = replace(settings, max_batch_size=settings.max_batch_size or largest)
     return fitted, {name: found[name] for name in ("gpu", "compute_capability", "tensorrt_version", "precision")}
+
+
+def _network_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a plan has to share with the model that it is served as."""
+    whole = upgraded(description)
+    geometry = {**whole["input"], **whole["decoder"].get("geometry", {})}
+    return {"class_names": whole.get("class_names"), "geometry": geometry, "tensors": whole.get("tensors")}
+
+
+def _agree(one: object, other: object) -> bool:
+    """Tells whether two descriptions say the same wherever both say something: TAO's say less than ours."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys())
+    return one == other
 
 
 def onnx_file(model: Path) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from components import step
+from components.decode.description import upgraded
 from components.serve.release import TENSORRT_VERSION, TRITON_RELEASE
 from components.step import StageError, UserError, publish, read_manifest, write_json, write_manifest
 
@@ -104,7 +105,7 @@ def command(onnx: Path, plan: Path, settings: Mapping[str, Any], build: Build, t
     low, best, high = build.batches
     if not 1 <= low <= best <= high:
         raise UserError(f"batches {low}, {best}, {high}: smallest, best and largest must ascend from 1")
-    name, size = settings["tensors"]["input"], settings["geometry"]
+    name, size = settings["tensors"]["input"], upgraded(settings)["input"]
     shapes = {
         option: f"{name}:{batch}x3x{int(size['height'])}x{int(size['width'])}"
         for option, batch in (("minShapes", low), ("optShapes", best), ("maxShapes", high), ("shapes", best))

@@ -79,8 +79,8 @@ def load_network(path: Path) -> GridNet:
     """Builds and loads the network of a model file, or of a model artifact's `weights/` folder.
 
     Args:
-        path: Ours (`.safetensors`), or TAO's unencrypted `.hdf5`, which does not name its classes: the network's
-            configuration `has_placeholder_names` then, and default clustering and box scale.
+        path: Ours (`.safetensors`), or TAO's unencrypted `.hdf5`, which does not name its classes: they are
+            `placeholder_names` then, and clustering and box scale the default ones.
 
     Raises:
         UserError: The file is missing, broken, encrypted by TAO, or holds no detector.

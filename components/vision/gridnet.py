@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from components.decode.grid.clustering import Clustering
+from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
-from components.step import UserError
-from components.vision.resnet import ResNet, ResNetConfig, initialise
+from components.vision.inputs import InputSpec
+from components.vision.network import Network
+from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
 COVERAGE_HEAD = "output_cov"
 BBOX_HEAD = "output_bbox"
@@ -42,24 +44,6 @@ class GridNetConfig:
         """Returns the same configuration around another backbone."""
         return replace(self, backbone=backbone)
 
-    @property
-    def has_placeholder_names(self) -> bool:
-        """Whether the model file did not say the classes' names."""
-        return self.class_names == placeholder_names(len(self.class_names))
-
-    def with_classes(self, class_names: tuple[str, ...], clustering: Mapping[str, Clustering]) -> Self:
-        """Returns the same configuration with its classes named (in the order of the channels) and clustered anew.
-
-        Raises:
-            UserError: The network has another number of classes.
-        """
-        if len(class_names) != len(self.class_names):
-            raise UserError(
-                f"the model has {len(self.class_names)} classes, the spec names {len(class_names)} "
-                f"({', '.join(class_names)}); use the spec it was trained with"
-            )
-        return replace(self, class_names=class_names, clustering=clustering)
-
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
         return {
@@ -80,13 +64,15 @@ class GridNetConfig:
         )
 
 
-class GridNet(nn.Module):
+class GridNet(Network):
     """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
 
     Attributes:
         config: What it was built from.
         pretrained_layers: TAO's names of the layers whose weights came from a pretrained model file.
     """
+
+    outputs = (COVERAGE, BBOX)
 
     def __init__(self, config: GridNetConfig) -> None:
         super().__init__()
@@ -99,11 +85,28 @@ class GridNet(nn.Module):
         initialise(self.output_bbox)
         initialise(self.output_cov)
 
+    @property
+    def input(self) -> InputSpec:
+        """See `Network`."""
+        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+
+    @property
+    def decoder(self) -> GridDecoder:
+        """See `Network`."""
+        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""
         features = self.backbone(images)
         # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
+
+    def with_channels(self, counts: Mapping[str, int]) -> Self:
+        """Returns an untrained network whose convolutions, by path, have so many output channels."""
+        named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
+        backbone = self.config.backbone
+        channels = {name: named[name] for name in backbone.channels}
+        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
 
     def train(self, mode: bool = True) -> Self:
         """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""
@@ -112,20 +115,3 @@ class GridNet(nn.Module):
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
                 module.eval()
         return self
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Returns the number of weights as Keras counts them: moving batch statistics included."""
-    return sum(
-        value.numel() for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
-    )
-
-
-def parameters_of(backbone: ResNetConfig, classes: int) -> int:
-    """Returns what `count_parameters` would count for such a network, without building it."""
-    batch_norm = 4 if backbone.use_batch_norm else 0  # scale, shift and two moving statistics
-    total = 5 * classes * (backbone.out_channels + 1)
-    for convolution in backbone.convolutions():
-        weights = backbone.in_channels(convolution) * convolution.kernel**2 + 1 + batch_norm
-        total += backbone.channels[convolution.name] * weights
-    return total

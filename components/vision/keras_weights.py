@@ -133,8 +133,8 @@ def stored_backbone(file: KerasFile) -> ResNetConfig:
 def load_keras(path: Path) -> GridNet:
     """Rebuilds the detector that a Keras file holds, pruned or not, from its names, shapes and architecture.
 
-    TAO's files say nothing of class names, clustering and box scale: they become `class_0` …, and defaults (see
-    `GridNetConfig.with_classes`). Files written by `save_keras` keep theirs.
+    TAO's files say nothing of class names, clustering and box scale: they become `class_0` …, and defaults.
+    Files written by `save_keras` keep theirs.
 
     Raises:
         UserError: It is none, or one that this engine does not build.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.step import StageError, UserError
 from components.vision.checkpoint import SUFFIX, save_network
 from components.vision.distributed import Group, joined
-from components.vision.gridnet import count_parameters
+from components.vision.network import count_parameters
 from components.vision.status import StatusLog
 from components.vision.task import Step, Targets, Task, Validation
 from components.vision.threads import available_cores

@@ -1,23 +1,20 @@
-"""Export to ONNX with TAO's tensor names, checked against PyTorch before the file is trusted."""
+"""Export to ONNX, checked against PyTorch before the file is trusted."""
 
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
-from components.decode.grid.clustering import detect
-from components.decode.grid.decode import decode
-from components.decode.grid.geometry import GridGeometry
-from components.formats.images import Image
+from components.decode.decoder import Tensors
 from components.step import StageError, UserError, publish
-from components.vision.gridnet import GridNet
-from components.vision.predictor import BBOX_OUTPUT, COVERAGE_OUTPUT, INPUT, TENSOR_SUFFIX, Grids
+from components.vision.inputs import Image, InputSpec
+from components.vision.network import Network
 
 # TAO's own choice is 12; INT8 with a scale for each channel (`gridbox convert int8`) starts at 13.
 OPSET = 13
@@ -30,67 +27,48 @@ _TIMELESS = {"Add", "Conv", "MaxPool", "Pad", "Relu", "Sigmoid"}
 # Of the largest output. A wrong graph is off by its whole size; a right one was seen at 1.1e-4 in a network that had
 # trained for a few steps only, so that its activations were large.
 TOLERANCE = 5e-4
-# Edges of a detection that differ by no more are the same.
-_SAME_PIXELS = 0.1
 _PROBES = 4
 
-
-@dataclass(frozen=True, slots=True)
-class TensorNames:
-    """What the input and the outputs of an ONNX file are called."""
-
-    input: str
-    bbox: str
-    coverage: str
-
-    @classmethod
-    def of_tao(cls, suffix: bool = False) -> "TensorNames":
-        """Returns TAO's names, with the `:0` of its ONNX files if `suffix`."""
-        end = TENSOR_SUFFIX if suffix else ""
-        return cls(INPUT + end, BBOX_OUTPUT + end, COVERAGE_OUTPUT + end)
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How well an ONNX file agrees with PyTorch, over drawn images.
+class _Ordered(torch.nn.Module):
+    """A network that gives its outputs in another order."""
 
-    Attributes:
-        difference: The largest difference of an output, as a share of the output's largest value (or of 1, where
-            that is less).
-        pixels: The largest difference of a box's edge, over the boxes of all cells.
-        detections: Detections that were found, the same by both (but for at most one in twenty, and a single one:
-            where rounding decides, either side may be right).
-    """
-
-    difference: float
-    pixels: float
-    detections: int
-
-
-class _TaoOrder(torch.nn.Module):
-    """TAO's graph gives the bbox output first."""
-
-    def __init__(self, network: GridNet) -> None:
+    def __init__(self, network: torch.nn.Module, order: Sequence[int]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.order = network, order
         self.eval()  # the wrapper too, or the exporter warns
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        coverage, bbox = self.network(images)
-        return bbox, coverage
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.network(images)
+        return tuple(outputs[index] for index in self.order)
 
 
-def export_onnx(
-    network: GridNet, path: Path, opset: int = OPSET, static_batch: int = 0, names: TensorNames | None = None
-) -> Agreement:
-    """Writes `network` as an ONNX file and compares it with PyTorch on drawn images.
+def export(
+    network: Network,
+    path: Path,
+    names: Mapping[str, str],
+    agree: Callable[[Tensors, Tensors], Found],
+    *,
+    source: str,
+    opset: int = OPSET,
+    static_batch: int = 0,
+) -> tuple[float, Found]:
+    """Writes a network as an ONNX file and compares it with PyTorch on drawn images.
 
     Args:
         network: The network; it is put into evaluation mode (batch norms are folded into the convolutions).
         path: Where the file shall stand.
+        names: By the network's names, what the file shall call its outputs, in the order that they shall have there.
+        agree: Looks at what the outputs mean, of the file and of PyTorch, and raises StageError where they differ.
+        source: What the file shall call its input.
         opset: ONNX operator set, one of `OPSETS`.
         static_batch: A fixed batch size, or 0 for a dynamic one.
-        names: Of the tensors; TAO's without suffix when None.
+
+    Returns:
+        The largest difference of an output, as a share of the output's largest value (or of 1, where that is less), and
+        what `agree` returns.
 
     Raises:
         UserError: This operator set cannot be written.
@@ -99,18 +77,23 @@ def export_onnx(
     if opset not in OPSETS:
         raise UserError(f"ONNX operator set {opset} cannot be written; choose one from {OPSETS[0]} to {OPSETS[-1]}")
     network.eval().cpu()
-    names = names or TensorNames.of_tao()
     with publish(path) as scratch:
-        _write(network, scratch, static_batch, names)
+        _write(network, scratch, static_batch, source, names)
         graph = onnx.load(scratch)
         _declare(graph, opset)
         onnx.checker.check_model(graph, full_check=True)
         onnx.save(graph, scratch)
-        return _compare(network, scratch, static_batch, names)
+        ours, theirs = _outputs(network, scratch, static_batch, source, names)
+        difference = max(
+            float(np.abs(ours[name] - theirs[name]).max() / max(1.0, float(np.abs(theirs[name]).max())))
+            for name in names
+        )
+        if difference > TOLERANCE:
+            raise StageError(f"{path}: its outputs differ from PyTorch's by {difference:.2g} (limit {TOLERANCE})")
+        return difference, agree(ours, theirs)
 
 
-def _write(network: GridNet, file: Path, static_batch: int, names: TensorNames) -> None:
-    geometry = network.config.geometry
+def _write(network: Network, file: Path, static_batch: int, source: str, names: Mapping[str, str]) -> None:
     shapes = None if static_batch else ({0: torch.export.Dim("batch", min=1)},)
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -119,11 +102,11 @@ def _write(network: GridNet, file: Path, static_batch: int, names: TensorNames) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # raised inside torch.export on Python 3.11
             torch.onnx.export(
-                _TaoOrder(network),
-                (torch.zeros(static_batch or 2, 3, geometry.height, geometry.width),),
+                _Ordered(network, [network.outputs.index(name) for name in names]),
+                (torch.zeros(static_batch or 2, *network.input.shape),),
                 file,
-                input_names=[names.input],
-                output_names=[names.bbox, names.coverage],
+                input_names=[source],
+                output_names=list(names.values()),
                 opset_version=_WRITTEN_OPSET,
                 dynamic_shapes=shapes,
                 external_data=False,
@@ -154,59 +137,29 @@ def _declare(graph: onnx.ModelProto, opset: int) -> None:
 
 
 @torch.no_grad()
-def _compare(network: GridNet, file: Path, static_batch: int, names: TensorNames) -> Agreement:
-    """Compares outputs, boxes and detections.
-
-    Raises:
-        StageError: They differ.
-    """
+def _outputs(
+    network: Network, file: Path, static_batch: int, source: str, names: Mapping[str, str]
+) -> tuple[Tensors, Tensors]:
+    """Returns the outputs of the file and of PyTorch for drawn images, by the network's names."""
     import onnxruntime
 
-    config = network.config
-    probes = [probe_image(config.geometry, seed) for seed in range(static_batch or _PROBES)]
-    pixels = np.stack(probes)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    probes = [probe_image(network.input, seed) for seed in range(static_batch or _PROBES)]
+    pixels = network.input.prepare([network.input.place(probe)[0] for probe in probes])
     session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
-    ours: Grids = tuple(session.run([names.coverage, names.bbox], {names.input: pixels}))
-    theirs: Grids = tuple(grid.numpy() for grid in network(torch.from_numpy(pixels)))
-    difference = max(
-        float(np.abs(a - b).max() / max(1.0, float(np.abs(b).max()))) for a, b in zip(ours, theirs, strict=True)
-    )
-    if difference > TOLERANCE:
-        raise StageError(f"{file}: its outputs differ from PyTorch's by {difference:.2g} (limit {TOLERANCE})")
-    widest, lonely, detections = 0.0, 0, 0
-    for image in range(len(probes)):
-        for channel, name in enumerate(config.class_names):
-            pair = [(grids[0][image, channel], grids[1][image, 4 * channel :][:4]) for grids in (ours, theirs)]
-            edges = [decode(bbox, config.geometry) for _, bbox in pair]
-            widest = max(widest, float(np.abs(edges[0] - edges[1]).max()))
-            found = [detect(*grids, config.geometry, config.clustering[name]) for grids in pair]
-            lonely += _without_counterpart(found[0], found[1])
-            detections += len(found[1])
-    if lonely > max(1, detections // 20):
-        raise StageError(f"{file}: of {detections} detections in drawn images {lonely} differ from PyTorch's")
-    return Agreement(difference, widest, detections)
+    ours = dict(zip(names, session.run(list(names.values()), {source: pixels}), strict=True))
+    theirs = [output.numpy() for output in network(torch.from_numpy(pixels))]
+    return ours, dict(zip(network.outputs, theirs, strict=True))
 
 
-def _without_counterpart(first: NDArray[np.float32], second: NDArray[np.float32]) -> int:
-    """Returns how many detections ([K, 5] and [L, 5]) the other side has not found too.
-
-    Where a cell lies within the tolerance of a threshold, or two boxes within that of a distance, either may fall on
-    either side; so a few may be without a counterpart.
-    """
-    near = np.abs(first[:, None, :4] - second[None, :, :4]).max(axis=2, initial=0.0) <= _SAME_PIXELS
-    near &= np.abs(first[:, 4:] - second[:, 4]) <= 1e-3 * np.maximum(1, second[:, 4])
-    return int(np.sum(~near.any(axis=1)) + np.sum(~near.any(axis=0)))
-
-
-def probe_image(geometry: GridGeometry, seed: int) -> Image:
-    """Draws an image of the network's size with what noise lacks: light, shades, objects of all sizes, edges."""
+def probe_image(spec: InputSpec, seed: int) -> Image:
+    """Draws an image of the network's size, BGR, with what noise lacks: light, shades, objects of all sizes, edges."""
     random = np.random.default_rng(seed)
-    size = geometry.width, geometry.height
+    size = spec.width, spec.height
     coarse = random.integers(0, 256, (4, 6, 3), np.uint8)
     image = np.asarray(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC), np.uint8)
     for _ in range(12):
         center = tuple(int(random.integers(edge)) for edge in size)
-        radius = int(random.uniform(0.05, 0.3) * geometry.height)
+        radius = int(random.uniform(0.05, 0.3) * spec.height)
         colour, dark = random.integers(40, 256, 3).tolist(), random.integers(0, 90, 3).tolist()
         cv2.ellipse(image, center, (max(2, radius * 3 // 4), max(2, radius)), 0, 0, 360, colour, -1, cv2.LINE_AA)
         for side in (-1, 1):

@@ -1,199 +1,64 @@
-"""Running a predictor over labelled images, and matching what it finds with what is there."""
+"""The loop in which a network looks at images, batch by batch, wherever they come from."""
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 
-from components.decode.grid.clustering import detect
-from components.decode.grid.geometry import GridGeometry
-from components.formats.images import ImageError, Letterbox, decode
-from components.formats.kitti import IGNORED_CLASS, read_split
-from components.measure.boxes import Floats
-from components.measure.matching import ImageBoxes, Matcher
-from components.step import MANIFEST, UserError, read_manifest
-from components.vision.predictor import Detector, Images, Predictor, cluster
+from components.decode.decoder import Decoder
+from components.decode.instances import Instances, Placement
+from components.formats.images import ImageError, decode
+from components.step import UserError
+from components.vision.inputs import Image, Images, InputSpec
+from components.vision.predictor import Predictor
+
+BATCH_SIZE = 16
+
+Key = TypeVar("Key")
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledImage:
-    """One image as the network sees it; boxes in pixels of the network's input.
-
-    Attributes:
-        id: Its name in the data set.
-        pixels: [H, W, 3] RGB uint8.
-        objects: By class name, [T, 4].
-        regions: [R, 4] regions in which nothing counts.
-        encoded: The image as it is stored; empty where pixels were stored.
-        letterbox: How the stored image was fitted into the network's input, where it was.
-    """
-
-    id: str
-    pixels: Images
-    objects: Mapping[str, Floats]
-    regions: Floats
-    encoded: bytes = b""
-    letterbox: Letterbox | None = None
-
-
-class ImageSource(Protocol):
-    """Labelled images that can be walked through more than once.
-
-    Attributes:
-        skipped: What was left out in the last walk and how often, for example labels of other classes.
-    """
-
-    skipped: Counter[str]
-
-    def __iter__(self) -> Iterator[LabelledImage]:
-        """Yields the images in a fixed order."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of images as far as it is known beforehand, otherwise 0."""
-        ...
-
-
-def network_input(content: bytes, source: str, geometry: GridGeometry) -> tuple[Images, Letterbox]:
-    """Decodes an image and letterboxes it into the network's input unless it has that size already.
-
-    Returns:
-        [H, W, 3] RGB uint8, and the letterbox that maps source pixels to it.
+def network_input(content: bytes, source: str, spec: InputSpec) -> tuple[Images, Placement]:
+    """Decodes an image and fits it into a network's input; see `InputSpec.place`.
 
     Raises:
         UserError: The image is broken.
     """
     try:
-        image = decode(content)
+        pixels, placement = spec.place(decode(content))
     except ImageError as error:
         raise UserError(f"{source}: {error}; replace or remove this image") from error
-    letterbox = Letterbox.fit(image.shape[1], image.shape[0], geometry.width, geometry.height)
-    if image.shape[:2] != (geometry.height, geometry.width):
-        image = letterbox.apply(image)
-    return np.ascontiguousarray(image[..., ::-1]), letterbox
+    return np.ascontiguousarray(pixels), placement
 
 
-class KittiImages:
-    """One split of a KITTI set (artifact, or TAO's folders), with the classes a network knows."""
-
-    def __init__(
-        self,
-        kitti_set: Path,
-        split: str,
-        geometry: GridGeometry,
-        class_names: Sequence[str],
-        ignore_regions: bool = True,
-    ) -> None:
-        """Opens the set; images are read while walking through it.
-
-        Args:
-            kitti_set: The set.
-            split: `training` or `validation`.
-            geometry: Size of the network's input; images of another size are letterboxed.
-            class_names: Classes to keep; labels of others are counted in `skipped`.
-            ignore_regions: Whether nothing counts inside `dontcare` labels. Otherwise they are objects to be found.
-
-        Raises:
-            UserError: `dontcare` labels shall be objects, but of which of several classes is unknown.
-        """
-        if not ignore_regions and len(class_names) != 1:
-            raise UserError(
-                f"--no-ignore-regions: this model has {len(class_names)} classes, and a {IGNORED_CLASS} label does not "
-                "say which it is; leave the option out"
-            )
-        self.skipped: Counter[str] = Counter()
-        self._set, self._split, self._geometry = kitti_set, split, geometry
-        # Which class a label counts for; None is a region.
-        self._targets: dict[str, str | None] = {name: name for name in class_names}
-        self._targets[IGNORED_CLASS] = None if ignore_regions else class_names[0]
-
-    def __iter__(self) -> Iterator[LabelledImage]:
-        self.skipped.clear()
-        for sample in read_split(self._set, self._split):
-            source = f"{self._set / self._split}: {sample.file_name}"
-            pixels, letterbox = network_input(sample.image, source, self._geometry)
-            boxes: dict[str | None, list[tuple[float, ...]]] = {target: [] for target in self._targets.values()}
-            boxes[None] = []
-            for label in sample.labels:
-                x1, y1, x2, y2 = label.box
-                if label.class_name not in self._targets:
-                    self.skipped[f"labels of class {label.class_name}"] += 1
-                elif not (x1 < x2 and y1 < y2):
-                    self.skipped["labels without area"] += 1
-                else:
-                    boxes[self._targets[label.class_name]].append(label.box)
-            arrays = {name: letterbox.boxes_to_frame(np.reshape(rows, (-1, 4))) for name, rows in boxes.items()}
-            regions = arrays.pop(None)
-            objects = {name: rows for name, rows in arrays.items() if name}
-            yield LabelledImage(sample.id, pixels, objects, regions, sample.image, letterbox)
-
-    def __len__(self) -> int:
-        if not (self._set / MANIFEST).is_file():
-            folder = self._set / self._split / "images"
-            return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
-        return int(read_manifest(self._set, "kitti_set")["counts"].get(f"{self._split}_images", 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a predictor found in a data set.
+class Inference:
+    """Runs a network over images and decodes its outputs.
 
     Attributes:
-        ids: The images.
-        boxes: By class name, for each image, detections and ground truth.
-        matchers: By class name, ready to be matched.
-        seconds: Time spent in the network and in clustering; reading images is left out.
+        seconds: Time spent in the network and in decoding so far; reading images is left out.
         network_seconds: Of each batch, the time an image spent in the network alone.
     """
 
-    ids: list[str]
-    boxes: dict[str, list[ImageBoxes]]
-    matchers: dict[str, Matcher]
-    seconds: float
-    network_seconds: list[float]
+    def __init__(self, predictor: Predictor, batch_size: int = BATCH_SIZE, decoder: Decoder | None = None) -> None:
+        """Takes the network, and what its outputs mean where its own decoder does not say it."""
+        self._predictor, self._batch_size = predictor, batch_size
+        self._decoder = decoder or predictor.decoder
+        self.seconds = 0.0
+        self.network_seconds: list[float] = []
 
+    def stream(self, images: Iterable[tuple[Key, Image]]) -> Iterator[tuple[Key, Instances]]:
+        """Yields each image's key, and what is in it in pixels of the network's input, in the order of the images.
 
-def score(
-    predictor: Predictor,
-    images: Iterable[LabelledImage],
-    iou_threshold: float | Mapping[str, float] = 0.5,
-    batch_size: int = 16,
-    detector: Detector = detect,
-) -> Scored:
-    """Detects in all images and pairs detections with ground truth.
-
-    Args:
-        predictor: The network.
-        images: Labelled images of the predictor's input size.
-        iou_threshold: Smallest IoU of a match, above 0 and at most 1, for all classes or by class name.
-        batch_size: Images that the network sees at once.
-        detector: How candidates become detections.
-
-    Raises:
-        UserError: There are no images.
-    """
-    ids: list[str] = []
-    boxes: dict[str, list[ImageBoxes]] = {name: [] for name in predictor.class_names}
-    seconds, network_seconds = 0.0, []
-    remaining = iter(images)
-    while batch := list(islice(remaining, batch_size)):
-        pixels = np.stack([image.pixels for image in batch])
-        begin = time.perf_counter()
-        grids = predictor(pixels)
-        network_seconds.append((time.perf_counter() - begin) / len(batch))
-        found = cluster(predictor, grids, detector)
-        seconds += time.perf_counter() - begin
-        for image, detections in zip(batch, found, strict=True):
-            ids.append(image.id)
-            for name, rows in boxes.items():
-                rows.append(ImageBoxes(detections[name], image.objects[name], image.regions))
-    if not ids:
-        raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
-    thresholds = iou_threshold if isinstance(iou_threshold, Mapping) else dict.fromkeys(boxes, iou_threshold)
-    matchers = {name: Matcher(rows, thresholds[name]) for name, rows in boxes.items()}
-    return Scored(ids, boxes, matchers, seconds, network_seconds)
+        Args:
+            images: Keys, which are handed back, and images as `InputSpec.place` gives them.
+        """
+        remaining = iter(images)
+        while batch := list(islice(remaining, self._batch_size)):
+            pixels = np.stack([image for _, image in batch])
+            begin = time.perf_counter()
+            outputs = self._predictor(pixels)
+            self.network_seconds.append((time.perf_counter() - begin) / len(batch))
+            found = self._decoder(outputs)
+            self.seconds += time.perf_counter() - begin
+            yield from zip((key for key, _ in batch), found, strict=True)

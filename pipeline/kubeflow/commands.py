@@ -4,8 +4,7 @@ import functools
 import sys
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -43,14 +42,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.add_typer(schedules.app, name="schedule", rich_help_panel="Kubeflow")
-
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    runs = "runs"
-    pipelines = "pipelines"
-    schedules = "schedules"
 
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or its name (then the newest one).")]
@@ -159,7 +150,7 @@ def _follow(session: Session, run: "Run", stages: dict[str, str]) -> None:
 @connected
 def list_command(
     configuration: "Configuration",
-    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.runs,
+    kind: Annotated[Literal["runs", "pipelines", "schedules"], typer.Argument(help="What to list.")] = "runs",
     limit: Limit = 20,
     output: Output = Form.table,
 ) -> None:
@@ -168,9 +159,9 @@ def list_command(
     gridbox list pipelines
     """
     session = open_session(configuration)
-    if kind is Kind.schedules:
+    if kind == "schedules":
         schedules.list_schedules(session, limit, output)
-    elif kind is Kind.pipelines:
+    elif kind == "pipelines":
         rows = [[each.name, when(each.created), each.id] for each in session.api.pipelines(limit)]
         table(("pipeline", "created", "id"), rows, output)
     else:

@@ -18,7 +18,9 @@ class Ensemble(tensors.Step):
     """Encoded images to boxes: the three steps, joined as `components.serve.config` joins them in Triton's ensemble."""
 
     def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:
-        """Takes the parameters of all three; `outputs` names bbox, then coverage."""
+        """Takes the parameters of all three."""
+        # As decoders name them.
+        self._outputs = [name.removesuffix(":0") for name in parameters["outputs"]]
         self._preprocess = Preprocess(parameters, folder)
         self._network = Network(parameters, folder)
         self._postprocess = Postprocess(parameters, folder)
@@ -26,8 +28,8 @@ class Ensemble(tensors.Step):
     def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
         """Takes `input_image_data`; gives the ensemble's outputs."""
         prepared = self._preprocess(inputs)
-        bbox, coverage = self._network.run(prepared["input_1"])
-        found = self._postprocess({**prepared, "output_bbox/BiasAdd": bbox, "output_cov/Sigmoid": coverage})
+        outputs = dict(zip(self._outputs, self._network.run(prepared["input_1"]), strict=True))
+        found = self._postprocess({**prepared, **outputs})
         return {**found, **{name: prepared[name] for name in ("true_image_size", "image_error")}}
 
 

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.decode.description import upgraded
+from components.decode.instances import Placement
 from components.serve.models import tensors
+from components.vision.inputs import InputSpec
 
 # Begins the error of a request whose images cannot be read: the sender's fault, not the server's.
 IMAGE_ERROR = "image: "
 # OpenCV reads its limit when it is loaded, and names it when an image exceeds it.
 LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
+NOWHERE = Placement()
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,14 @@ class Prepared:
     """One image, ready for the network, or why it is not.
 
     Attributes:
-        pixels: [H, W, 3] BGR uint8, of the network's size.
-        placement: How source pixels lie in it: scale of x and of y, then offset of x and of y.
+        pixels: As `InputSpec.place` gives them.
+        placement: How the source lies in them.
         size: Height, width and channels of the source, upright.
         error: Empty unless the bytes cannot be read.
     """
 
     pixels: NDArray[np.uint8]
-    placement: tuple[float, float, float, float] = (1.0, 1.0, 0.0, 0.0)
+    placement: Placement = NOWHERE
     size: tuple[int, int, int] = (0, 0, 0)
     error: str = ""
 
@@ -42,9 +46,8 @@ class Preprocess(tensors.Step):
     """
 
     def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
-        """Takes the parameters `geometry`, `preprocessing` (letterbox or stretch) and `max_image_pixels`."""
-        self._width, self._height = parameters["geometry"]["width"], parameters["geometry"]["height"]
-        self._stretch = parameters["preprocessing"] == "stretch"
+        """Takes the parameters `max_image_pixels`, and `input` or what stood in its place; see `upgraded`."""
+        self._spec = InputSpec.from_json(upgraded(parameters)["input"])
         self._limit: int = parameters["max_image_pixels"]
         os.environ[LIMIT] = str(self._limit)
         # Only now: it loads OpenCV.
@@ -54,7 +57,7 @@ class Preprocess(tensors.Step):
 
         # Processes work on images side by side; threads within one image would cost more than they bring.
         cv2.setNumThreads(1)
-        self._cv2, self._images = cv2, images
+        self._images = images
 
     def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
         """Takes encoded images, `input_image_data` [N, bytes]; gives what `Prepared` holds."""
@@ -63,13 +66,10 @@ class Preprocess(tensors.Step):
         if all(errors):
             among = f"none of {len(errors)} can be read, the first: " if len(errors) > 1 else ""
             raise tensors.RefusedError(f"{IMAGE_ERROR}{among}{errors[0]}")
-        pixels = np.empty((len(prepared), 3, self._height, self._width), np.float32)
-        for image, planes in zip(prepared, pixels, strict=True):
-            # Blue, green, red to red, green, blue; the arithmetic is that of `OnnxPredictor`.
-            np.divide(image.pixels[..., ::-1].transpose(2, 0, 1), np.float32(255), out=planes, dtype=np.float32)
+        placements = [(*image.placement.scale, *image.placement.offset) for image in prepared]
         return {
-            "input_1": pixels,
-            "placement": np.array([image.placement for image in prepared], np.float64),
+            "input_1": self._spec.prepare([image.pixels for image in prepared]),
+            "placement": np.array(placements, np.float64),
             "true_image_size": np.array([image.size for image in prepared], np.int64),
             "image_error": _text(errors),
         }
@@ -78,17 +78,10 @@ class Preprocess(tensors.Step):
         try:
             image = self._images.decode(content)
         except self._images.ImageError as error:
-            return Prepared(np.zeros((self._height, self._width, 3), np.uint8), error=self._explained(error))
+            black = np.zeros((self._spec.height, self._spec.width, self._spec.channels), np.uint8)
+            return Prepared(black, error=self._explained(error))
         height, width, channels = image.shape
-        if self._stretch:
-            size = self._width, self._height
-            fitted = self._cv2.resize(image, size, interpolation=self._cv2.INTER_AREA)
-            placement = self._width / width, self._height / height, 0.0, 0.0
-        else:
-            letterbox = self._images.Letterbox.fit(width, height, self._width, self._height)
-            fitted = image if (height, width) == (self._height, self._width) else letterbox.apply(image)
-            placement = letterbox.scale, letterbox.scale, float(letterbox.dx), float(letterbox.dy)
-        return Prepared(np.asarray(fitted, np.uint8), placement, (height, width, channels))
+        return Prepared(*self._spec.place(image), (height, width, channels))
 
     def _explained(self, error: Exception) -> str:
         if LIMIT.removeprefix("OPENCV") in str(error):

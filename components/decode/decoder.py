@@ -1,0 +1,69 @@
+"""From tensors to instances: what every kind of network does in its own way."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol, cast
+
+from components.decode.instances import Floats, Instances
+
+Tensors = Mapping[str, Floats]
+
+
+class Decoder(Protocol):
+    """Turns a network's outputs into instances.
+
+    Attributes:
+        class_names: What it can find.
+        tensors: Names of the outputs that it reads.
+        assumed: What its description left open and was assumed, in words.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def tensors(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def assumed(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def __call__(self, tensors: Tensors) -> list[Instances]:
+        """Returns what each of N images shows, in pixels of the network's input.
+
+        Args:
+            tensors: By name, outputs [N, ...].
+        """
+        ...
+
+    def count_classes(self, shapes: Mapping[str, Sequence[int | str]]) -> int | None:
+        """Returns for how many classes a graph with outputs of these shapes is; None where they leave it open."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the `decoder` of a description: its `kind`, and what `load_decoder` needs besides."""
+        ...
+
+
+class _Kind(Protocol):
+    """The module of a kind."""
+
+    def load(self, description: Mapping[str, Any]) -> Decoder: ...
+
+
+def load_decoder(description: Mapping[str, Any]) -> Decoder:
+    """Makes the decoder that a description names; see `components.decode.description`.
+
+    The module `components.decode.<kind>` makes it with its function `load`, so that a new kind is a new file.
+
+    Raises:
+        ValueError: There is no such kind, or the description does not suffice for it.
+    """
+    kind = description["decoder"]["kind"]
+    module = f"components.decode.{kind}"
+    if not str(kind).isidentifier() or find_spec(module) is None:
+        raise ValueError(f"its decoder is of the kind {kind!r}, which this release does not know")
+    try:
+        return cast("_Kind", import_module(module)).load(description)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its decoder of the kind {kind!r} is not described as it should be: {error}") from error

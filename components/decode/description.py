@@ -1,0 +1,24 @@
+"""What is said of a model beside its weights, in one layout, whoever wrote it.
+
+A description is the `settings` of an exported model's manifest, the JSON beside a bare ONNX file, or the parameters of
+a model in Triton. Among its keys are `class_names`; `tensors`, what the graph calls its tensors, by role; `input`, the
+fields of an `InputSpec`; and `decoder`, a `kind` and what that kind needs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def upgraded(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a description with `input` and `decoder`.
+
+    Where there were grid detectors alone, their `geometry`, `clustering` and `preprocessing` stood in their place. So
+    it is in former exports, in what is said of TAO's own, and in the configurations that facenet's clients read.
+    """
+    if "decoder" in description:
+        return dict(description)
+    former = {name: description[name] for name in ("geometry", "clustering") if name in description}
+    size = {name: value for name, value in former.get("geometry", {}).items() if name in ("width", "height")}
+    fit = {"fit": description["preprocessing"]} if "preprocessing" in description else {}
+    rest = {name: value for name, value in description.items() if name not in (*former, "preprocessing")}
+    return {**rest, "input": {**size, **fit}, "decoder": {"kind": "grid", **former}}
