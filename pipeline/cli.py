@@ -114,7 +114,7 @@ def compile_command(
     values = parse_assignments(assignments or (), workflow.types)
     compile_to(pipeline, output, profile, configuration.options(), values)
     if kubernetes:
-        from pipeline.kubeflow.package import write_resources
+        from pipeline.package import write_resources
 
         write_resources(output)
     typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile or workflow.profile}")

@@ -10,7 +10,7 @@ import yaml
 
 from components.step import UserError, parameter_flag
 from pipeline.images import Images, repository
-from pipeline.kubeflow.package import DUMPER, read, stage_name
+from pipeline.package import DUMPER, read, stage_name
 
 PYTHON_EXECUTOR = "kfp.dsl.executor_main"
 EXECUTOR_INPUT = "{{$}}"

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from components.step import UserError, publish
-from pipeline.kubeflow.workflow import SEPARATOR
 
 Document = dict[str, Any]
 
+# Between the keys of the tasks that lie in one another.
+SEPARATOR = "."
 RESOURCE_VERSION = "pipelines.kubeflow.org/v2beta1"
 DIGEST_LETTERS = 12
 # Those in C where PyYAML has them: ten times as fast.
