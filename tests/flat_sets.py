@@ -2,11 +2,31 @@
 
 import contextlib
 import io
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from components.measure.dataset import Predictions, Truth, offsets_of
+from components.measure.matching import ClassBoxes, Matcher
+
+
+@dataclass
+class ImageBoxes:
+    """What was found [D, 5] and what was there [T, 4] in one image; regions [R, 4] follow the objects."""
+
+    detections: np.ndarray
+    truths: np.ndarray
+    regions: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+
+def joined(images):
+    """The boxes of all images, for one class."""
+    truth = truth_of([image.truths for image in images], [image.regions for image in images])
+    return ClassBoxes.of(truth, predictions_of([image.detections for image in images]), "face")
+
+
+def matcher_of(images, iou_threshold=0.5):
+    return Matcher(joined(images), iou_threshold)
 
 
 def truth_of(images, regions=None, class_names=("face",), **more):

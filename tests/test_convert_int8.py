@@ -10,7 +10,7 @@ from square_detector import random_samples, sample, write_detector, write_kitti
 
 from components import program
 from components.convert.commands import app
-from components.convert.int8 import calibration_images
+from components.convert.int8 import draw_images
 from components.step import read_manifest
 from components.vision.inputs import InputSpec
 from components.vision.predictor import load_predictor
@@ -150,9 +150,9 @@ def test_calibration_images_are_spread_over_the_set_and_the_same_every_time(tmp_
     samples = [sample(f"t{index:03d}", [], [], image) for index, image in enumerate(grey)]
     kitti = write_kitti(tmp_path / "kitti", samples, [])
     spec = InputSpec(width, height)
-    chosen = [int(image[0, 0, 0]) for image in calibration_images(kitti, 40, spec)]
-    assert chosen == [int(image[0, 0, 0]) for image in calibration_images(kitti, 40, spec)]
+    chosen = [int(image[0, 0, 0]) for image in draw_images(kitti, 40, spec)]
+    assert chosen == [int(image[0, 0, 0]) for image in draw_images(kitti, 40, spec)]
     assert len(set(chosen)) == 40
     assert 60 < np.mean(chosen) < 140
     assert max(chosen) > 150
-    assert len(calibration_images(kitti, 1000, spec)) == 200
+    assert len(draw_images(kitti, 1000, spec)) == 200

@@ -16,10 +16,10 @@ from components import program
 from components.evaluate import component
 from components.evaluate.commands import app
 from components.evaluate.difference import compare, counterparts
-from components.evaluate.figures import chart_svg, latency_chart
 from components.evaluate.latency import LEAST_REQUESTS, Latency, measure
 from components.evaluate.pictures import Picture
 from components.evaluate.program import Scoring, Source, input_of, require_version
+from components.evaluate.report.figures import chart_svg, latency_chart
 from components.evaluate.rules import Protocol, Rules
 from components.formats.kitti import Label
 from components.measure.matching import HeightBand

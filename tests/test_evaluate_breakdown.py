@@ -7,11 +7,11 @@ import flat_sets
 import numpy as np
 import pytest
 
-from components.evaluate.breakdown import by_attribute, by_event, by_height
-from components.evaluate.counts import counts_over_thresholds
-from components.evaluate.figures import Chart, Whisker, chart_svg, embedded, precision_recall_line, whiskers_svg
-from components.evaluate.gallery import choose, f1, truth_marks
-from components.evaluate.report_markdown import _plain
+from components.evaluate.report.breakdown import by_attribute, by_event, by_height
+from components.evaluate.report.counts import counts_over_thresholds
+from components.evaluate.report.figures import Chart, Whisker, chart_svg, embedded, precision_recall_line, whiskers_svg
+from components.evaluate.report.gallery import choose, f1, truth_marks
+from components.evaluate.report.markdown import _plain
 from components.measure.average_precision import Measured
 from components.measure.curve import PrecisionRecall
 from components.measure.matching import ANY_HEIGHT, FALSE_POSITIVE, TRUE_POSITIVE, ClassBoxes, HeightBand, Matcher

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from flat_sets import ImageBoxes, joined, matcher_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.measure import tao
 from components.measure.curve import PrecisionRecall
-from components.measure.matching import FALSE_POSITIVE, NEUTRAL, BoxSizes, ImageBoxes, Matcher
+from components.measure.matching import FALSE_POSITIVE, NEUTRAL, BoxSizes
 from components.measure.summary import summarise
 
 MODES = ("integrate", "sample")
@@ -74,9 +75,11 @@ def test_a_perfect_detector_scores_one_and_under_tao_loses_its_last_object(objec
     faces = boxes(*[(30 * i, 0, 30 * i + 20, 20) for i in range(objects)])
     image = ImageBoxes(np.column_stack([faces, np.linspace(0.9, 0.1, objects)]), faces)
     for mode in MODES:
-        assert Matcher([image]).match().curve().average_precision(mode) == 1.0
-    assert tao.average_precision([image], BoxSizes(), 0.5, "integrate") == pytest.approx((objects - 1) / objects)
-    assert tao.average_precision([image], BoxSizes(), 0.5, "sample") == 1.0
+        assert matcher_of([image]).match().curve().average_precision(mode) == 1.0
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.5, "integrate") == pytest.approx(
+        (objects - 1) / objects
+    )
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.5, "sample") == 1.0
 
 
 def test_three_of_ten_objects_reach_the_sample_at_three_tenths():
@@ -84,12 +87,12 @@ def test_three_of_ten_objects_reach_the_sample_at_three_tenths():
     assert curve.average_precision("sample") == pytest.approx(4 / 11)
     faces = boxes(*[(30 * i, 0, 30 * i + 20, 20) for i in range(10)])
     image = ImageBoxes(np.column_stack([faces[:3], [0.9, 0.8, 0.7]]), faces)
-    assert tao.average_precision([image], BoxSizes(), 0.5, "sample") == pytest.approx(3 / 11)  # 3/10 < 3 * 0.1
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.5, "sample") == pytest.approx(3 / 11)  # 3/10 < 3 * 0.1
 
 
 def test_summary_follows_the_mode():
     image = ImageBoxes(detections((0, 0, 20, 20, 0.9)), boxes((0, 0, 20, 20), (100, 0, 120, 20)))
-    figures = {mode: summarise({"face": Matcher([image])}, mode=mode) for mode in MODES}
+    figures = {mode: summarise({"face": matcher_of([image])}, mode=mode) for mode in MODES}
     assert figures["integrate"]["mean_average_precision"] == pytest.approx(0.5)
     assert figures["sample"]["mean_average_precision"] == pytest.approx(6 / 11)
     assert figures["sample"]["average_precision_by_height"][1]["average_precision"] == pytest.approx(6 / 11)
@@ -111,11 +114,11 @@ def test_what_is_too_narrow_neither_counts_nor_punishes_unless_tao_is_asked_for(
         detections((0, 0, 20, 20, 0.8), (100, 0, 112, 20, 0.9), (200, 0, 205, 20, 0.95)),
         boxes((0, 0, 20, 20), (100, 0, 109, 20)),
     )
-    result = Matcher([image]).match(sizes)
+    result = matcher_of([image]).match(sizes)
     assert result.outcome.tolist() == [1, NEUTRAL, NEUTRAL]
     assert result.curve().average_precision() == 1.0
     # TAO forgets the narrow face: the box that found it is false.
-    assert tao.average_precision([image], sizes, 0.5, "sample") == pytest.approx(0.5)
+    assert tao.average_precision(joined([image]), sizes, 0.5, "sample") == pytest.approx(0.5)
     assert FALSE_POSITIVE not in result.outcome
 
 
@@ -194,7 +197,7 @@ LIMITS = [(0, 1e9, 0, 1e9), (1, 9999, 4, 9999), (2.5, 10, 3, 8.5)]
 @settings(max_examples=400, deadline=None)
 @given(crowded_images(), st.sampled_from(LIMITS), st.sampled_from([0.3, 0.5, 0.7]), st.sampled_from(MODES))
 def test_tao_average_precision_is_that_of_the_slow_loops(images, limits, threshold, mode):
-    ours = tao.average_precision(images, BoxSizes(*limits), threshold, mode)
+    ours = tao.average_precision(joined(images), BoxSizes(*limits), threshold, mode)
     assert ours == pytest.approx(slow_tao(images, limits, threshold, mode), abs=1e-12)
 
 
@@ -210,29 +213,29 @@ def test_tao_average_precision_on_many_random_boxes():
             images.append(ImageBoxes(np.column_stack([found, random.random(len(found))]), truths))
         slow = slow_tao(images, LIMITS[1], 0.5, mode)
         assert 0.05 < slow < 0.95
-        assert tao.average_precision(images, BoxSizes(*LIMITS[1]), 0.5, mode) == pytest.approx(slow, abs=1e-12)
+        assert tao.average_precision(joined(images), BoxSizes(*LIMITS[1]), 0.5, mode) == pytest.approx(slow, abs=1e-12)
 
 
 def test_tao_rounds_halves_to_the_even_pixel_and_counts_borders():
     truth = boxes((0, 0, 9, 9))
     # 2.5 becomes 2 and 3.5 becomes 4; IoU of 10x10 with 8x8 inside it: 64/100
     image = ImageBoxes(detections((0.5, 0.5, 7.4, 7.4, 0.9)), np.concatenate([truth, truth + 100]))
-    assert tao.average_precision([image], BoxSizes(), 0.64, "sample") == pytest.approx(6 / 11)
-    assert tao.average_precision([image], BoxSizes(), 0.65, "sample") == 0.0
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.64, "sample") == pytest.approx(6 / 11)
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.65, "sample") == 0.0
 
 
 def test_tao_ignores_no_region_and_a_class_without_objects_scores_zero():
     region = ImageBoxes(detections((0, 0, 10, 10, 0.9)), boxes((50, 0, 60, 10)), boxes((0, 0, 20, 20)))
-    assert Matcher([region]).match().outcome.tolist() == [NEUTRAL]
+    assert matcher_of([region]).match().outcome.tolist() == [NEUTRAL]
     found = ImageBoxes(np.vstack([region.detections, (50, 0, 60, 10, 0.8)]), region.truths, region.regions)
-    assert tao.average_precision([found], BoxSizes(), 0.5, "sample") == pytest.approx(0.5)
+    assert tao.average_precision(joined([found]), BoxSizes(), 0.5, "sample") == pytest.approx(0.5)
     for mode in MODES:
         nothing = ImageBoxes(detections((0, 0, 10, 10, 0.9), (0, 0, 9, 9, 0.8)), boxes())
-        assert tao.average_precision([nothing], BoxSizes(), 0.5, mode) == 0.0
-        assert tao.average_precision([], BoxSizes(), 0.5, mode) == 0.0
+        assert tao.average_precision(joined([nothing]), BoxSizes(), 0.5, mode) == 0.0
+        assert tao.average_precision(joined([]), BoxSizes(), 0.5, mode) == 0.0
 
 
 def test_tao_lets_a_detection_look_only_at_the_object_it_overlaps_most():
     image = ImageBoxes(detections((0, 0, 10, 10, 0.8), (0, 0, 10, 11, 0.9)), boxes((0, 0, 10, 11), (0, 3, 10, 10)))
-    assert Matcher([image]).match().curve().average_precision() == 1.0
-    assert tao.average_precision([image], BoxSizes(), 0.5, "sample") == pytest.approx(6 / 11)
+    assert matcher_of([image]).match().curve().average_precision() == 1.0
+    assert tao.average_precision(joined([image]), BoxSizes(), 0.5, "sample") == pytest.approx(6 / 11)

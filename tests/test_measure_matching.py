@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 import pytest
+from flat_sets import ImageBoxes, matcher_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,8 +16,6 @@ from components.measure.matching import (
     TRUE_POSITIVE,
     UNMATCHED,
     HeightBand,
-    ImageBoxes,
-    Matcher,
 )
 
 EMPTY = np.zeros((0, 4))
@@ -31,7 +30,7 @@ def boxes(*rows):
 
 
 def average_precision(images, band=ANY_HEIGHT, threshold=0.5):
-    return Matcher(images, threshold).match(band).curve().average_precision()
+    return matcher_of(images, threshold).match(band).curve().average_precision()
 
 
 def walk(image, band, threshold):
@@ -108,7 +107,7 @@ def crowded_image(draw):
     st.sampled_from([0.3, 0.5, 0.75]),
 )
 def test_deferred_acceptance_is_the_walk_by_descending_score(images, band, threshold):
-    matcher = Matcher(images, threshold)
+    matcher = matcher_of(images, threshold)
     result = matcher.match(band)
     for index, image in enumerate(images):
         outcome, matched, counted = walk(image, band, threshold)
@@ -123,9 +122,9 @@ def test_deferred_acceptance_is_the_walk_by_descending_score(images, band, thres
 
 def test_pairs_computed_in_small_pieces_give_the_same_matches(monkeypatch):
     images = random_images(np.random.default_rng(5), 30)
-    whole = Matcher(images).match(HeightBand(12))
+    whole = matcher_of(images).match(HeightBand(12))
     monkeypatch.setattr("components.measure.pairs._PAIRS_AT_ONCE", 7)
-    pieces = Matcher(images).match(HeightBand(12))
+    pieces = matcher_of(images).match(HeightBand(12))
     assert pieces.matched.tolist() == whole.matched.tolist()
 
 
@@ -147,20 +146,20 @@ def test_second_detection_of_a_face_is_a_false_positive():
         detections((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8), (50, 0, 60, 10, 0.7)),
         boxes((0, 0, 10, 10), (50, 0, 60, 10)),
     )
-    result = Matcher([image]).match()
+    result = matcher_of([image]).match()
     assert result.outcome.tolist() == [TRUE_POSITIVE, FALSE_POSITIVE, TRUE_POSITIVE]
     assert result.curve().average_precision() == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
 
 
 def test_detection_takes_the_next_face_when_a_better_detection_took_its_favourite():
     image = ImageBoxes(detections((0, 0, 10, 10, 0.8), (0, 0, 10, 11, 0.9)), boxes((0, 0, 10, 11), (0, 3, 10, 10)))
-    assert Matcher([image]).match().matched.tolist() == [1, 0]
+    assert matcher_of([image]).match().matched.tolist() == [1, 0]
 
 
 def test_ignore_region_absorbs_any_number_of_detections_but_does_not_count():
     region = boxes((0, 0, 100, 100))
     inside = detections((0, 0, 10, 10, 0.9), (20, 20, 40, 40, 0.8), (95, 95, 115, 115, 0.7))
-    result = Matcher([ImageBoxes(inside, EMPTY, region)]).match()
+    result = matcher_of([ImageBoxes(inside, EMPTY, region)]).match()
     assert result.outcome.tolist() == [NEUTRAL, NEUTRAL, FALSE_POSITIVE]
     assert not result.counted.any()
 
@@ -176,7 +175,7 @@ def test_band_neither_rewards_nor_punishes_what_lies_outside_it():
         detections((0, 0, 30, 30, 0.9), (200, 0, 208, 8, 0.8), (300, 0, 320, 20, 0.7), (0, 0, 30, 23, 0.6)),
         boxes((0, 0, 30, 30), (100, 0, 120, 20)),
     )
-    result = Matcher([image]).match(HeightBand(16, 24))
+    result = matcher_of([image]).match(HeightBand(16, 24))
     assert result.outcome.tolist() == [NEUTRAL, NEUTRAL, FALSE_POSITIVE, FALSE_POSITIVE]
     assert result.counted.tolist() == [False, True]
 
@@ -208,7 +207,7 @@ def test_equal_scores_are_kept_together_except_by_coco_which_keeps_their_order()
     right, wrong = (0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.5)
     images = [ImageBoxes(detections(right, wrong), face)], [ImageBoxes(detections(wrong, right), face)]
     assert [average_precision(image) for image in images] == [0.5, 0.5]
-    assert [Matcher(image).match().curve().coco_average_precision() for image in images] == [1.0, 0.5]
+    assert [matcher_of(image).match().curve().coco_average_precision() for image in images] == [1.0, 0.5]
 
 
 def test_objects_that_are_not_wanted_are_neither_found_nor_missed():
@@ -216,7 +215,7 @@ def test_objects_that_are_not_wanted_are_neither_found_nor_missed():
         detections((0, 0, 10, 10, 0.9), (50, 0, 60, 10, 0.8), (90, 0, 99, 9, 0.7)),
         boxes((0, 0, 10, 10), (50, 0, 60, 10)),
     )
-    matcher = Matcher([image])
+    matcher = matcher_of([image])
     result = matcher.match_objects(np.array([True, False]))
     assert result.outcome.tolist() == [TRUE_POSITIVE, NEUTRAL, FALSE_POSITIVE]
     spared = matcher.match_objects(np.array([True, False]), np.array([True, True, False]))
@@ -228,14 +227,14 @@ def test_boxes_far_from_the_origin_and_far_apart_are_paired_all_the_same():
     far = ImageBoxes(detections((1e7, -1e7, 1e7 + 10, 10 - 1e7, 0.8)), boxes((1e7, 2 - 1e7, 1e7 + 10, 10 - 1e7)))
     assert average_precision([near, far, near]) == 1.0
     with pytest.raises(ValueError, match="too far apart"):
-        Matcher([ImageBoxes(detections((0, 0, 1, 1, 1)), boxes((-1e308, 0, 1, 1), (1e308, 0, 1.7e308, 1)))])
+        matcher_of([ImageBoxes(detections((0, 0, 1, 1, 1)), boxes((-1e308, 0, 1, 1), (1e308, 0, 1.7e308, 1)))])
 
 
 def test_values_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
-        Matcher([ImageBoxes(detections((0, 0, 10, 10, np.nan)), EMPTY)])
+        matcher_of([ImageBoxes(detections((0, 0, 10, 10, np.nan)), EMPTY)])
     with pytest.raises(ValueError, match="threshold"):
-        Matcher([], iou_threshold=0)
+        matcher_of([], iou_threshold=0)
 
 
 def random_images(random, count):
@@ -293,7 +292,7 @@ def coco_evaluation(images, band):
 @pytest.mark.parametrize("band", [ANY_HEIGHT, HeightBand(12, 24), HeightBand(24, 60)], ids=lambda band: band.name)
 def test_agrees_with_pycocotools_at_its_101_recall_points(band):
     images = random_images(np.random.default_rng(3), 120)
-    curve = Matcher(images).match(band).curve()
+    curve = matcher_of(images).match(band).curve()
     evaluation = coco_evaluation(images, band)
     assert curve.objects > 50
     position = np.searchsorted(curve.recall, evaluation.params.recThrs, side="left")
@@ -308,6 +307,6 @@ def test_best_f1_stands_at_a_threshold_that_splits_no_tie():
         detections((0, 0, 10, 10, 0.9), (50, 0, 60, 10, 0.5), (90, 0, 99, 10, 0.5), (200, 0, 210, 10, 0.1)),
         boxes((0, 0, 10, 10), (50, 0, 60, 10)),
     )
-    curve = Matcher([image]).match().curve()
+    curve = matcher_of([image]).match().curve()
     assert curve.scores[curve.best_f1()] == 0.5
     assert curve.f1()[curve.best_f1()] == pytest.approx(0.8)  # 2 of 3 right, 2 of 2 found

@@ -7,13 +7,13 @@ import kube_stub
 import numpy as np
 import pytest
 from deployments import scored
+from flat_sets import ImageBoxes, matcher_of
 from hypothesis import given
 from hypothesis import strategies as st
 from test_serve_kserve import service
 
 from components import store
 from components.measure.evidence import FILE, Evidence, digest_of, read_evidence, write_evidence
-from components.measure.matching import ImageBoxes, Matcher
 from components.measure.metric import AVERAGE_PRECISION, SCALES, Scale, Score
 from components.measure.uncertainty import CurveOutcomes, RatioOutcomes
 from components.objects import open_objects
@@ -228,7 +228,7 @@ def curve_score(found, images=200, seed=0):
     for hit in random.random(images) < found:
         shifted = box + (0 if hit else 100)
         rows.append(ImageBoxes(np.column_stack([shifted, random.random((1, 1))]), box))
-    matcher = Matcher(rows)
+    matcher = matcher_of(rows)
     return CurveOutcomes.of(matcher, matcher.match())
 
 

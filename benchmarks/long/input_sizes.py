@@ -15,16 +15,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from components.detectnet_v2.stage import render_spec
-from components.formats.wider import WiderSource
-from components.measure.matching import HeightBand, ImageBoxes, Matcher
+from components.evaluate.detectors import detect_here
+from components.evaluate.inputs import Findings, read_labelled
+from components.evaluate.pictures import Pictures
+from components.measure.average_precision import Measured
+from components.measure.matching import HeightBand
 from components.step import write_json
 from components.tao.rendering import template_text
 from components.tao.workplace import unpack
-from components.vision.predictor import detect_images, load_predictor
-from components.vision.scoring import network_input
+from components.vision.predictor import load_predictor
 from components.widerface.convert import Conversion, convert
 from pipeline.catalogue import definition
 
@@ -115,14 +115,10 @@ def train(data: Path, results: Path, configuration: Configuration, epochs: int) 
 
 def score(model: Path, raw: Path) -> dict[str, float]:
     """Returns average precision by height in pixels of the original photographs; no face is ignored."""
-    predictor, source, found = load_predictor(model), WiderSource(raw), []
-    for image in source.images("validation"):
-        pixels, placement = network_input(source.read("validation", image.name), image.name, predictor.input)
-        detections = detect_images(predictor, pixels[None])[0].to_source(placement).rows()
-        truths = np.array([face.box for face in image.faces if min(face.box[2:]) > 0], np.float64).reshape(-1, 4)
-        truths[:, 2:] += truths[:, :2]
-        found.append(ImageBoxes(detections, truths))
-    matcher = Matcher(found)
+    predictor = load_predictor(model)
+    truth, _ = read_labelled(raw, "validation", predictor.decoder.class_names, wider=True, ignore_regions=False)
+    found = detect_here(predictor, "", Pictures(truth, raw, "validation"), truth, Findings())
+    (matcher,) = Measured.of("", truth, found.predictions).matchers.values()
     return {band.name: matcher.match(band).curve().average_precision() for band in BANDS}
 
 

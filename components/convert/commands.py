@@ -1,5 +1,6 @@
 """`gridbox convert`: exported models in other precisions."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,18 +45,19 @@ def int8(
     ] = "onnxruntime",
 ) -> None:
     """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
-    from components.convert.int8 import Conversion
+    from components.convert.int8 import Gate, average_precision, draw_images
     from components.convert.int8 import convert as run
     from components.convert.quantize import Runtime
 
-    conversion = Conversion(calibration_images, max_points_lost, min_face_height, Runtime(runtime))
-    result = run(exported, kitti, conversion, quantized)
+    gate = Gate(lambda predictor: average_precision(predictor, kitti, min_face_height), "AP@0.5", max_points_lost)
+    drawn = partial(draw_images, kitti, calibration_images)
+    result = run(exported, quantized, Runtime(runtime), drawn, gate)
     if metrics is not None:
         write_json(metrics, result.metrics())
     if result.calibration_images < calibration_images:
         print(f"The set has only {result.calibration_images} training images; calibrated on all of them")
     change = f"lost {result.points_lost:.2f}" if result.points_lost >= 0 else f"gained {-result.points_lost:.2f}"
     print(
-        f"INT8 {change} points of AP@0.5: {result.before:.4f} before, {result.after:.4f} after; "
+        f"INT8 {change} points of {gate.title}: {result.before.value:.4f} before, {result.after.value:.4f} after; "
         f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after"
     )

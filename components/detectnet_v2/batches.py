@@ -17,6 +17,7 @@ from components.vision.data.annotations import Annotations
 from components.vision.data.cache import Pixels
 from components.vision.data.order import EpochOrder, made_ahead
 from components.vision.data.warp import Resampling, recolour, warp_image
+from components.vision.inputs import InputSpec
 from components.vision.threads import available_cores
 
 
@@ -35,7 +36,8 @@ class Batch:
     """One training batch.
 
     Attributes:
-        images: [N, H, W, 3] RGB: the network's input, or the canvas where there is a resampling.
+        input: What the network takes.
+        images: [N, H, W, 3]: the network's input, or the canvas where there is a resampling.
         coverage: [N, C, h, w].
         coverage_norm: [N, C, h, w].
         bbox: [N, C, 4, h, w].
@@ -43,6 +45,7 @@ class Batch:
         resampling: What `to_tensors` does with the images on the device; None where it has been done.
     """
 
+    input: InputSpec
     images: Pixels
     coverage: NDArray[np.float32]
     coverage_norm: NDArray[np.float32]
@@ -55,7 +58,7 @@ class Batch:
         arrays = (self.images, self.coverage, self.coverage_norm, self.bbox, self.mask)
         images, *targets = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
         coverage, coverage_norm, bbox, mask = targets
-        images = images.permute(0, 3, 1, 2).float().div_(255)
+        images = self.input.prepare_tensor(images)
         if self.resampling is not None:
             images = self.resampling.apply(images)
         return BatchTensors(images, coverage, coverage_norm, bbox, mask)
@@ -132,6 +135,7 @@ class BatchMaker:
         resampling = self._resampling(count)
         height, width = self.data.canvas.shape[1:3] if resampling else (self.geometry.height, self.geometry.width)
         batch = Batch(
+            InputSpec(self.geometry.width, self.geometry.height),
             self._empty((count, height, width, 3), torch.uint8).numpy(),
             self._empty((count, classes, *grid)).numpy(),
             self._empty((count, classes, *grid)).numpy(),

@@ -6,11 +6,11 @@ Source of the layout: TAO 5.0, `core/export/data.py`, `TensorFile`: one group a 
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from components.detectnet_v2 import sources, spec_pb2
 from components.progress import track
 from components.step import UserError, publish
+from components.vision.inputs import InputSpec
 
 _KEY = "_tensorfile_array_key_"
 
@@ -40,8 +40,10 @@ def write_tensorfile(spec: spec_pb2.Experiment, output: Path, batches: int = -1,
         raise UserError(f"-m {batches}: the data set has {whole} batches of {size} images; ask for 1 to {whole}")
     with publish(output) as scratch, h5py.File(scratch, "w") as file:
         file.attrs["count"] = count
-        file.attrs["shape"] = (size, 3, *data.pixels.shape[1:3])
+        height, width = data.pixels.shape[1:3]
+        spec_of_input = InputSpec(width, height)
+        file.attrs["shape"] = (size, *spec_of_input.shape)
         for number in track(range(count), count, "writing batches"):
-            images = data.pixels[number * size : (number + 1) * size].transpose(0, 3, 1, 2).astype(np.float32) / 255
+            images = spec_of_input.prepare(data.pixels[number * size : (number + 1) * size])
             file.create_group(f"{_KEY}_{number}").create_dataset(_KEY, data=images, compression="gzip")
     return count

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.decoding import grid_decoder
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.measure import tao
-from components.measure.average_precision import Measured, images_of
+from components.measure.average_precision import AveragePrecision, Objects
 from components.measure.curve import AveragePrecisionMode
-from components.measure.dataset import ANY_CLASS, Predictions, Truth, offsets_of
+from components.measure.dataset import ANY_CLASS
 from components.measure.matching import BoxSizes
 from components.measure.metric import AVERAGE_PRECISION
 from components.measure.summary import summarise
 from components.step import UserError, write_json
+from components.vision.data.annotations import Annotations
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import Inference
 from components.vision.status import StatusLog
@@ -127,19 +128,18 @@ def evaluate(
     numbers = range(len(data.pixels)) if order is None else order.tolist()
     if not len(numbers):
         raise UserError("no images to score: the chosen split is empty; check the data set and the split's name")
-    decoder = replace(decoder, detector=detect_like_tao5 if tao5 else detect)
-    inference = Inference(predictor, batch_size, decoder)
-    found = [instances for _, instances in inference.stream((number, data.pixels[number]) for number in numbers)]
-    truth, predictions = _truth(data, numbers, decoder.class_names), Predictions.gathered(found)
+    inference = Inference(predictor, batch_size, replace(decoder, detector=detect_like_tao5 if tao5 else detect))
     overlaps = config.minimum_detection_ground_truth_overlap
     sizes = {name: box_sizes(config.evaluation_box_config[name]) for name in decoder.class_names}
-    mode = _MODES[config.average_precision_mode]
-    measured = Measured.of("", truth, predictions, sizes, overlaps)
+    metric = AveragePrecision(decoder.class_names, sizes, overlaps)
+    for place, (number, found) in enumerate(inference.stream((number, data.pixels[number]) for number in numbers)):
+        metric.add(str(place), _objects(data.objects[number]), found)  # an image may come several times
+    measured, mode = metric.measured(), _MODES[config.average_precision_mode]
     figures = summarise(measured.matchers, sizes, mode=mode)
     if tao5:
         precisions = {
-            name: tao.average_precision(images_of(truth, predictions, name), sizes[name], overlaps[name], mode)
-            for name in truth.class_names
+            name: tao.average_precision(matcher.boxes, sizes[name], overlaps[name], mode)
+            for name, matcher in measured.matchers.items()
         }
         mean = statistics.fmean(precisions.values())
         figures |= {"average_precision": precisions, AVERAGE_PRECISION: mean}
@@ -162,19 +162,10 @@ def box_sizes(config: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> BoxSizes
     )
 
 
-def _truth(data: LabelledImages, numbers: Sequence[int], class_names: tuple[str, ...]) -> Truth:
-    """Returns what is there in the images with these numbers, in this order; one may come several times."""
-    objects = [data.objects[number] for number in numbers]
-    boxes = [np.concatenate([each.boxes, each.masked]) for each in objects]
-    classes = [np.concatenate([each.class_ids, np.full(len(each.masked), ANY_CLASS)]) for each in objects]
-    return Truth(
-        tuple(map(str, range(len(objects)))),
-        offsets_of(np.array([len(each) for each in boxes], np.int64)),
-        np.concatenate(boxes).astype(np.float64).reshape(-1, 4),
-        class_names,
-        np.concatenate(classes).astype(np.int64),
-        np.concatenate(classes) == ANY_CLASS,
-    )
+def _objects(annotations: Annotations) -> Objects:
+    boxes = np.concatenate([annotations.boxes, annotations.masked])
+    classes = np.concatenate([annotations.class_ids, np.full(len(annotations.masked), ANY_CLASS)])
+    return Objects(boxes, classes, classes == ANY_CLASS)
 
 
 def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None = None) -> None:

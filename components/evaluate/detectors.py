@@ -182,7 +182,7 @@ class _Gathered:
         found = Predictions.gathered(self._instances)
         whole = Found(self._images, found.images, found.boxes, found.scores, list(class_names), found.classes)
         predictions = aligned(whole, truth, findings)
-        findings.settle(name)
+        findings.raise_if_strict(name)
         return predictions
 
     def placements(self, truth: Truth) -> Placements | None:

@@ -80,7 +80,7 @@ class Findings:
             for what, count in counter.items()
         ]
 
-    def settle(self, source: Path | str) -> None:
+    def raise_if_strict(self, source: Path | str) -> None:
         """Ends the reading of `source` where there are faults and none is allowed.
 
         Raises:
@@ -113,7 +113,7 @@ def read_truth(source: Path, findings: Findings, split: str = "validation") -> T
         findings.fault("truth without any object", 1, str(source))
     empty = np.flatnonzero(np.bincount(truth.image_of_box[~truth.regions], minlength=len(truth.images)) == 0)
     findings.note("images without objects", len(empty), truth.images[empty[0]] if len(empty) else "")
-    findings.settle(source)
+    findings.raise_if_strict(source)
     return truth
 
 
@@ -265,7 +265,7 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
     """
     found = _open_predictions(source, truth, findings, model)
     predictions = aligned(found, truth, findings)
-    findings.settle(source)
+    findings.raise_if_strict(source)
     return predictions
 
 

@@ -119,10 +119,10 @@ def deliver(
     measurement: "Measurement", pictures: "Pictures", as_json: bool, report: Path | None, markdown: Path | None
 ) -> None:
     """Writes the reports, says on standard error what was remarkable, and prints the figures."""
-    from components.evaluate.measuring_page import measuring_page
     from components.evaluate.program import write_text
-    from components.evaluate.report import render
-    from components.evaluate.report_markdown import render_markdown
+    from components.evaluate.report.html import render
+    from components.evaluate.report.markdown import render_markdown
+    from components.evaluate.report.measuring_page import measuring_page
 
     for line in measurement.finding_lines():
         print(line, file=sys.stderr)
@@ -140,7 +140,7 @@ def deliver(
 
 
 def _print(measurement: "Measurement") -> None:
-    from components.evaluate.measuring_page import percent
+    from components.evaluate.report.measuring_page import percent
     from components.evaluate.rules import label
 
     images, rules = len(measurement.truth.images), measurement.rules

@@ -19,11 +19,11 @@ from components.evaluate.evaluation import (
 from components.evaluate.inputs import Findings, read_labelled
 from components.evaluate.pictures import Pictures
 from components.evaluate.protocols import measure
-from components.evaluate.report import render
-from components.evaluate.report_markdown import render_markdown
+from components.evaluate.report.html import render
+from components.evaluate.report.markdown import render_markdown
+from components.evaluate.report.workflow_page import DataSet, Serving, workflow_page
 from components.evaluate.rules import Rules
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
-from components.evaluate.workflow_page import DataSet, Serving, workflow_page
 from components.measure.dataset import Truth
 from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint

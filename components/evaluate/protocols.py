@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from components.evaluate.detectors import Detected
 from components.evaluate.rules import AREA, Protocol, Rules
 from components.measure import coco, tao, wider
-from components.measure.average_precision import Measured, images_of
+from components.measure.average_precision import Measured
 from components.measure.dataset import Predictions, Truth
 from components.measure.matching import BoxSizes
 from components.measure.uncertainty import CurveOutcomes, MeanOutcomes, Outcomes
@@ -77,7 +77,7 @@ def measure(name: str, truth: Truth, found: Detected | Predictions, rules: Rules
     if rules.protocol is Protocol.coco:
         return Result(measured, {**_coco(truth, predictions), AREA: _map(measured, rules)}, detected)
     if rules.protocol is Protocol.tao:
-        return Result(measured, {**_tao(truth, predictions, rules), AREA: _map(measured, rules)}, detected)
+        return Result(measured, {**_tao(measured, rules), AREA: _map(measured, rules)}, detected)
     classes = {
         f"ap_{kind}": _of_class(measured, kind, rules) for kind in measured.matchings if len(measured.matchings) > 1
     }
@@ -113,12 +113,12 @@ def _coco(truth: Truth, predictions: Predictions) -> dict[str, Figure]:
     return {name: Figure(value) for name, value in figures.items()}
 
 
-def _tao(truth: Truth, predictions: Predictions, rules: Rules) -> dict[str, Figure]:
+def _tao(measured: Measured, rules: Rules) -> dict[str, Figure]:
     """Returns TAO's numbers; a class without objects counts as 0 in its mean, as there."""
     sizes = BoxSizes(minimum_height=rules.min_height)
     values = {
-        kind: tao.average_precision(images_of(truth, predictions, kind), sizes, rules.iou, rules.mode)
-        for kind in truth.class_names
+        kind: tao.average_precision(matcher.boxes, sizes, rules.iou, rules.mode)
+        for kind, matcher in measured.matchers.items()
     }
     figures = {"map": Figure(math.fsum(values.values()) / len(values))}
     if len(values) > 1:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from components.measure.boxes import Floats
 from components.measure.curve import AveragePrecisionMode, PrecisionRecall
 from components.measure.dataset import ANY_CLASS, Booleans, Found, Integers, Predictions, Truth, offsets_of
 from components.measure.matching import (
@@ -14,7 +14,6 @@ from components.measure.matching import (
     FALSE_POSITIVE,
     TRUE_POSITIVE,
     ClassBoxes,
-    ImageBoxes,
     Matcher,
     Matching,
     Sizes,
@@ -112,23 +111,19 @@ class Measured:
         return counts
 
 
-class Objects(Protocol):
-    """What is there in one image."""
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What is there in one image.
 
-    @property
-    def boxes(self) -> Floats:
-        """[n, 4] x1, y1, x2, y2."""
-        ...
+    Attributes:
+        boxes: [n, 4] x1, y1, x2, y2.
+        classes: [n] index into the names of the classes, or `ANY_CLASS`.
+        regions: [n] whether it is a region in which nothing counts.
+    """
 
-    @property
-    def classes(self) -> Integers:
-        """[n] index into the names of the classes, or `ANY_CLASS`."""
-        ...
-
-    @property
-    def regions(self) -> Booleans:
-        """[n] whether it is a region in which nothing counts."""
-        ...
+    boxes: NDArray[np.floating[Any]]
+    classes: Integers
+    regions: Booleans
 
 
 class AveragePrecision:
@@ -156,34 +151,21 @@ class AveragePrecision:
 
     def score(self) -> Score:
         """Returns the score of all images."""
-        return self._measured().score()
+        return self.measured().score()
 
     def outcomes(self) -> dict[str, CurveOutcomes]:
         """Returns by class what each image contributed."""
-        return self._measured().outcomes()
+        return self.measured().outcomes()
 
-    def _measured(self) -> Measured:
+    def measured(self) -> Measured:
+        """Returns everything, matched."""
         there = self._truths
         truth = Truth(
             tuple(self._images),
             offsets_of(np.array([len(each.boxes) for each in there], np.int64)),
-            np.concatenate([np.zeros((0, 4)), *(each.boxes for each in there)]),
+            np.concatenate([np.zeros((0, 4)), *(each.boxes for each in there)]).astype(np.float64, copy=False),
             self._class_names,
             np.concatenate([np.zeros(0, np.int64), *(each.classes for each in there)]),
             np.concatenate([np.zeros(0, bool), *(each.regions for each in there)]),
         )
         return Measured.of("", truth, Predictions.gathered(self._found), self._sizes, self._iou)
-
-
-def images_of(truth: Truth, predictions: Predictions, class_name: str) -> list[ImageBoxes]:
-    """Returns the detections and objects of one class, image by image; regions are left out."""
-    index = truth.class_names.index(class_name)
-    there = truth.where((truth.classes == index) & ~truth.regions)
-    found = predictions.where(predictions.classes == index)
-    detections = np.column_stack([found.boxes, found.scores])
-    return [
-        ImageBoxes(detections[first:last], there.boxes[begin:end])
-        for first, last, begin, end in zip(
-            found.offsets[:-1], found.offsets[1:], there.offsets[:-1], there.offsets[1:], strict=True
-        )
-    ]

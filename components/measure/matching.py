@@ -7,8 +7,7 @@ once. A handful of rounds of NumPy replaces the walk.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from components.measure.boxes import Floats
 from components.measure.curve import PrecisionRecall
-from components.measure.dataset import ANY_CLASS, Booleans, Integers, Predictions, Truth, offsets_of
+from components.measure.dataset import ANY_CLASS, Booleans, Integers, Predictions, Truth
 from components.measure.pairs import overlapping_pairs
 
 # What became of a detection.
@@ -96,25 +95,6 @@ ANY_HEIGHT = HeightBand()
 DEFAULT_BANDS = tuple(HeightBand.parse(text) for text in ("12-16", "16-24", "24-40", "40-80", "80+"))
 
 
-def _no_boxes() -> Floats:
-    return np.zeros((0, 4))
-
-
-@dataclass(frozen=True, slots=True)
-class ImageBoxes:
-    """What was found and what was there in one image, for one class. All boxes in the same pixels.
-
-    Attributes:
-        detections: [D, 5] x1, y1, x2, y2, score; in any order.
-        truths: [T, 4] the objects.
-        regions: [R, 4] regions in which nothing counts.
-    """
-
-    detections: NDArray[np.floating]
-    truths: NDArray[np.floating]
-    regions: NDArray[np.floating] = field(default_factory=_no_boxes)
-
-
 @dataclass(frozen=True, slots=True)
 class ClassBoxes:
     """What was found and what was there in all images, for one class; flat arrays (see `components.measure.dataset`).
@@ -151,16 +131,6 @@ class ClassBoxes:
         there = truth.where((truth.classes == index) | (truth.regions & (truth.classes == ANY_CLASS)))
         found = predictions.where(predictions.classes == index)
         return cls(found.boxes, found.scores, found.offsets, there.boxes, there.regions, there.offsets)
-
-    @classmethod
-    def of_images(cls, images: Sequence[ImageBoxes]) -> Self:
-        """Joins the images' arrays; an image's regions follow its objects."""
-        detections = _stack([image.detections for image in images], 5)
-        truths = _stack([part for image in images for part in (image.truths, image.regions)], 4)
-        counts = np.array([(len(i.detections), len(i.truths), len(i.regions)) for i in images], np.int64).reshape(-1, 3)
-        regions = np.repeat(np.tile([False, True], len(images)), counts[:, 1:].ravel())
-        offsets = offsets_of(counts[:, 0]), offsets_of(counts[:, 1] + counts[:, 2])
-        return cls(detections[:, :4], detections[:, 4], offsets[0], truths, regions, offsets[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +173,7 @@ class Matcher:
     any number of times. Of equal overlaps the later truth is taken.
     """
 
-    def __init__(self, boxes: Sequence[ImageBoxes] | ClassBoxes, iou_threshold: float = 0.5) -> None:
+    def __init__(self, boxes: ClassBoxes, iou_threshold: float = 0.5) -> None:
         """Computes all overlaps of at least `iou_threshold`.
 
         Args:
@@ -215,7 +185,7 @@ class Matcher:
         """
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"an IoU threshold lies above 0 and at most at 1, not at {iou_threshold:g}")
-        self.boxes = b = boxes if isinstance(boxes, ClassBoxes) else ClassBoxes.of_images(boxes)
+        self.boxes = b = boxes
         # 0 is the detection that chooses first.
         self._by_rank = np.argsort(-b.scores, kind="stable")
         self._rank = np.empty_like(self._by_rank)
@@ -289,9 +259,3 @@ class Matcher:
         settled = cursor < end
         matched[settled] = truth[cursor[settled]]
         return matched
-
-
-def _stack(parts: Sequence[NDArray[np.floating]], columns: int) -> Floats:
-    """Returns the rows of all parts, as float64 [N, columns]."""
-    rows = [np.reshape(part, (-1, columns)) for part in parts]
-    return np.concatenate([np.zeros((0, columns)), *rows]).astype(np.float64, copy=False)

@@ -11,28 +11,24 @@ It differs from `matching` and `curve`, which are right, in that
 - a class without objects scores 0 and counts in the mean.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from components.measure.boxes import Floats
 from components.measure.curve import AveragePrecisionMode
-from components.measure.matching import ImageBoxes, Sizes
+from components.measure.matching import ClassBoxes, Sizes
 
 
-def average_precision(
-    images: Sequence[ImageBoxes], sizes: Sizes, iou_threshold: float, mode: AveragePrecisionMode
-) -> float:
+def average_precision(boxes: ClassBoxes, sizes: Sizes, iou_threshold: float, mode: AveragePrecisionMode) -> float:
     """Returns TAO's average precision of one class, 0 to 1.
 
     Args:
-        images: The data set: detections and objects of this class, in pixels of the network's input.
+        boxes: What was found and what is there, in pixels of the network's input.
         sizes: The boxes that count, by their width and height before rounding.
         iou_threshold: Smallest IoU of a match.
         mode: See `PrecisionRecall.average_precision`.
     """
-    true_positive, objects = _match(images, sizes, iou_threshold)
+    true_positive, objects = _match(boxes, sizes, iou_threshold)
     if not objects:
         return 0.0
     found = np.cumsum(true_positive)
@@ -40,30 +36,30 @@ def average_precision(
     return _sample(recall, precision) if mode == "sample" else _integrate(recall, precision)
 
 
-def _match(images: Sequence[ImageBoxes], sizes: Sizes, iou_threshold: float) -> tuple[NDArray[np.bool_], int]:
+def _match(boxes: ClassBoxes, sizes: Sizes, iou_threshold: float) -> tuple[NDArray[np.bool_], int]:
     """Returns whether each detection, by descending score, is right [K], and the number of objects.
 
     TAO sorts unstably; here equal scores keep their order.
     """
     scores, favourites, objects = [np.zeros(0)], [np.zeros(0, np.int64)], 0
-    for image in images:
-        detections = np.asarray(image.detections, np.float64).reshape(-1, 5)
-        truths = np.asarray(image.truths, np.float64).reshape(-1, 4)
-        detections, truths = detections[sizes.contains(detections[:, :4])], truths[sizes.contains(truths)]
+    found, wanted = sizes.contains(boxes.detections), sizes.contains(boxes.truths) & ~boxes.regions
+    for image in range(boxes.images):
+        rows, there = (slice(*edges[image : image + 2]) for edges in (boxes.detection_offsets, boxes.truth_offsets))
+        detections, truths = boxes.detections[rows][found[rows]], boxes.truths[there][wanted[there]]
         favourite = np.full(len(detections), -1)
         if len(truths):
             # Python's round and NumPy's rint both take halves to the even neighbour.
-            overlaps = _overlap(np.rint(detections[:, :4]), np.rint(truths))
+            overlaps = _overlap(np.rint(detections), np.rint(truths))
             best = overlaps.argmax(axis=1)
             near = overlaps[np.arange(len(detections)), best] >= iou_threshold
             favourite = np.where(near, objects + best, -1)
-        scores.append(detections[:, 4])
+        scores.append(boxes.scores[rows][found[rows]])
         favourites.append(favourite)
         objects += len(truths)
-    wanted = np.concatenate(favourites)[np.argsort(-np.concatenate(scores).astype(np.float32), kind="stable")]
-    right = np.zeros(len(wanted), bool)
-    right[np.unique(wanted, return_index=True)[1]] = True  # the first one that wants an object gets it
-    return right & (wanted >= 0), objects
+    taken = np.concatenate(favourites)[np.argsort(-np.concatenate(scores).astype(np.float32), kind="stable")]
+    right = np.zeros(len(taken), bool)
+    right[np.unique(taken, return_index=True)[1]] = True  # the first one that wants an object gets it
+    return right & (taken >= 0), objects
 
 
 def _overlap(a: Floats, b: Floats) -> Floats:

@@ -1,15 +1,15 @@
-"""What stands in a report, whatever it is shown as: `report` makes HTML of it, `report_markdown` Markdown."""
+"""What stands in a report, whatever it is shown as: `html` and `markdown`."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.evaluate.breakdown import Bar, by_event, by_height
-from components.evaluate.counts import Counts, counts_over_thresholds
-from components.evaluate.figures import Chart, Whisker, precision_recall_line
-from components.evaluate.gallery import SPREAD, WORST, Gallery, make_gallery
 from components.evaluate.latency import Latency
 from components.evaluate.pictures import Reader
+from components.evaluate.report.breakdown import Bar, by_event, by_height
+from components.evaluate.report.counts import Counts, counts_over_thresholds
+from components.evaluate.report.figures import Chart, Whisker, precision_recall_line
+from components.evaluate.report.gallery import SPREAD, WORST, Gallery, make_gallery
 from components.evaluate.rules import Rules
 from components.measure.average_precision import Measured
 

@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from components.evaluate.figures import (
+from components.evaluate.report.figures import (
     bar_rows,
     bars_svg,
     chart_svg,
@@ -15,7 +15,7 @@ from components.evaluate.figures import (
     rounded,
     whiskers_svg,
 )
-from components.evaluate.page import Intervals, Page, Table
+from components.evaluate.report.page import Intervals, Page, Table
 
 _SYNTHETIC = (
     '<p class="banner"><strong>The images are synthetic.</strong> A program drew them and their labels. The figures '
@@ -33,7 +33,7 @@ _ONE_COLUMN = 14
 def render(page: Page) -> str:
     """Returns a report as HTML."""
     folder = files(__package__)
-    template = Template(folder.joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(folder.joinpath("page.html").read_text(encoding="utf-8"))
     sections = [
         *[_section(table.title, _table(table), table.text) for table in page.scores],
         *[_intervals(intervals) for intervals in page.intervals],
@@ -48,7 +48,7 @@ def render(page: Page) -> str:
     ]
     return template.substitute(
         title=escape(page.title),
-        style=folder.joinpath("report.css").read_text(encoding="utf-8"),
+        style=folder.joinpath("page.css").read_text(encoding="utf-8"),
         subtitle=escape(page.subtitle),
         banner=_SYNTHETIC if page.synthetic else "",
         headline="\n".join(f"<div><dt>{escape(dt)}</dt><dd>{escape(dd)}</dd></div>" for dt, dd in page.headline),

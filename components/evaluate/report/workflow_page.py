@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from components.evaluate.difference import TOLERANCE, Difference
 from components.evaluate.evaluation import Evaluated
-from components.evaluate.page import NONE, Page, Table, duration, measure_of, page_of, ratio, size, subject
 from components.evaluate.pictures import Pictures
+from components.evaluate.report.page import NONE, Page, Table, duration, measure_of, page_of, ratio, size, subject
 from components.evaluate.rules import Rules
 from components.evaluate.stages import StageRow, points_lost
 from components.vision.inputs import InputSpec

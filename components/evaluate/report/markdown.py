@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from components.evaluate.breakdown import Bar
-from components.evaluate.figures import whisker_text
-from components.evaluate.page import Page, Table, counted_rows, ratio
+from components.evaluate.report.breakdown import Bar
+from components.evaluate.report.figures import whisker_text
+from components.evaluate.report.page import Page, Table, counted_rows, ratio
 
 
 def render_markdown(page: Page) -> str:

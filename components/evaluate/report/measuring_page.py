@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from components.evaluate.breakdown import by_attribute
-from components.evaluate.figures import Chart, Whisker, official_line, points
 from components.evaluate.measuring import Difference, Measurement
-from components.evaluate.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.pictures import Pictures
 from components.evaluate.protocols import Result
+from components.evaluate.report.breakdown import by_attribute
+from components.evaluate.report.figures import Chart, Whisker, official_line, points
+from components.evaluate.report.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.rules import MAIN, Protocol, Rules, label
 from components.measure.wider import SUBSETS
 

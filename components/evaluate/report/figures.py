@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from components.evaluate.breakdown import Bar
 from components.evaluate.latency import Latency
+from components.evaluate.report.breakdown import Bar
 from components.measure.boxes import Floats
 from components.measure.curve import PrecisionRecall
 from components.measure.uncertainty import Interval

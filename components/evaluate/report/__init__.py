@@ -1,0 +1,1 @@
+"""What people read of an evaluation: one self-contained HTML page, or Markdown."""
