@@ -79,7 +79,7 @@ class Package:
         return {path: path if name in often else name for path, name in found.items()}
 
     def without_cache(self) -> "Package":
-        """Returns the same pipeline whose stages all run anew."""
+        """Returns the same pipeline without Kubeflow's cache."""
         spec = copy.deepcopy(self.spec)
         for component in (spec["root"], *(spec.get("components") or {}).values()):
             for task in (component.get("dag") or {}).get("tasks", {}).values():
@@ -151,7 +151,7 @@ def resources(package: Package) -> str:
 
 
 def write_resources(file: Path) -> None:
-    """Puts a pipeline's custom resources in the place of its compiled file."""
+    """Replaces a compiled file by the pipeline's custom resources."""
     text = resources(read(file))
     with publish(file) as scratch:
         scratch.write_text(text, encoding="utf-8")

@@ -41,11 +41,11 @@ def _setting(help_text: str, default: Any = "") -> Any:  # noqa: ANN401 - of the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the commands for Kubeflow need to know. An empty text means that nobody has set it."""
+    """Settings of the commands for Kubeflow. An empty string means that it is not set."""
 
     endpoint: str = _setting("URL of Kubeflow Pipelines: its UI, or its API server.")
     namespace: str = _setting("The namespace of your runs; a Kubeflow for several users wants one.")
-    token_file: str = _setting("File that holds a bearer token; it is read anew for every request.")
+    token_file: str = _setting("File that holds a bearer token; it is read for every request.")
     ca_file: str = _setting("Certificates (PEM) of the authority to trust, for a certificate of your own making.")
     ui: str = _setting("URL of the UI for the links that are printed, where it is not the endpoint.")
     context: str = _setting("Context of the kubeconfig, for what is asked of Kubernetes itself.")

@@ -104,7 +104,7 @@ def test_backbone_is_told_from_a_detector(ngc, tmp_path):
     assert fetch(tmp_path)["detector"] is False
     assert step.is_present(tmp_path / "model")
     assert not step.is_detector(tmp_path / "model")
-    # Of the models that are scored it is skipped: test_step.py.
+    # Of the models that are scored it is skipped: test_tao_stages.py.
 
 
 def test_encrypted_model_is_recorded_as_such_and_not_opened(ngc, tmp_path, capfd):

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import onnxruntime
 import pytest
-import test_step
+import test_tao_stages
 from google.protobuf import text_format
 from typer.main import get_command
 
@@ -513,14 +513,14 @@ def test_failure_of_an_earlier_attempt_does_not_count_against_a_later_one(attemp
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_double_that_hangs_ends_with_the_stage(attempt, number):
-    program = test_step.travelling_program(attempt.folder)
+    program = test_tao_stages.travelling_program(attempt.folder)
     argv = [sys.executable, program, "detectnet_v2", "evaluate", *flags(attempt.of_evaluate())]
     environment = {**os.environ, faults.VARIABLE: "evaluate:hang"}
     running = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
     line = next(line for line in running.stdout if line.startswith("pids"))
     running.send_signal(number)
     assert running.wait(10) == 128 + number
-    assert not any(test_step.is_alive(int(word)) for word in line.split()[1:])
+    assert not any(test_tao_stages.is_alive(int(word)) for word in line.split()[1:])
 
 
 # --- Encrypted models ------------------------------------------------------------------------------------------------

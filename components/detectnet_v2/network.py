@@ -18,7 +18,7 @@ def build_network(spec: spec_pb2.Experiment, width: float) -> GridNet:
     With `load_graph` the stored network is taken as it is (needed after pruning). Heads that it lacks, or has for other
     classes, are added where `allow_loaded_model_modification` is set, and refused otherwise. Without `load_graph` the
     spec's network is built and the stored layers of equal name and shapes are copied into its backbone; as in TAO the
-    heads start anew. What does not match is named either way.
+    heads start from random weights. What does not match is named in both cases.
 
     Args:
         spec: The experiment.

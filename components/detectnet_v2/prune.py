@@ -21,7 +21,7 @@ def prune_model(
     Args:
         model: The trained model.
         output: The pruned model. `.hdf5` is written in TAO's layout, `.safetensors` in ours; any other name gets our
-            suffix (in the place of `.tlt`, TAO's encrypted format).
+            suffix (instead of `.tlt`, TAO's encrypted format).
         settings: How to prune.
         target_ratio: Share of parameters to keep at most; replaces the settings' threshold. TAO has no such option.
         results: Where `status.json` is written; beside the output when None.

@@ -53,7 +53,7 @@ def tensorrt(context: typer.Context) -> None:
 
 def publish(
     exported: Annotated[
-        Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out anew.")
+        Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out again.")
     ],
     published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
     plan: Annotated[

@@ -110,7 +110,7 @@ class Service:
         mode: See `Mode`.
         protocol: See `Protocol`.
         resources: See `Resources`.
-        minimum_replicas: Pods at least; 0 (Knative only) stops the last one when nobody asks.
+        minimum_replicas: Pods at least; 0 (Knative only) stops the last one when there are no requests.
         maximum_replicas: Pods at most.
         node_selector: Labels of the nodes to run on.
         tolerations: Taints of nodes that its pods tolerate.

@@ -160,7 +160,7 @@ def _header(file: Any) -> dict[str, Any] | None:  # noqa: ANN401 - the library d
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether it is a safetensors file that somebody else wrote."""
+    """Returns whether it is a safetensors file of another program."""
     try:
         with safe_open(path, framework="pt") as file:
             return _header(file) is None

@@ -359,8 +359,8 @@ def _graph(config: GridNetConfig) -> dict[str, Any]:
 def _in_keras_order(layers: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[dict[str, Any]]:
     """Sorts a graph's layers as Keras 2.2.4 does when it builds a model, for it assigns stored weights by position.
 
-    The layer farthest from the outputs comes first. Among equally far ones it is the one that a walk from the outputs
-    back to the inputs, each layer before its inputs, meets first.
+    The layer farthest from the outputs comes first. Among equally far ones it is the one that a traversal from the
+    outputs back to the inputs, each layer before its inputs, meets first.
 
     Args:
         layers: Each after the layers that it reads.

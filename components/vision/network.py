@@ -1,4 +1,4 @@
-"""What every network of ours has, whatever its family."""
+"""The interface of every network."""
 
 from abc import abstractmethod
 

@@ -206,7 +206,7 @@ class Kubeflow:
         """Returns the Argo workflow behind a run, or None: only servers before 3.0 tell, by their older API.
 
         Raises:
-            Refused: The server has no such API, or hands it to nobody.
+            Refused: The server has no such API, or denies it to all.
             Unavailable: The server cannot be reached or fails.
         """
         detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")

@@ -59,7 +59,7 @@ def upload(api: Kubeflow, package: Package) -> tuple[Version, bool]:
     try:
         return api.upload_version(pipeline, package), True
     except Refused as error:
-        # Somebody has uploaded the same content since it was looked for.
+        # The same content was uploaded concurrently.
         known = api.version(pipeline, package.version_name) if error.status == 409 else None
         if known is None:
             raise

@@ -27,7 +27,7 @@ Uploaded = Annotated[
 ]
 Experiment = Annotated[str, typer.Option(help="The experiment it belongs to.", show_default=False)]
 ServiceAccount = Annotated[str, typer.Option(help="What the stages run as.", show_default=False)]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Run every stage anew, whatever Kubeflow's cache holds.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Run every stage, without Kubeflow's cache.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Target:
 def compiled_target(
     pipeline: str, options: "Options", data: str = "", profile: str = "", assignments: Sequence[str] | None = None
 ) -> Target:
-    """Returns a pipeline of ours, compiled with a profile's values, or that of a compiled file. Nobody is asked.
+    """Returns a pipeline of ours, compiled with a profile's values, or that of a compiled file. No request is made.
 
     Parameters of ours that no form of a run shows are bound in the file that is compiled.
 
