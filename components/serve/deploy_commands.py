@@ -133,6 +133,7 @@ def deploy(
 
     Target manifest writes YAML for kubectl apply; kserve applies it, waits, and goes back if it does not get ready.
     """
+    from components.measure.metric import AVERAGE_PRECISION
     from components.serve import deploy as program
     from components.serve.families import family
     from components.serve.fit import fitted
@@ -147,6 +148,8 @@ def deploy(
         _deploy_nothing(target, deployment)
         return
     candidate = read_score(evaluation, scored_model)
+    if candidate.score.metric != (metric := source.settings.get("metric", AVERAGE_PRECISION)):
+        raise UserError(f"{evaluation}: a score of {candidate.score.metric}; what is deployed is judged by {metric}")
     service = Service(
         name=_named(name),
         namespace=namespace,

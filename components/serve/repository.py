@@ -67,7 +67,12 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "parameters": description["parameters"],
         }
         served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
-        write_manifest(scratch, KIND, counts, {"model_name": task.prefix, **description, **served, **bound_to})
+        write_manifest(
+            scratch,
+            KIND,
+            counts,
+            {"model_name": task.prefix, "metric": task.metric, **description, **served, **bound_to},
+        )
 
 
 def _digest(repository: Path) -> str:
