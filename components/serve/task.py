@@ -132,19 +132,22 @@ DETECTIONS = (
     Tensor("true_class", "INT32", [-1, 1]),
     Tensor("num_detections", "INT32", [1]),
 )
+# What the first step calls what it prepares, whatever the network calls its input: it is TAO's name.
+PIXELS = "input_1"
 # Encoded images in, boxes in their own pixels out.
 DETECTION = Contract([IMAGE], [*DETECTIONS, IMAGE_SIZE, IMAGE_ERROR])
 
 
-def image_step(pixels: Tensor, parameters: Mapping[str, Any]) -> Step:
+def image_step(shape: Sequence[int], parameters: Mapping[str, Any]) -> Step:
     """Returns the step that decodes images and fits them into a network's input.
 
     Args:
-        pixels: The network's input; the ensemble calls it `pixels`.
+        shape: Of the network's input, which the ensemble calls `pixels`.
         parameters: See `components.serve.models.preprocess`.
     """
     # Encoded images have as many bytes as they have: requests of different lengths share a batch.
     encoded = Tensor(IMAGE.name, IMAGE.kind, IMAGE.dims, ragged=True)
+    pixels = Tensor(PIXELS, "FP32", list(shape))
     outputs = [pixels, PLACEMENT, IMAGE_SIZE, IMAGE_ERROR]
     return Step(
         name="preprocess", inputs=[encoded], outputs=outputs, wires={pixels.name: "pixels"}, parameters=parameters
