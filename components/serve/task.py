@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.step import UserError
+from components.vision.inputs import PIXELS
 from components.vision.predictor import TENSOR_SUFFIX
 
 
@@ -132,8 +133,6 @@ DETECTIONS = (
     Tensor("true_class", "INT32", [-1, 1]),
     Tensor("num_detections", "INT32", [1]),
 )
-# What the first step calls what it prepares, whatever the network calls its input: it is TAO's name.
-PIXELS = "input_1"
 # Encoded images in, boxes in their own pixels out.
 DETECTION = Contract([IMAGE], [*DETECTIONS, IMAGE_SIZE, IMAGE_ERROR])
 

@@ -12,7 +12,7 @@ from components.serve.models import tensors
 from components.serve.models.network import Network
 from components.serve.models.postprocess import Postprocess
 from components.serve.models.preprocess import Preprocess
-from components.serve.task import PIXELS
+from components.vision.inputs import PIXELS
 
 
 class Ensemble(tensors.Step):

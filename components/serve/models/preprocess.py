@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from components.decode.description import upgraded
 from components.decode.instances import Placement
 from components.serve.models import tensors
-from components.serve.task import PIXELS
-from components.vision.inputs import InputSpec
+from components.vision.inputs import PIXELS, InputSpec
 
 # Begins the error of a request whose images cannot be read: the sender's fault, not the server's.
 IMAGE_ERROR = "image: "
