@@ -341,7 +341,7 @@ def _is_folder(path: Path) -> bool:
 
 def _file(path: Path, name: str) -> _File:
     if path.is_symlink() or not path.is_file():
-        raise UserError(f"{path}: only plain files are published; put a copy in the place of a link")
+        raise UserError(f"{path}: only plain files are published; replace the link by a copy")
     if not name.isprintable():
         raise UserError(f"{str(path)!r}: unprintable characters in the name; rename the file")
     return _File(name, path.stat().st_size, step.sha256(path))

@@ -23,7 +23,7 @@ MOST_SHOWN = 4
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The text is one line: what is wrong, where, and how to mend it (exit code 2)."""
+    """A mistake of the user. The text is one line: what is wrong, where, and how to fix it (exit code 2)."""
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def foreign_entry(directory: Path, kind: Optional[str] = None) -> Optional[str]:
     kind = found if kind is None else kind
     for path in sorted(directory.rglob("*") if kind and found == kind else directory.iterdir()):
         name = path.relative_to(directory).as_posix()
-        # Whoever serves a model leaves compiled Python beside its code.
+        # Serving a model creates compiled Python files beside its code.
         is_part = name in own or path.parent.name == "__pycache__" or (path.is_dir() and not path.is_symlink())
         if not kind or found != kind or not is_part:
             return name

@@ -48,7 +48,7 @@ class PipelineDefinition:
         name: What it is called; the name of the compiled pipeline.
         summary: What it does, in a sentence.
         parameters: Its parameters, by name.
-        profiles: Sets of values for them, by name; the first where nobody names one.
+        profiles: Sets of values for them, by name; the first is the default.
         local_profiles: Those of a run on one machine, without data and with data.
         stages: Its stages, and how each is placed.
         parts: The parts of its graph.
@@ -80,7 +80,7 @@ class PipelineDefinition:
 
     @property
     def profile(self) -> str:
-        """The profile where nobody names one."""
+        """The default profile."""
         return next(iter(self.profiles))
 
     def profile_values(self, name: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def definition(name: str) -> PipelineDefinition:
 
 
 def profile_values(pipeline: str, profile: str) -> dict[str, Any]:
-    """Returns the values of a profile for a pipeline that is compiled already, perhaps by somebody else.
+    """Returns the values of a profile for a pipeline that is compiled already, perhaps elsewhere.
 
     Raises:
         UserError: There is no such profile.

@@ -121,7 +121,7 @@ def parameters(name: str) -> dict[str, Parameter]:
 
 
 def with_preflight(stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """Returns stages with the pre-flight, which vouches for the others: it needs what they need from outside."""
+    """Returns stages with the pre-flight, which checks for the others: it needs the same access."""
     access = dict.fromkeys(each for stage in stages.values() for each in stage.access)
     return {**stages, "preflight": Stage(access=tuple(access), is_cached=False, may_retry=False)}
 

@@ -1,6 +1,6 @@
 """Runs a compiled pipeline on this machine: every container component as plain processes, with a cache and resume.
 
-`kfp.local` walks the pipeline and resolves its placeholders; it knows no way to run a container component without
+`kfp.local` executes the pipeline and resolves its placeholders; it knows no way to run a container component without
 Docker. Three of its module attributes are replaced while it runs. They are public but undocumented, so this works with
 exactly one version of kfp, and a test fails loudly on any other.
 """
@@ -78,7 +78,7 @@ class RunSettings:
     has_double: bool = False
     images: Images = field(default_factory=Images)
     code: Path = CODE
-    # Bound to today's stdout: kfp.local's talk is silenced by redirecting `sys.stdout`.
+    # Bound to the present stdout: kfp.local's output is silenced by redirecting `sys.stdout`.
     console: Console = field(default_factory=lambda: Console(file=sys.stdout))
 
     @property
@@ -92,7 +92,7 @@ def locked(folder: Path) -> Iterator[int]:
     """Holds a run's lock and gives its descriptor; the lock frees itself when all its holders have ended.
 
     Raises:
-        UserError: Somebody else writes to this run, or the folder is no run's.
+        UserError: Another process writes to this run, or the folder is no run's.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK_FILE).is_file():
         raise UserError(f"{folder}: holds files that no run made; give --name another")
@@ -176,7 +176,7 @@ def _note_made(folder: Path, *paths: Path) -> None:
 
 
 def _walk(compiled: CompiledPipeline, arguments: Mapping[str, Any], stages: "Stages") -> None:
-    """Lets kfp.local walk the pipeline with its talk silenced."""
+    """Lets kfp.local execute the pipeline, without its output."""
     import kfp
     from kfp import components, local
 
@@ -284,7 +284,7 @@ class Stages:
         self._double = (settings.folder / STAGES_FOLDER / "tao-double").absolute()
         if compiled.of_tao:
             importlib.import_module(definition(compiled.name).double).install(self._double)
-        # kfp.local may walk a loop with two threads; stages share the cores and run one at a time.
+        # kfp.local may execute a loop with two threads; stages share the cores and run one at a time.
         self._turn = threading.Lock()
 
     def folder_of(self, component: str) -> Path:

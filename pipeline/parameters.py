@@ -26,7 +26,7 @@ class Parameter:
 
     Attributes:
         range: Its type, annotated with its range as pydantic has it.
-        default: Its value where nobody says another.
+        default: Its default value.
         help: What it does.
         is_of_run: Whether a run may change it; the others are bound when the pipeline is compiled.
         is_open_only: Whether NVIDIA's program does not know it, and so must be left with the default.
@@ -94,7 +94,7 @@ def parse_assignments(assignments: Sequence[str], types: Mapping[str, str]) -> d
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Says which names somebody may have meant who wrote an unknown one."""
+    """Suggests names for an unknown one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

@@ -45,7 +45,7 @@ def _setting(default: Any, help_text: str) -> Any:  # noqa: ANN401 - of the sett
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What a cluster offers the stages. An empty text, or 0, leaves a thing away.
+    """What a cluster offers the stages. An empty string, or 0, leaves a setting out.
 
     Amounts are Kubernetes' quantities; `…_secret` and `…_claim` are names of Secrets and PersistentVolumeClaims in the
     namespace of the run.

@@ -150,7 +150,7 @@ def _readable(subject: str, uri: str, places: list[str], versions: dict[str, str
     if urlsplit(uri).scheme in ("", "file"):
         return Finding(subject, "pass", said)
     if not all(tags):
-        said += "; its server does not tell versions, so it is brought anew in every run"
+        said += "; its server does not tell versions, so it is fetched in every run"
     version = repr(tags) if all(tags) else uuid.uuid4().hex
     versions[subject] = hashlib.sha256(version.encode()).hexdigest()[:16]
     return Finding(subject, "pass", said)
@@ -230,7 +230,7 @@ def _deployment(plan: Plan) -> "Finding":
 
 
 def _service(plan: Plan) -> "Service":
-    """Returns the service that will be deployed, of a model that nobody has made yet."""
+    """Returns the service that will be deployed, of a model that does not exist yet."""
     from components.serve.kserve import Mode, Protocol, Resources, Service
 
     given = dict(plan.deployment)

@@ -28,7 +28,7 @@ def run(
         argv: The command.
         environment: Its whole environment.
         folder: Its working directory.
-        log: Where its output goes; begun anew.
+        log: File for its output; overwritten.
         lock: Descriptor of the run's lock, kept by the stage's supervisor until everything of it has ended.
         while_running: Called a few times a second.
 

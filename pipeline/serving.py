@@ -43,7 +43,7 @@ class RunServer:
         attend(self._folder, self._serve)
 
     def serve_on(self, run: Path) -> None:
-        """Serves until somebody presses Ctrl-C.
+        """Serves until Ctrl-C.
 
         Args:
             run: The run's folder, to be named.

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kserve_stub import KServe
+from kserve_webhook import violations
 
 TOKEN = "a-token-of-the-stub"
 KINDS = {
@@ -391,7 +392,7 @@ class Kube:
         old = stored.document if stored else None
         if old and old["metadata"]["annotations"].get(MODE) != new.document["metadata"]["annotations"].get(MODE):
             return "update rejected: deploymentMode cannot be changed"
-        return self.admission(old, new.document)
+        return "; ".join(violations(new.document)) or self.admission(old, new.document)
 
     def _touch(self, stored, spec):
         self._version += 1

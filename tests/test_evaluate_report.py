@@ -19,11 +19,15 @@ from square_detector import (
 
 from components import program
 from components.evaluate.commands import app
+from components.evaluate.evaluation import Scored, flat_metrics, write_evaluation
 from components.evaluate.inputs import read_labelled
 from components.formats.kitti import SPLITS, read_split
 from components.formats.wider import Face, WiderImage, format_annotations
 from components.measure.evidence import FILE as EVIDENCE
 from components.measure.evidence import read_evidence
+from components.measure.metric import Score
+from components.measure.uncertainty import RatioOutcomes
+from components.serve.gate import read_score
 from components.step import UserError, read_manifest, sha256
 
 BANDS = "8-16,16-24,24+"
@@ -417,3 +421,14 @@ def test_unreadable_evaluation_of_a_stage_is_refused(tmp_path, detector, capsys)
     (flags["evaluations"] / "trained/metrics.json").write_text("[1]")
     code, _ = run_report(tmp_path, flags)
     fails(capsys, code, "trained", "not the metrics")
+
+
+def test_evaluation_of_any_kind_of_model_can_be_judged_by_the_gate(tmp_path):
+    right = RatioOutcomes(np.array([1.0, 0.0, 1.0]), np.ones(3, int))
+    metrics = {**Score("accuracy", right.value(), count=3).written(), "images": 3, "objects": 3}
+    scored = Scored("toy", metrics, ("a", "b", "c"), {"cat": right})
+    write_evaluation(tmp_path / "evaluation", [scored], "<p>", {}, {"data_digest": "d", "split": "validation"})
+    read = read_score(tmp_path / "evaluation")
+    assert read.score == Score("accuracy", 2 / 3)
+    assert read.evidence.outcomes.value() == pytest.approx(2 / 3)
+    assert flat_metrics([scored]) == {"accuracy": 2 / 3, "images": 3, "objects": 3}

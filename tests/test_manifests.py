@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kserve_webhook import violations
 from manifest_rules import (
     ROOT,
     Document,
@@ -98,7 +99,7 @@ def test_kserve_gets_what_the_deployment_step_would_send(name: str, rendered: di
         tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},) * name.endswith("gpu"),
     )
     applied, sent = only(found, "InferenceService"), kserve.inference_service(service)
-    assert list(kserve.violations(applied)) == []
+    assert list(violations(applied)) == []
     del sent["spec"]["predictor"]["annotations"]
     assert applied["spec"]["predictor"].pop("canaryTrafficPercent", 0) == (10 if "canary" in name else 0)
     assert applied == sent
@@ -196,7 +197,7 @@ def test_the_checks_find_what_an_api_server_would_drop_or_refuse(rendered: dict[
         ("spec.predictor.model.env", [{"name": "PYTHONPATH", "value": "/x"}]),
         ("spec.predictor.model.storageUri", "s3://models/facenet"),
     ]:
-        assert list(kserve.violations(_with(service, path, value))), path
+        assert list(violations(_with(service, path, value))), path
 
 
 def _with(document: Document, path: str, value: object) -> Document:
@@ -353,7 +354,7 @@ def test_with_a_single_gpu_a_pod_makes_way_for_the_next(checkout: Path) -> None:
             elif document["kind"] == "InferenceService":
                 strategy = None if "knative" in name else {"type": "Recreate"}
                 assert spec["predictor"].get("deploymentStrategy") == strategy
-                assert list(kserve.violations(document)) == []
+                assert list(violations(document)) == []
 
 
 def test_autoscaler_and_budget_hold_the_deployment(rendered: dict[str, list[Document]]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from kserve_webhook import refuse, violations
 from manifest_rules import check_restricted, check_schema, kubernetes_schemas
 
 from components.measure.metric import AVERAGE_PRECISION, Score
@@ -22,7 +23,6 @@ from components.serve.kserve import (
     inference_service,
     runtime_name,
     serving_runtime,
-    violations,
 )
 from components.serve.rehearsal import pod
 from components.serve.release import TRITON_IMAGE, TRITON_RELEASE
@@ -269,7 +269,7 @@ REFUSED_BY_KNATIVE = [
 )
 def test_what_a_webhook_refuses_is_one_line_before_anything_is_sent(mode, path, value, said):
     with pytest.raises(UserError, match=said) as refusal:
-        check(changed(path, value, mode))
+        refuse(changed(path, value, mode))
     assert "\n" not in str(refusal.value)
     assert "InferenceService" in str(refusal.value)
 

@@ -1,4 +1,4 @@
-"""What is said of a model beside its weights, in one layout, whoever wrote it.
+"""The description of a model beside its weights, in one layout.
 
 A description is the `settings` of an exported model's manifest, the JSON beside a bare ONNX file, or the parameters of
 a model in Triton. Among its keys are `class_names`; `tensors`, what the graph calls its tensors, by role; `input`, the

@@ -50,21 +50,19 @@ def infer(
 ) -> Done:
     """Detects in an image, in all images of a folder, or in a video.
 
-    The files in `images_annotated/` and `labels/` appear in the results directory when all is done, in the place of
-    former ones of their names. Other files there stay.
-    What cannot be read is left out and named at the end.
+    The files of `images_annotated/` and `labels/` appear in the results directory at the end and replace those of the
+    same names; other files are kept. Images that cannot be read are left out and named at the end.
 
     Args:
         spec: The inference spec.
-        source: An image, a folder of images (its folders are not looked into), or a video.
+        source: An image, a folder of images (without its subfolders), or a video.
         results: The results directory.
         model: Replaces the spec's model.
-        batch_size: Replaces the spec's batch size where above 0.
+        batch_size: Replaces the spec's batch size if above 0.
         tao5: Reproduce TAO 5's defects.
 
     Raises:
-        UserError: There is nothing to read, the model does not belong to the spec, or results would take the place of
-            the source.
+        UserError: There is nothing to read, the model does not fit the spec, or results would replace the source.
         StageError: Some of the images, or a part of the video, could not be read; the rest is done.
     """
     check_apart(source, results)
@@ -110,7 +108,7 @@ class ImageDetector:
         _check_model(model, self._predictor, config)
         names = tuple(spec.bbox_handler_config.postproc_classes) or tuple(config.target_classes)
         self._drawings = {name: _drawing(spec, name) for name in names}
-        # Classes without an entry are not looked for.
+        # Classes without an entry are not detected.
         handlers = {name: _handler(spec, name)[1] for name in names}
         self._decoder = replace(
             grid_decoder(self._predictor.decoder, model),
@@ -162,7 +160,7 @@ def _label(row: Sequence[float], scale: tuple[float, float], name: str) -> Label
 
 
 def kitti_line(label: Label) -> str:
-    """Returns TAO's line of 16 columns: what a detector does not know is zero, coordinates have three decimals."""
+    """Returns TAO's line of 16 columns: coordinates have three decimals, unknown values are zero."""
     box = " ".join(f"{edge:.3f}" for edge in label.box)
     return f"{label.class_name} 0.00 0 0.00 {box} {'0.00 ' * 7}{label.score:.3f}"
 

@@ -101,7 +101,7 @@ def _records_values(options: argparse.Namespace) -> Dict[str, Any]:
 
 
 def _symbolic(values: Mapping[str, Any]) -> Dict[str, Any]:
-    """The same values with what another stage fills anew left as `${name}`: equal on every machine."""
+    """The same values, with those that another stage fills in left as `${name}`: equal on every machine."""
     kept = [name for name in EXPERIMENT_PATHS if values[name]] + [MINIMUM_HEIGHT]
     return dict(values, **{name: "${" + name + "}" for name in kept})
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from components.decode.grid.decode import decode
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ObjectiveWeights
+from components.detectnet_v2.network import GridNet
 from components.step import UserError
-from components.vision.gridnet import GridNet
 from components.vision.task import Step
 
 EVENTS = "events"
@@ -115,8 +115,8 @@ class Visualizer:
 def scalar_logs_per_epoch(visualizer: spec_pb2.VisualizerConfig, steps_per_epoch: int) -> tuple[int, str]:
     """Returns how often an epoch's scalars are logged, and a warning or "".
 
-    TAO logs 10 times an epoch unless told otherwise, and fails where an epoch has fewer steps, even if that 10 was
-    nobody's wish. Here the default is lowered to the steps there are; a larger number that was asked for is refused.
+    TAO logs 10 times an epoch by default, and fails if an epoch has fewer steps, even if the 10 was not set. Here the
+    default is lowered to the number of steps; a larger number that was set is refused.
 
     Args:
         visualizer: `training_config.visualizer`.

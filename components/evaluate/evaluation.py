@@ -13,6 +13,7 @@ from components.measure.evidence import Evidence, digest_of, write_evidence
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE
 from components.measure.metric import Score
 from components.measure.summary import summarise
+from components.measure.uncertainty import CurveOutcomes, RatioOutcomes
 from components.step import publish, write_json, write_manifest
 
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
@@ -22,17 +23,37 @@ EVALUATION_KIND = "evaluation"
 METRICS_FILE, DETECTIONS_FILE, REPORT_FILE = "metrics.json", "detections.jsonl", "report.html"
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """One model's results on the data set.
+@dataclass(frozen=True)
+class Scored:
+    """What a model of any kind scored.
 
     Attributes:
-        result: What it found and scored, in pixels of the network's input.
-        metrics: Its numbers, plain values for JSON.
+        name: What the model is called, for example `quantized`.
+        metrics: Its numbers, plain values for JSON: its score (`Score.written`), `images`, `objects`, and others.
+        images: Their names.
+        outcomes: By class, what each image contributed to the score.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    images: Sequence[str]
+    outcomes: Mapping[str, CurveOutcomes | RatioOutcomes]
+
+    @property
+    def score(self) -> Score:
+        """Its score."""
+        return Score.read(self.metrics)
+
+
+@dataclass(frozen=True)
+class Evaluated(Scored):
+    """What a detector scored.
+
+    Attributes:
+        result: What it found, in pixels of the network's input.
     """
 
     result: Result
-    metrics: Mapping[str, Any]
 
     @classmethod
     def of(cls, result: Result, rules: Rules, skipped: Mapping[str, int]) -> "Evaluated":
@@ -55,21 +76,11 @@ class Evaluated:
                 "latency_requests": len(latency.seconds),
                 "latency_in_flight": latency.in_flight,
             }
-        return cls(result, metrics)
-
-    @property
-    def name(self) -> str:
-        """What the model is called, for example `quantized`."""
-        return self.result.name
-
-    @property
-    def score(self) -> Score:
-        """Its score."""
-        return Score.read(self.metrics)
+        return cls(result.name, metrics, measured.images, measured.outcomes(), result)
 
 
 def write_evaluation(
-    output: Path, models: Sequence[Evaluated], report: str, counts: Mapping[str, Any], settings: Mapping[str, Any]
+    output: Path, models: Sequence[Scored], report: str, counts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """Writes the evaluation artifact: `metrics.json`, `detections.jsonl`, `score_evidence.npz`, `report.html`.
 
@@ -99,17 +110,15 @@ def write_evaluation(
         write_manifest(scratch, EVALUATION_KIND, {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
 
 
-def evidence_of(model: Evaluated, settings: Mapping[str, Any]) -> Evidence:
+def evidence_of(model: Scored, settings: Mapping[str, Any]) -> Evidence:
     """Returns what each image contributed to a model's score, for a paired test against another model later."""
-    measured = model.result.measured
     rules = {name: value for name, value in settings.items() if name not in _SHOWN_ONLY}
-    classes = {**rules, "classes": sorted(measured.matchings)}
-    return Evidence(digest_of(measured.images, classes), measured.outcomes())
+    return Evidence(digest_of(model.images, {**rules, "classes": sorted(model.outcomes)}), model.outcomes)
 
 
-def _detection_lines(models: Sequence[Evaluated]) -> Iterator[dict[str, Any]]:
-    """Yields, for each model and image, what was found and what was missed, boxes in network-input pixels."""
-    for model in models:
+def _detection_lines(models: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+    """Yields, for each detector and image, what was found and what was missed, boxes in network-input pixels."""
+    for model in (model for model in models if isinstance(model, Evaluated)):
         measured = model.result.measured
         for index, image in enumerate(measured.images):
             found, missed = [], []
@@ -130,7 +139,7 @@ def _rounded(box: Sequence[float]) -> list[float]:
     return [round(edge, 2) for edge in box]
 
 
-def flat_metrics(models: Sequence[Evaluated]) -> dict[str, float]:
+def flat_metrics(models: Sequence[Scored]) -> dict[str, float]:
     """Returns the numbers for Kubeflow's Metrics: flat, finite, figures that do not exist left out.
 
     The last model's figures carry plain names, the others are prefixed with their own.
@@ -139,8 +148,8 @@ def flat_metrics(models: Sequence[Evaluated]) -> dict[str, float]:
     for model in models:
         prefix = "" if model is models[-1] else f"{model.name}_"
         for name in (model.score.metric, "images_per_second", "parameters", "file_bytes"):
-            numbers[prefix + name] = model.metrics[name]
-        for band in model.metrics["average_precision_by_height"]:
+            numbers[prefix + name] = model.metrics.get(name)
+        for band in model.metrics.get("average_precision_by_height", ()):
             numbers[f"{prefix}average_precision_height_{band['band']}"] = band["average_precision"]
         for percentile, value in model.metrics.get("latency_milliseconds", {}).items():
             numbers[f"{prefix}latency_{percentile}_milliseconds"] = value

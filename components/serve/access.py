@@ -11,12 +11,12 @@ DEPLOY_RULES: Rules = (
     # What KServe makes of it, and its pods: whether the new version serves, or why it does not.
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get"]},
     {"apiGroups": ["serving.knative.dev"], "resources": ["services"], "verbs": ["get"]},
-    # Pods are created by dry run only; whoever may create InferenceServices can have any pod made anyway.
+    # Pods are created by dry run only; the right to create InferenceServices implies any pod anyway.
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "list"]},
     # The ledger of what was served.
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "patch"]},
 )
-# Only for a canary in mode Standard: whether the cluster's KServe knows such a thing, and can give it its share.
+# Only for a canary in mode Standard: whether the cluster's KServe supports it.
 DEPLOY_CLUSTER_RULES: Rules = (
     {
         "apiGroups": ["apiextensions.k8s.io"],

@@ -8,7 +8,7 @@ from components.serve.access import CONFIGURATION_NAME, DEFINITION_NAME
 from components.serve.cluster import CONFIG_MAP, DEFINITION, INFERENCE_SERVICE, Cluster
 from components.step import UserError
 
-# Where KServe is installed, unless somebody went out of their way.
+# Where KServe is installed by default.
 CONFIGURATION_NAMESPACE = "kserve"
 _WITHOUT = "deploy without (deploy_canary_percent 0), or in mode Knative"
 

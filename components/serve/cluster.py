@@ -37,7 +37,7 @@ DEFINITION = Kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "cus
 
 
 class Changed(StageError):
-    """Somebody has changed the object since it was read: read it again."""
+    """The object was changed concurrently: read it again."""
 
 
 class Unavailable(StageError):

@@ -15,7 +15,7 @@ def has_failed(status: Mapping[str, Any]) -> bool:
     """Returns whether a run ended so that its deployment is to be undone.
 
     Raises:
-        UserError: The state is a word that nobody knows; then nothing may be undone.
+        UserError: The state is unknown; then nothing may be undone.
     """
     state = status.get("state")
     if state not in (*FAILED, *DONE):

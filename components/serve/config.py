@@ -31,7 +31,7 @@ BATCH_MICROSECONDS = 100
 # bounded and no client waits for an answer that it has long given up.
 QUEUE_LENGTH = 128
 QUEUE_SECONDS = 10
-# Cores of a serving pod, where nobody says how many: the limit of the manifests and of `deploy_cpu_limit`.
+# Default number of cores of a serving pod: the limit of the manifests and of `deploy_cpu_limit`.
 CPU_LIMIT = 4
 
 

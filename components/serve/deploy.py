@@ -30,7 +30,7 @@ from components.step import StageError, UserError, publish, read_manifest, write
 
 KIND = "deployment"
 MANIFEST_FILE = "manifest.yaml"
-# How often a deployment is worked out anew because somebody changed the object meanwhile.
+# Attempts of a deployment when the object is changed concurrently.
 _ATTEMPTS = 5
 
 
@@ -109,9 +109,9 @@ def write_deployment(
     connect, host = endpoint(deployed.url, service.protocol, gateway)
     digest = service.repository_digest
     if target is Target.local:
-        # The server of a run is its own, and lays the model out anew for the back end that it has.
+        # The server of a run is its own, and lays the model out again for its back end.
         connect, host, digest = deployed.url, "", ""
-    if target is Target.manifest:  # somebody will apply it
+    if target is Target.manifest:  # it is applied by hand
         keep_evidence(service.storage_uri, candidate)
     with publish(output) as scratch:
         scratch.mkdir()
@@ -167,7 +167,7 @@ def manifest_text(service: Service) -> str:
 
 
 def deploy_manifest(candidate: ScoredModel, gate: Gate) -> Deployed:
-    """Judges the model; whoever applies its manifest deploys.
+    """Judges the model; applying its manifest deploys it.
 
     Raises:
         StageError: The gate refuses the model.
@@ -329,7 +329,7 @@ def promote_local(storage_uri: str, measured: ScoredModel | None, gate: Gate) ->
 
 
 def undo_trial(cluster: Cluster, name: str, namespace: str, run_id: str, rollout: Rollout) -> str:
-    """Goes back to what was served before a run, if it is what was deployed last and nobody promoted it.
+    """Goes back to what was served before a run, if it is the latest deployment and was not promoted.
 
     Returns:
         What was done, in one line.
@@ -434,7 +434,7 @@ def _change(
 
 
 def _note(cluster: Cluster, name: str, namespace: str, work_out: Callable[[Ledger], Ledger]) -> None:
-    """Changes the ledger, once more where somebody else has meanwhile."""
+    """Changes the ledger, and retries after a concurrent change."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             write_ledger(cluster, name, namespace, work_out(read_ledger(cluster, name, namespace)))

@@ -53,7 +53,7 @@ def tensorrt(context: typer.Context) -> None:
 
 def publish(
     exported: Annotated[
-        Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out anew.")
+        Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out again.")
     ],
     published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
     plan: Annotated[
@@ -133,6 +133,7 @@ def deploy(
 
     Target manifest writes YAML for kubectl apply; kserve applies it, waits, and goes back if it does not get ready.
     """
+    from components.measure.metric import AVERAGE_PRECISION
     from components.serve import deploy as program
     from components.serve.families import family
     from components.serve.fit import fitted
@@ -147,6 +148,8 @@ def deploy(
         _deploy_nothing(target, deployment)
         return
     candidate = read_score(evaluation, scored_model)
+    if candidate.score.metric != (metric := source.settings.get("metric", AVERAGE_PRECISION)):
+        raise UserError(f"{evaluation}: a score of {candidate.score.metric}; what is deployed is judged by {metric}")
     service = Service(
         name=_named(name),
         namespace=namespace,

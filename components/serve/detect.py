@@ -1,4 +1,4 @@
-"""What a Triton endpoint finds in an image, a folder of images, a video or a camera's pictures: drawn and written."""
+"""Detects through a Triton endpoint in an image, a folder of images, a video or a camera, and writes the results."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ _STOP_KEYS = {ord("q"), 27}  # q, Escape
 
 
 def default_output(words: str, source: Source) -> Path:
-    """Returns the folder beside the source into which results go; those of a camera go here."""
+    """Returns the default folder for results: beside the source, or for a camera the working directory."""
     return (Path() if source.live else Path(words).resolve().parent) / f"{source.title}_detected"
 
 
@@ -48,7 +48,7 @@ class Window:
         self._title, self._delay = title, 0 if wait_for_key else 1
 
     def show(self, image: Image) -> bool:
-        """Shows an image; returns False when somebody pressed q or Escape."""
+        """Shows an image; returns False when q or Escape was pressed."""
         cv2.imshow(self._title, image)
         return cv2.waitKey(self._delay) & 0xFF not in _STOP_KEYS
 
@@ -68,22 +68,22 @@ def detect(
 ) -> Done:
     """Sends images to an endpoint, several at once, and draws and writes what it finds in their order.
 
-    Results appear in `output` when all is done: `images_annotated/` (a video for a video), `labels/` or
-    `detections.jsonl`; of what lies there, only files of the same names are replaced. A live source is done when it is
-    stopped (Ctrl-C).
+    Results appear in `output` at the end: `images_annotated/` (a video for a video), `labels/` or
+    `detections.jsonl`; existing files of other names are kept. A live source ends with
+    Ctrl-C.
 
     Args:
         endpoint: The detector.
         source: The images.
         output: The folder of results; None for none.
-        labels: What is written besides overlays: nothing, a KITTI file for each image, or lines of JSON.
+        labels: What is written in addition to overlays: nothing, a KITTI file for each image, or lines of JSON.
         window: Shows each image.
         overlays: Whether images with boxes are written.
         min_score: Detections with a lower score are left out.
 
     Raises:
         UserError: Nothing of the source can be read.
-        StageError: The endpoint fails, or some images could not be read or answered and the others are done.
+        StageError: The endpoint fails, or some images could not be read or answered; the others are done.
     """
     with ExitStack() as stack:
         sinks: list[Sink] = []

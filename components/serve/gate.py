@@ -39,7 +39,7 @@ class ScoredModel:
     Attributes:
         model: What messages call it.
         score: Its score; a value of None or NaN is none.
-        data: Digest of the images and of the rules by which they were scored, or empty where nobody wrote it down.
+        data: Digest of the images and of the rules by which they were scored, or empty if it is not recorded.
         evidence: What each image contributed to it, where that was kept.
     """
 

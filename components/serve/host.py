@@ -1,4 +1,4 @@
-"""A stage asks whoever runs it to serve a model on this machine: its own processes end with it, a server must not."""
+"""A stage asks its runner to serve a model on this machine: its own processes end with it, a server must not."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.step import StageError, UserError, write_json
 
-# Names the folder through which a stage and its host talk; where it is not set nobody listens.
+# Names the folder through which a stage and its host talk; if it is not set, there is no host.
 HOST_FOLDER = "GRIDBOX_HOST"
 POLL_SECONDS = 0.1
 _REQUEST, _ANSWER = "request.json", "answer.json"
@@ -35,7 +35,7 @@ def ask(repository: Path) -> Served:
         repository: The model-repository artifact to serve.
 
     Raises:
-        UserError: Nobody here serves models for stages.
+        UserError: No host serves models for stages here.
         StageError: The server did not start.
     """
     if HOST_FOLDER not in os.environ:
@@ -56,7 +56,7 @@ def attend(folder: Path, serve: Callable[[Path], Served]) -> None:
 
     Args:
         folder: What the stage finds in its environment.
-        serve: Serves a model-repository artifact; what it raises of ours reaches the stage.
+        serve: Serves a model-repository artifact; its UserError or StageError reaches the stage.
     """
     request = folder / _REQUEST
     if not request.is_file():

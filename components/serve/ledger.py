@@ -163,10 +163,10 @@ def read_ledger(cluster: Cluster, name: str, namespace: str) -> Ledger:
 
 
 def write_ledger(cluster: Cluster, name: str, namespace: str, ledger: Ledger) -> Ledger:
-    """Writes a ledger in the place of the one it was made from.
+    """Replaces the ledger that it was made from.
 
     Raises:
-        Changed: Somebody else has written it since.
+        Changed: It was written concurrently.
         UserError: It may not be written.
         StageError: The API server fails.
     """

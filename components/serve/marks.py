@@ -11,7 +11,7 @@ from components.step import UserError
 from components.store import RetryPolicy
 
 _STORAGE_URI = re.compile(rf"(?P<base>.+)/{VERSIONS}(?P<version>[^/]+)/")
-# Whoever deploys may be where the store cannot be reached; that costs a warning, and not minutes.
+# The store may be unreachable from where a model is deployed; that costs a warning, not minutes.
 PATIENCE = RetryPolicy(attempts=2, pause=0.5, timeout=15)
 
 

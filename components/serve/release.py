@@ -18,7 +18,7 @@ TRITON_IMAGE = f"ghcr.io/gridbox/triton:{TRITON_RELEASE}-{GRIDBOX_VERSION}"
 # What a client needs stays open: health, metadata, configuration, inference.
 RESTRICTED_INTERFACES = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 _RESTRICTION = f"{','.join(RESTRICTED_INTERFACES)}:administrator=$key"
-# Triton can only ask for a header with a certain value. This one is drawn at each start, and nobody is told it.
+# Triton can only ask for a header with a certain value. This one is random at each start and known to nobody.
 _START = (
     "read -r key </proc/sys/kernel/random/uuid && "
     f'exec tritonserver "--http-restricted-api={_RESTRICTION}" "--grpc-restricted-protocol={_RESTRICTION}" "$@"'

@@ -33,7 +33,7 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
 
     Args:
         exported: An exported-model artifact, an ONNX file, or a model-repository artifact that holds one: its model is
-            laid out anew.
+            laid out again.
         output: The artifact to write; `repository/` in it is what Triton is given.
         settings: How the model shall be served.
         plan: For the backend `tensorrt`, the model's plan (artifact).
@@ -67,7 +67,12 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "parameters": description["parameters"],
         }
         served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
-        write_manifest(scratch, KIND, counts, {"model_name": task.prefix, **description, **served, **bound_to})
+        write_manifest(
+            scratch,
+            KIND,
+            counts,
+            {"model_name": task.prefix, "metric": task.metric, **description, **served, **bound_to},
+        )
 
 
 def _digest(repository: Path) -> str:

@@ -74,7 +74,7 @@ class Live:
         return dict(self.document["metadata"].get("annotations", {}))
 
     def entry(self, ledger: Ledger) -> Entry:
-        """Returns the latest deployment; one that the ledger does not know was somebody's own decision."""
+        """Returns the latest deployment; one that the ledger does not know was made by hand."""
         known = ledger.find(self.uri)
         return known or Entry(
             predictor=_without(self.latest, _PERCENT), annotations=self.service_annotations, state=State.promoted

@@ -79,7 +79,7 @@ class LocalServer:
 
         Args:
             repository: What Triton is given: a folder with a folder for each model. It is copied.
-            log: File for what the server prints; begun anew.
+            log: File for the server's output; overwritten.
             ports: Where to listen; by default on free ports.
             say: Is told what had to be mended.
         """
@@ -141,7 +141,7 @@ class LocalServer:
         self._watcher.start()
 
     def wait(self) -> None:
-        """Returns when somebody stops the server.
+        """Returns when the server is stopped.
 
         Raises:
             StageError: It failed and could not be mended.
@@ -311,7 +311,7 @@ class LocalServer:
             raise OSError(said.decode(errors="replace"))
 
     def _ready_models(self) -> set[str]:
-        """Returns the models that should have processes: not those that somebody has unloaded."""
+        """Returns the models that should have processes: not those that were unloaded."""
         index = json.loads(self._call("POST", "/v2/repository/index", LOAD_SECONDS)[1])
         return {model["name"] for model in index if model.get("state") == "READY"}
 
@@ -360,7 +360,7 @@ class LocalServer:
 
 
 class _PortTakenError(UserError):
-    """Somebody else listens there."""
+    """Another program listens there."""
 
 
 def _resolved(ports: Ports) -> Ports:

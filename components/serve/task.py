@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.step import UserError
+from components.vision import endpoint
 from components.vision.inputs import PIXELS
 from components.vision.predictor import TENSOR_SUFFIX
 
@@ -124,14 +125,14 @@ def ensemble_of(prefix: str) -> str:
     return f"{prefix}_ensemble"
 
 
-IMAGE = Tensor("input_image_data", "UINT8", [-1])
-IMAGE_SIZE, IMAGE_ERROR = Tensor("true_image_size", "INT64", [3]), Tensor("image_error", "UINT8", [-1])
+IMAGE = Tensor(endpoint.INPUT, "UINT8", [-1])
+IMAGE_SIZE, IMAGE_ERROR = Tensor(endpoint.SIZE, "INT64", [3]), Tensor("image_error", "UINT8", [-1])
 PLACEMENT = Tensor("placement", "FP64", [4])
 DETECTIONS = (
-    Tensor("true_boxes", "FP32", [-1, 4]),
-    Tensor("true_proba", "FP32", [-1, 1]),
-    Tensor("true_class", "INT32", [-1, 1]),
-    Tensor("num_detections", "INT32", [1]),
+    Tensor(endpoint.BOXES, "FP32", [-1, 4]),
+    Tensor(endpoint.SCORES, "FP32", [-1, 1]),
+    Tensor(endpoint.CLASSES, "INT32", [-1, 1]),
+    Tensor(endpoint.COUNT, "INT32", [1]),
 )
 # Encoded images in, boxes in their own pixels out.
 DETECTION = Contract([IMAGE], [*DETECTIONS, IMAGE_SIZE, IMAGE_ERROR])

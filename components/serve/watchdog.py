@@ -2,7 +2,7 @@
 
 Runs as a process of its own, on the standard library alone: `watchdog.py GROUP PREFIX`, its standard input a pipe whose
 other end the command holds; what they leave in shared memory under the prefix goes, too. The kernel tells Triton of its
-parent's death, but nobody tells the models' processes, which wait for ever when Triton ends while it starts them.
+parent's death, but the models' processes do not learn of it, and wait for ever when Triton ends while it starts them.
 """
 
 import contextlib

@@ -72,7 +72,7 @@ def call(
         failures: As `judge` takes them.
 
     Raises:
-        UserError: The program is not installed, or failed by a mistake that the user can mend.
+        UserError: The program is not installed, or failed by a mistake of the user.
         StageError: It failed; the text says why in one line where that is known, else it has the last lines printed.
         SystemExit: A signal ended it.
     """

@@ -8,7 +8,7 @@ from components.step import StageError, UserError
 
 TAIL_LINES = 40  # are shown of a failure that is not known; causes are looked for in more
 _MEMORY = "raise the memory limit of its container"
-# What a failed program has printed and what to say of it: (pattern, whether the user can mend it, text); a group of the
+# What a failed program prints, and our message: (pattern, whether it is a mistake of the user, text); a group of the
 # pattern takes the place of %s. The first that is found counts.
 Failure = Tuple[str, bool, str]
 # Of every network's program. Sources: TAO 5.0's scripts and its users' reports.
@@ -57,7 +57,7 @@ def judge(what: str, code: int, tail: List[str], reported: str, failures: Sequen
         failures: Those of the network alone, searched before those of every network.
 
     Raises:
-        UserError: It failed by a mistake that the user can mend.
+        UserError: It failed by a mistake of the user.
         StageError: It failed otherwise.
     """
     # NVIDIA's program ends with 0 after some failures, which it prints or only writes to its status log.

@@ -1,4 +1,4 @@
-"""The program that makes a task of TAO's a step: it travels in an artifact, for NVIDIA's image has nothing of ours."""
+"""The program that makes a task of TAO's a step: it travels in an artifact, since NVIDIA's image has no gridbox."""
 
 import shutil
 from pathlib import Path

@@ -14,7 +14,7 @@ _PLACEHOLDER = re.compile(r"\$\{([^}\n]*)\}")
 
 
 def template_text(template: str) -> str:
-    """Returns a spec template: the text itself, or that of a template of ours by its name, as `facedetect/train`.
+    """Returns a spec template: the text itself, or a built-in template by its name, as `facedetect/train`.
 
     Raises:
         UserError: There is no template of this name.

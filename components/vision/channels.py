@@ -201,7 +201,7 @@ class Coupling:
 
 
 class _Tracer(fx.Tracer):
-    """Takes layers as they are, whatever a class of ours does in them."""
+    """Treats layers as leaves, also those of our own classes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)

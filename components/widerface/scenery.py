@@ -128,7 +128,7 @@ def _ball(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:
     pen.shade(shape, _round_light(light))
 
 
-def _disc(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:  # noqa: ARG001 - flat things
+def _disc(pen: Pen, rng: Random, light: tuple[float, float, float]) -> None:  # noqa: ARG001 - flat objects
     for radius in np.linspace(1, 0.2, int(rng.integers(1, 6))):
         pen.fill(arc(0, 0, radius, radius), random_colour(rng))
 

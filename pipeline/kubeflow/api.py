@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from components.step import UserError
 from pipeline.kubeflow.connection import MESSAGE_LETTERS, Connection, Document, Refused
-from pipeline.kubeflow.package import Package, from_documents
+from pipeline.package import Package, from_documents
 
 BASE = "apis/v2beta1"
 PAGE = 50
@@ -206,7 +206,7 @@ class Kubeflow:
         """Returns the Argo workflow behind a run, or None: only servers before 3.0 tell, by their older API.
 
         Raises:
-            Refused: The server has no such API, or hands it to nobody.
+            Refused: The server has no such API, or denies it to all.
             Unavailable: The server cannot be reached or fails.
         """
         detail = self.connection.json("GET", f"apis/v1beta1/runs/{run_id}")

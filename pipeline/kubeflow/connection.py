@@ -121,7 +121,7 @@ class Connection:
         headers: dict[str, str],
         **arguments: Any,  # noqa: ANN401 - urllib3's
     ) -> urllib3.BaseHTTPResponse:
-        credential = self._configuration.credential()  # anew: tokens that Kubernetes projects are renewed
+        credential = self._configuration.credential()  # for each request: projected tokens are renewed
         if credential:
             headers["Authorization"] = f"Bearer {credential.secret}"
         given = {name: value for name, value in (query or {}).items() if value != ""}

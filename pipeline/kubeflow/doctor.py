@@ -23,8 +23,8 @@ from pipeline.kubeflow.api import Kubeflow, Server
 from pipeline.kubeflow.cluster import Cluster
 from pipeline.kubeflow.connection import Connection, Document
 from pipeline.kubeflow.findings import Finding, attempted
-from pipeline.kubeflow.package import Package
 from pipeline.kubeflow.session import SYSTEM_NAMESPACE
+from pipeline.package import Package
 from pipeline.placement import IMAGE_USER
 from pipeline.settings import Configuration
 
@@ -165,14 +165,14 @@ def _volume(cluster: Cluster, namespace: str, name: str) -> Finding:
         return Finding(subject, "fail", f"is not in {namespace}", "create it, or name another one with --set")
     phase = str((found.get("status") or {}).get("phase", ""))
     if phase == "Lost" or found["metadata"].get("deletionTimestamp"):
-        return Finding(subject, "fail", f"is being deleted, or its volume is lost ({phase})", "create it anew")
+        return Finding(subject, "fail", f"is being deleted, or its volume is lost ({phase})", "create it again")
     waits = ", and gets its volume with its first pod" if phase == "Pending" else ""
     text = f"is in {namespace}{waits}; the pre-flight stage tries whether user {IMAGE_USER} can write to it"
     return Finding(subject, "pass", text)
 
 
 def _images(cluster: Cluster, package: Package) -> Finding:
-    """Nobody has pushed the images by their default names; a node may hold them all the same."""
+    """Images of default names are in no registry; a node may hold them nevertheless."""
     # One may also be a word of a stage's command: that of the served Triton.
     text = json.dumps(package.spec["deploymentSpec"])
     unpushed = sorted(

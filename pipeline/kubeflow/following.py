@@ -113,7 +113,7 @@ class Follower:
         return f"[{ended + (state.state not in _STAGE_ENDED):>2}/{len(self._stages)}]"
 
     def _say_untold(self, run: Run) -> None:
-        """Says which stages nobody has told the end of: Kubeflow's details stand still, and nothing else spoke."""
+        """Reports stages whose end is unknown: Kubeflow's details do not change, and no other source answers."""
         has_begun = self._shown or run.state == "SUCCEEDED"
         is_told = self._shown and all(state.state in _STAGE_ENDED for state in self._shown.values())
         if has_begun and not is_told:

@@ -40,7 +40,7 @@ def text(session: "Session", run: "Run", attempt: Attempt) -> Iterator[str]:
 
     Raises:
         UserError: Neither has them.
-        StageError: The API's answer broke off.
+        StageError: The API's answer ended early.
     """
     lines = session.api.log(session.server, run.id, attempt.pod)
     try:
@@ -66,7 +66,7 @@ def own(lines: Iterable[str]) -> Iterator[str]:
 
 
 def last_line(session: "Session", run: "Run", attempt: Attempt) -> str:
-    """Returns the last line of a stage's program, or the last error of a driver; empty where nobody has it."""
+    """Returns the last line of a stage's program, or the last error of a driver; empty if it is not known."""
     try:
         lines = list(text(session, run, attempt))
     except (UserError, StageError):

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.kubeflow.api import Kubeflow, Version
 from pipeline.kubeflow.connection import Document, Refused
-from pipeline.kubeflow.package import Package
+from pipeline.package import Package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def upload(api: Kubeflow, package: Package) -> tuple[Version, bool]:
     try:
         return api.upload_version(pipeline, package), True
     except Refused as error:
-        # Somebody has uploaded the same content since it was looked for.
+        # The same content was uploaded concurrently.
         known = api.version(pipeline, package.version_name) if error.status == 409 else None
         if known is None:
             raise

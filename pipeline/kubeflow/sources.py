@@ -1,4 +1,4 @@
-"""What tells how far the stages of a run are, and which pods ran them: whoever still speaks."""
+"""The sources that tell the progress of a run's stages and their pods."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +8,8 @@ from pipeline.kubeflow import workflow as argo
 from pipeline.kubeflow.api import ENDED, Kubeflow, Run, Task
 from pipeline.kubeflow.cluster import Cluster
 from pipeline.kubeflow.connection import Document, Refused, Unavailable
-from pipeline.kubeflow.workflow import RUN_LABEL, SEPARATOR, Attempt, StageState
+from pipeline.kubeflow.workflow import RUN_LABEL, Attempt, StageState
+from pipeline.package import SEPARATOR
 
 OpenCluster = Callable[[], Cluster]
 # A workflow weighs up to a megabyte: it is fetched when the run's own details have changed, and else as seldom as this.
@@ -56,7 +57,7 @@ class Sources:
         return " ".join(str(((self._workflow or {}).get("status") or {}).get("message") or "").split())
 
     def workflow(self, run: Run) -> Document | None:
-        """Returns the Argo workflow behind a run, or None where nobody tells."""
+        """Returns the Argo workflow behind a run, or None if no source has it."""
         if self._has_older_api:
             try:
                 return self._api.workflow(run.id)

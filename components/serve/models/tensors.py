@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from components.vision.threads import available_cores
 
-# What a capsule is called whose content somebody has taken over.
+# Name of a capsule whose content has been taken over.
 _TAKEN = b"used_dltensor"
 _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
