@@ -137,7 +137,16 @@ def code_digest(code: Path, family: str) -> str:
 
     `component.py` is left out: it declares a stage to Kubeflow and is not run by it.
     """
-    files = (file for room in imported_rooms(code, family) for file in _sources(code, room))
+    rooms = imported_rooms(code, family)
+    files = {file for room in rooms for file in _sources(code, room)}
+    # Serving asks the family of a model how it is served, and finds it by name.
+    waiting = set(code.glob("*/served.py")) if "serve" in rooms else set()
+    while waiting:
+        files |= waiting
+        waiting = {
+            own for file in waiting for name in _imports(file) if (own := _file(code, name)).parent == file.parent
+        }
+        waiting -= files
     return _digest((file.relative_to(code).as_posix(), file) for file in files)
 
 
@@ -148,7 +157,7 @@ def imported_rooms(code: Path, family: str) -> set[str]:
     while waiting:
         room = waiting.pop()
         rooms.add(room)
-        waiting |= {name for file in _sources(code, room) for name in _imports(file)} - rooms
+        waiting |= {name.split(".")[1] for file in _sources(code, room) for name in _imports(file)} - rooms
     return rooms
 
 
@@ -157,24 +166,26 @@ def _sources(code: Path, room: str) -> list[Path]:
         return [code / f"{room}.py"]
     return [
         file
-        for file in sorted((code / room).rglob("*"))
+        for file in (code / room).rglob("*")
         if file.is_file() and file.name != "component.py" and file.parent.name != "__pycache__"
     ]
 
 
 def _imports(file: Path) -> set[str]:
-    """Returns the rooms (`components.<room>…`) that a source file imports, at its top or inside a function."""
+    """Returns the modules of `components` that a source file imports, at its top or inside a function."""
     if file.suffix != ".py":
         return set()
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "components":
-            names |= {f"components.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return {name.split(".")[1] for name in names if name.startswith("components.")}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("components.")}
+
+
+def _file(code: Path, module: str) -> Path:
+    return code.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 class Store:

@@ -233,6 +233,14 @@ def test_edit_of_a_familys_stage_empties_the_caches_of_this_family_alone(engine,
     assert {words for words, each in keys().items() if each != before[words]} == {tao}
 
 
+@pytest.mark.parametrize("file", ["served.py", "decoding.py"])
+def test_how_a_family_is_served_counts_for_whoever_asks_it_by_name(engine, file):
+    families = ("widerface", "detectnet_v2", "convert", "evaluate", "serve")
+    before = {family: code_digest(engine, family) for family in families}
+    edit(engine / "detectnet_v2" / file)
+    assert {family for family in families if code_digest(engine, family) == before[family]} == {"widerface"}
+
+
 def test_edit_of_what_all_stages_of_tao_share_leaves_the_data_alone(engine):
     before = {family: code_digest(engine, family) for family in ("widerface", "detectnet_v2")}
     edit(engine / "tao/call.py")
