@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +16,13 @@ from rich.console import Console
 from components import program
 from components.step import StageError, UserError, write_json
 from pipeline.arguments import PROFILES, Assignments, PipelineName, Workflow, WorkflowCommand
-from pipeline.catalogue import DATA, PUBLISHED, TARGET, WORKFLOWS, definition, profile_values
+from pipeline.catalogue import DATA, PUBLISHED, TARGET, WORKFLOWS, PipelineDefinition, definition, profile_values
 from pipeline.kubeflow import commands as kubeflow
 from pipeline.kubeflow.session import Form, Output, document, table
 from pipeline.options import Engine, Engines, Options, parse_engines
 
 if TYPE_CHECKING:
-    from pipeline.local import RunSettings, StageFailure
+    from pipeline.local import RunSettings
     from pipeline.serving import RunServer
 
 # By the word after `gridbox`, the module whose typer application it calls.
@@ -113,7 +114,7 @@ def compile_command(
     values = parse_assignments(assignments or (), workflow.types)
     compile_to(pipeline, output, profile, configuration.options(), values)
     if kubernetes:
-        from pipeline.kubeflow.package import write_resources
+        from pipeline.package import write_resources
 
         write_resources(output)
     typer.echo(f"{output}: the pipeline {pipeline} with the values of profile {profile or workflow.profile}")
@@ -196,35 +197,65 @@ def run_command(
     """
     from pipeline.local import LOGS, SERVER_LOG, RunSettings, StageFailure, locked
     from pipeline.serving import RunServer
-    from pipeline.settings import load as load_settings
+    from pipeline.settings import load
 
-    console = Console(file=sys.stdout)
-    run_name = _run_name(pipeline, data, profile, name)
+    wanted = _Request(pipeline, data, profile, assignments or [], keep_serving)
     engines, has_double = _engines_here(engine)
-    images = load_settings().images
-    settings = RunSettings(runs, run_name, resume, has_double=has_double, images=images, console=console)
+    options = Options(engines=engines, images=load().images)
+    console = Console(file=sys.stdout)
+    settings = RunSettings(
+        runs, wanted.run_name(name), resume, has_double=has_double, images=options.images, console=console
+    )
     try:
         with RunServer(settings.folder / LOGS / SERVER_LOG) as server:
             with locked(settings.folder) as lock:
-                _run(
-                    pipeline,
-                    data,
-                    profile,
-                    assignments or [],
-                    Options(engines=engines, images=images),
-                    settings,
-                    lock,
-                    server,
-                    keep_serving,
-                )
+                _run(wanted, options, settings, lock, server)
             if keep_serving:
                 server.serve_on(settings.folder)
     except StageFailure as failure:
-        _explain_failure(failure)
+        raise (UserError if failure.code == 2 else StageError)(str(failure)) from failure
     except KeyboardInterrupt:
-        again = f"gridbox run {pipeline} --name {run_name} --runs {runs} --resume"
+        again = f"gridbox run {pipeline} --name {settings.name} --runs {runs} --resume"
         print(f"gridbox: interrupted; go on with: {again}", file=sys.stderr)
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a person wants to run on this machine: a workflow, or a compiled file."""
+
+    pipeline: str
+    data: str
+    profile: str
+    assignments: Sequence[str]
+    keep_serving: bool
+
+    @property
+    def workflow(self) -> PipelineDefinition | None:
+        """The workflow; None for a compiled file."""
+        return definition(self.pipeline) if self.pipeline in WORKFLOWS else None
+
+    @property
+    def has_values(self) -> bool:
+        """Whether it says any value of a parameter."""
+        return bool(self.data or self.profile or self.assignments)
+
+    def profile_here(self, workflow: PipelineDefinition) -> str:
+        """The profile whose values hold on this machine."""
+        return self.profile or workflow.local_profiles[bool(self.data)]
+
+    def run_name(self, name: str) -> str:
+        """Returns the name of the run.
+
+        Raises:
+            UserError: The one that is given is no name of a folder.
+        """
+        if not name and (workflow := self.workflow):
+            name = f"{workflow.name}-{self.profile_here(workflow)}"
+        name = name or Path(self.pipeline).stem
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only")
+        return name
 
 
 def _engines_here(text: str) -> tuple[Engines, bool]:
@@ -239,34 +270,18 @@ def _engines_here(text: str) -> tuple[Engines, bool]:
     return engines, DOUBLE in text
 
 
-def _explain_failure(failure: "StageFailure") -> None:
-    if failure.code == 2:
-        raise UserError(str(failure)) from failure
-    raise StageError(str(failure)) from failure
-
-
-def _run(
-    pipeline: str,
-    data: str,
-    profile: str,
-    assignments: Sequence[str],
-    options: Options,
-    settings: "RunSettings",
-    lock: int,
-    server: "RunServer",
-    keep_serving: bool,
-) -> None:
+def _run(wanted: _Request, options: Options, settings: "RunSettings", lock: int, server: "RunServer") -> None:
     from pipeline.compiled import load
     from pipeline.local import ARGUMENTS_FILE, PIPELINE_FILE, run_pipeline
 
-    file = settings.folder / PIPELINE_FILE if pipeline in WORKFLOWS else Path(pipeline)
+    file = settings.folder / PIPELINE_FILE if wanted.workflow else Path(wanted.pipeline)
     given = settings.folder / ARGUMENTS_FILE
-    if settings.resume and given.is_file() and not (data or profile or assignments):
+    if settings.resume and given.is_file() and not wanted.has_values:
         arguments = json.loads(given.read_text(encoding="utf-8"))
     else:
-        arguments = _arguments(pipeline, file, data, profile, assignments, options, settings.runs)
+        arguments = _arguments(wanted, file, options, settings.runs)
         write_json(given, arguments)
-    if keep_serving:
+    if wanted.keep_serving:
         if TARGET not in load(file, True, settings.images).parameters:
             raise UserError(f"{file}: the pipeline has no parameter {TARGET}, so there is nothing to keep serving")
         arguments |= {TARGET: "local"}
@@ -277,48 +292,35 @@ def _run(
         settings.console.print(f"report:  {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _arguments(
-    pipeline: str, file: Path, data: str, profile: str, assignments: Sequence[str], options: Options, runs: Path
-) -> dict[str, Any]:
-    """Compiles a pipeline of ours to `file`, and returns the checked values that differ from the file's defaults."""
+def _arguments(wanted: _Request, file: Path, options: Options, runs: Path) -> dict[str, Any]:
+    """Compiles a workflow to `file`, and returns the checked values that differ from the file's defaults."""
     from pipeline.compiled import load
     from pipeline.compiling import check_arguments, compile_to
     from pipeline.parameters import parse_assignments
     from pipeline.transport import check_transport
 
-    is_ours = pipeline in WORKFLOWS
-    compiled = None if is_ours else load(file, True, options.images)
-    known = compiled.parameters if compiled else definition(pipeline).types
-    values = profile_values(compiled.name, profile) if compiled and profile else {}
-    values |= {DATA: data} if data else {}
+    values: dict[str, Any] = {}
+    if workflow := wanted.workflow:
+        name, known = workflow.name, workflow.types
+    else:
+        compiled = load(file, True, options.images)
+        name, known = compiled.name, compiled.parameters
+        values = profile_values(name, wanted.profile) if wanted.profile else {}
+    values |= {DATA: wanted.data} if wanted.data else {}
     if PUBLISHED in known:
         values |= {PUBLISHED: str((runs / "published").absolute())}
-    values |= parse_assignments(assignments, known)
+    values |= parse_assignments(wanted.assignments, known)
     for unknown in sorted(set(values) - set(known)):
         raise UserError(f"{file}: the pipeline has no parameter {unknown}, or it was bound when the file was compiled")
     values = {name: absolute(name, value) for name, value in values.items()}
-    if is_ours:
-        values, bound = definition(pipeline).split(values)
-        compile_to(pipeline, file, _local_profile(pipeline, data, profile), options, bound)
-    name = compiled.name if compiled else pipeline
+    if workflow:
+        values, bound = workflow.split(values)
+        compile_to(name, file, wanted.profile_here(workflow), options, bound)
     check_arguments(name, values)
     check_transport(values)
     if name in WORKFLOWS:
         options.check(definition(name), values)
     return values
-
-
-def _local_profile(pipeline: str, data: str, profile: str) -> str:
-    return profile or definition(pipeline).local_profiles[bool(data)]
-
-
-def _run_name(pipeline: str, data: str, profile: str, name: str) -> str:
-    if not name:
-        is_ours = pipeline in WORKFLOWS
-        name = f"{pipeline}-{_local_profile(pipeline, data, profile)}" if is_ours else Path(pipeline).stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-' only")
-    return name
 
 
 def absolute(name: str, value: object) -> object:

@@ -1,6 +1,5 @@
 """A compiled pipeline: what it declares, and whether it can run here."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ import yaml
 
 from components.step import UserError, parameter_flag
 from pipeline.images import Images, repository
+from pipeline.package import DUMPER, read, stage_name
 
 PYTHON_EXECUTOR = "kfp.dsl.executor_main"
 EXECUTOR_INPUT = "{{$}}"
-# Those in C where PyYAML has them: ten times as fast.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ def dump(pipeline: Any) -> str:  # noqa: ANN401 - kfp ships no types
                 declared.description = ""
     documents = [json_format.MessageToDict(message) for message in (spec, pipeline.platform_spec)]
     _spell_constants(documents[0])
-    return str(yaml.dump_all([each for each in documents if each], Dumper=_DUMPER, sort_keys=True))
+    return str(yaml.dump_all([each for each in documents if each], Dumper=DUMPER, sort_keys=True))
 
 
 def _spell_constants(spec: dict[str, Any]) -> None:
@@ -95,28 +92,21 @@ def load(path: Path, has_double: bool = False, images: Images | None = None) -> 
         UserError: The file is no compiled pipeline, or has a condition on a task's output, an image outside the
             allow-list, a Python-function component, or a stage that does not take the executor input.
     """
-    try:
-        document = next(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER))
-        name = document["pipelineInfo"]["name"]
-        root, executors = document["root"], document["deploymentSpec"]["executors"]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, StopIteration, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a compiled pipeline (make one with `gridbox compile`): {error!r:.200}") from error
-    components = document.get("components") or {}
+    images = images or Images()
+    package = read(path)
+    dag, executors = package.spec["root"]["dag"], package.spec["deploymentSpec"]["executors"]
+    components = package.spec.get("components") or {}
     for label, executor in sorted(executors.items()):
-        _check_executor(path, label, executor, has_double, images or Images())
-    _check_conditions(path, root["dag"], components, frozenset())
-    parameters = (root.get("inputDefinitions") or {}).get("parameters") or {}
-    types = {key: value["parameterType"] for key, value in parameters.items()}
-    stages = _stage_names(path, root["dag"], components)
-    uncached = frozenset(stages[name] for name, task in _tasks(root["dag"], components) if not _is_cached(task))
+        _check_executor(path, label, executor, has_double, images)
+    _check_conditions(path, dag, components, frozenset())
+    stages = _stage_names(path, dag, components)
+    uncached = frozenset(stages[name] for name, task in _tasks(dag, components) if not _is_cached(task))
     of_tao = frozenset(
         stages[label.replace("exec-", "comp-", 1)]
         for label, executor in executors.items()
-        if repository(executor["container"]["image"]) == repository((images or Images()).tao)
+        if repository(executor["container"]["image"]) == repository(images.tao)
     )
-    return CompiledPipeline(path, name, types, stages, uncached, of_tao)
+    return CompiledPipeline(path, package.name, package.types, stages, uncached, of_tao)
 
 
 def _check_executor(path: Path, label: str, executor: dict[str, Any], has_double: bool, images: Images) -> None:
@@ -172,7 +162,7 @@ def _stage_names(path: Path, dag: dict[str, Any], components: dict[str, Any]) ->
         if component in stages:
             raise UserError(f"{path}: two tasks share {component}; compile it so that each has its own")
         name = task["taskInfo"]["name"]
-        stages[component] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        stages[component] = stage_name(name)
     for name, count in Counter(stages.values()).items():
         if count > 1:
             raise UserError(f"{path}: two tasks are called {name}; give them different display names")

@@ -5,7 +5,6 @@ command line. The file is the nearest `gridbox.toml` from the working directory 
 `~/.config/gridbox/gridbox.toml`. A secret is never a setting: a token comes from a file or an environment variable.
 """
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from components.step import UserError
 from pipeline.images import Images
 from pipeline.options import Backend, Options, Serving, parse_engines
+from pipeline.parameters import nearest
 from pipeline.placement import Placement
 from pipeline.tables import read_table
 
@@ -217,17 +217,12 @@ def _from_file(file: Path, name: str, value: object) -> object:
     if name not in known:
         if any(word in name.lower() for word in _SECRETS):
             raise UserError(f"{file}: {name}: no secret belongs in this file; name a token_file, or set GRIDBOX_TOKEN")
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(f"{file}: {name}: there is no such setting; {_suggestion(near, known)}")
+        raise UserError(f"{file}: {name}: there is no such setting; {nearest(name, known)}")
     if known[name] is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, known[name]):
         raise UserError(f"{file}: {name}: write a {'number' if known[name] is float else 'text in quotes'}")
     return _positive(value, f"{file}: {name}")
-
-
-def _suggestion(near: list[str], known: Mapping[str, type]) -> str:
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
 
 
 def _converted(text: str, name: str, origin: str) -> object:

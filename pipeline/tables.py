@@ -1,11 +1,11 @@
 """A table of `gridbox.toml` becomes a dataclass of texts and numbers with defaults."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from components.step import UserError
+from pipeline.parameters import nearest
 
 Table = TypeVar("Table")
 _WORDS = {str: "text in quotes", int: "a whole number", float: "a number"}
@@ -29,9 +29,7 @@ def read_table(kind: type[Table], table: object, name: str, origin: str) -> Tabl
     values: dict[str, Any] = {}
     for entry, given in table.items():
         if entry not in known:
-            near = difflib.get_close_matches(entry, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"{origin}: [{name}] {entry}: there is no such setting; {hint}")
+            raise UserError(f"{origin}: [{name}] {entry}: there is no such setting; {nearest(entry, known)}")
         is_whole = known[entry] is float and type(given) is int
         value = float(given) if is_whole else given
         if type(value) is not known[entry]:

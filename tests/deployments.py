@@ -52,14 +52,14 @@ def put_up(run, rollout=QUICK, gate=None, value=0.8, **changes):
 
 def promoted(run, rollout=QUICK, value=0.8, **changes):
     put_up(run, rollout, value=value, **changes)
-    settle(run, value)
+    judge(run, value)
 
 
 def measured(value, data=DATA):
     return scored("the endpoint", value, data)
 
 
-def settle(run, value=0.8, rollout=QUICK, gate=None):
+def judge(run, value=0.8, rollout=QUICK, gate=None):
     return promote(Cluster(), "facenet", "face", run, measured(value), gate or Gate(), rollout)
 
 

@@ -13,7 +13,7 @@ import pytest
 from cluster.settings import Settings
 from kubeflow_stub import Kubernetes, Pipelines
 
-from pipeline.kubeflow.package import read
+from pipeline.package import read
 
 PREFLIGHT = "data.preflight"
 ROOT = Path(__file__).resolve().parent.parent

@@ -133,13 +133,13 @@ def test_boxes_that_differ_are_named_and_fail_the_stage_when_there_are_too_many(
 
 
 def test_model_that_is_not_the_served_one_is_refused(tmp_path, score, capsys):
-    stranger = tmp_path / "stranger"
-    write_detector(stranger)
-    manifest = json.loads((stranger / "manifest.json").read_text())
+    other = tmp_path / "other"
+    write_detector(other)
+    manifest = json.loads((other / "manifest.json").read_text())
     manifest["settings"]["class_names"] = ["hand"]
     manifest["settings"]["clustering"] = {"hand": {}}
-    (stranger / "manifest.json").write_text(json.dumps(manifest))
-    code, metrics = score("--kitti", write_set(tmp_path / "kitti"), "--model", stranger)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    code, metrics = score("--kitti", write_set(tmp_path / "kitti"), "--model", other)
     assert (code, metrics) == (2, None)
     assert "its input size or classes are not those behind" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def test_faults_are_named_and_counted_and_fatal_when_strict(results, squares, ev
         "face 0 0 0 0 0 16 16 0 0 0 0 0 0 0 nan\nface 0 0 0 9 9 3 12 0 0 0 0 0 0 0 0.9\n"
         "hand 0 0 0 0 0 16 16 0 0 0 0 0 0 0 0.9\n"
     )
-    (results / "stranger.txt").write_text("face 0 0 0 0 0 16 16 0 0 0 0 0 0 0 0.9\n")
+    (results / "unknown.txt").write_text("face 0 0 0 0 0 16 16 0 0 0 0 0 0 0 0.9\n")
     words = ["--predictions", results, "--truth", squares]
     code, out, err = evaluate(*words, "--json")
     assert code == 0

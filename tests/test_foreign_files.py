@@ -33,7 +33,7 @@ from components.tao.tasks import run_task
 from components.vision.checkpoint import save_network
 from components.widerface.synthesize import synthesize
 from pipeline import cli
-from pipeline.kubeflow.package import write_resources
+from pipeline.package import write_resources
 
 ROOT = Path(step.__file__).parent.parent
 
@@ -610,7 +610,7 @@ WALK = {
     "pipeline/cache.py": test_a_run_again_removes_nothing_that_no_run_made,
     "pipeline/cli.py": test_a_run_takes_no_folder_of_a_persons,
     "pipeline/compiling.py": "compile",
-    "pipeline/kubeflow/package.py": test_a_compiled_pipelines_resources_take_the_place_of_no_folder,
+    "pipeline/package.py": test_a_compiled_pipelines_resources_take_the_place_of_no_folder,
 }
 
 

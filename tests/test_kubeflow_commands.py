@@ -16,7 +16,7 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 from kubeflow_stub import Kubernetes, Pipelines, certificates
 
 from components.step import UserError
-from pipeline.kubeflow import package
+from pipeline import package
 from pipeline.kubeflow.schedules import trigger_of
 
 CANARY = "canary-7d20aa"

@@ -12,8 +12,8 @@ from kubeflow_stub import Kubernetes, Pipelines
 from components import program
 from components.images import OPEN_ENGINE
 from components.serve.release import TRITON_IMAGE
-from pipeline import cli, settings
-from pipeline.kubeflow import connection, doctor, needs, package
+from pipeline import cli, package, settings
+from pipeline.kubeflow import connection, doctor, needs
 from pipeline.kubeflow.cluster import Cluster
 
 

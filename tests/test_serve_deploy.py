@@ -15,6 +15,7 @@ from deployments import (
     DATA,
     QUICK,
     candidate,
+    judge,
     ledger,
     measured,
     model,
@@ -22,7 +23,6 @@ from deployments import (
     put_up,
     scored,
     served,
-    settle,
     stub_cluster,
 )
 from manifest_rules import check_schema
@@ -76,7 +76,7 @@ def test_first_deployment_applies_runtime_and_service_and_waits(kube):
 
 def test_second_deployment_replaces_the_model_and_the_ledger_remembers_the_former(kube):
     put_up("run-1")
-    settle("run-1")
+    judge("run-1")
     put_up("run-2")
     assert kube.service()["spec"]["predictor"]["model"]["storageUri"].endswith("run-2/repository/")
     assert [(entry.run, entry.state) for entry in ledger().entries] == [
@@ -89,7 +89,7 @@ def test_second_deployment_replaces_the_model_and_the_ledger_remembers_the_forme
 def test_annotations_say_only_what_never_changes_so_that_pods_are_not_restarted_for_bookkeeping(kube):
     put_up("run-1")
     pods = kube.kserve.pods("face", "facenet")
-    settle("run-1")
+    judge("run-1")
     assert kube.kserve.pods("face", "facenet") == pods
     assert set(kube.service()["spec"]["predictor"]["annotations"]) == {
         "gridbox/run-id", "gridbox/model-digest", "gridbox/score", "gridbox/data-digest", "gridbox/revision",
@@ -140,7 +140,7 @@ def test_mode_of_what_is_live_cannot_be_changed():
 
 def test_better_champion_of_the_cluster_is_kept_and_nothing_is_applied(kube):
     put_up("run-1", value=0.85)
-    settle("run-1", 0.85)
+    judge("run-1", 0.85)
     applied = len(kube.applied)
     with pytest.raises(StageError, match=r"what is served is better by 5\.00 points"):
         put_up("run-2", value=0.80)
@@ -161,7 +161,7 @@ def test_champion_deployed_by_others_is_not_comparable(kube):
 @pytest.mark.usefixtures("kube")
 def test_given_champion_counts_instead_of_the_annotations():
     put_up("run-1", value=0.2)
-    settle("run-1", 0.2)
+    judge("run-1", 0.2)
     with pytest.raises(StageError, match=r"the champion 0\.9000 on the same images"):
         put_up("run-2", gate=Gate(champion=scored("the champion", 0.9, DATA)))
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from deployments import CANARY, QUICK, ledger, measured, promoted, put_up, served, settle, stub_cluster
+from deployments import CANARY, QUICK, judge, ledger, measured, promoted, put_up, served, stub_cluster
 from manifest_rules import check_schema
 from test_serve_kserve import GPU_SERVICE
 
@@ -32,7 +32,7 @@ def test_knative_canary_gets_its_share_and_an_address_of_its_own(kube):
     assert (deployed.percent, deployed.url) == (10, "http://latest-facenet-predictor.face.svc.cluster.local")
     assert served(kube) == ("run-2", None, 10)
     check_schema(kube.applied[-1])
-    promoted = settle("run-2")
+    promoted = judge("run-2")
     assert served(kube) == ("run-2", None, None)
     assert promoted.url == "http://facenet-predictor.face.svc.cluster.local"
     assert ledger().entries[-1].before.endswith("run-1/repository/")
@@ -43,7 +43,7 @@ def test_rejected_knative_canary_loses_all_traffic_before_the_percentage_goes(ku
     put_up("run-2", CANARY, mode=Mode.knative)
     applied = len(kube.applied)
     with pytest.raises(StageError, match=r"(?s)better by 10.00 points.*rolled back to run run-1"):
-        settle("run-2", 0.70)
+        judge("run-2", 0.70)
     changes = [document for document in kube.applied[applied:] if document["kind"] == "InferenceService"]
     steps = [document["spec"]["predictor"] for document in changes]
     # Without the percentage, Knative would send everything to the newest revision that is ready: the rejected one.
@@ -72,7 +72,7 @@ def test_promoted_standard_canary_keeps_its_name_and_pods(kube):
     put_up("run-1", maximum_replicas=3)
     put_up("run-2", CANARY)
     canary = kube.service()["spec"]["canary"][0]["predictor"]
-    settle("run-2")
+    judge("run-2")
     spec = kube.service()["spec"]
     assert "canary" not in spec
     assert spec["predictor"]["name"] == canary["name"]
@@ -90,7 +90,7 @@ def test_rejected_standard_canary_vanishes(kube):
     before = kube.service()["spec"]
     put_up("run-2", CANARY)
     with pytest.raises(StageError, match="rolled back to run run-1"):
-        settle("run-2", 0.1)
+        judge("run-2", 0.1)
     assert kube.service()["spec"] == before
 
 
@@ -136,12 +136,12 @@ def test_first_deployment_is_no_canary_even_when_asked(kube, capsys):
 
 
 @pytest.mark.usefixtures("kube")
-def test_canary_of_another_run_blocks_until_it_is_settled():
+def test_canary_of_another_run_blocks_until_it_is_judged():
     put_up("run-1")
     put_up("run-2", CANARY)
     with pytest.raises(UserError, match="a canary of run run-2 is on trial; promote it or roll it back first"):
         put_up("run-3")
-    settle("run-2")
+    judge("run-2")
     put_up("run-3")
 
 
@@ -160,7 +160,7 @@ def test_plain_deployment_that_scores_badly_at_its_endpoint_is_undone(kube):
     with pytest.raises(
         StageError, match=r"(?s)the quality gate refuses: the endpoint scores 0.5.*rolled back to run run-1"
     ):
-        settle("run-2", 0.5)
+        judge("run-2", 0.5)
     assert served(kube)[0] == "run-1"
     assert [entry.run for entry in ledger().entries] == ["run-1"]
 
@@ -169,14 +169,14 @@ def test_endpoint_without_a_score_is_not_promoted(kube):
     put_up("run-1")
     put_up("run-2", CANARY)
     with pytest.raises(StageError, match=r"no score \(None\)"):
-        settle("run-2", None)
+        judge("run-2", None)
     assert served(kube) == ("run-1", None, None)
 
 
 def test_promotion_of_a_plain_deployment_is_noted_in_the_ledger_alone(kube):
     put_up("run-1")
     applied = len(kube.applied)
-    assert settle("run-1").url == "http://facenet-predictor.face.svc.cluster.local"
+    assert judge("run-1").url == "http://facenet-predictor.face.svc.cluster.local"
     assert [document["kind"] for document in kube.applied[applied:]] == ["ConfigMap"]
 
 
@@ -185,7 +185,7 @@ def test_run_that_was_replaced_is_neither_promoted_nor_rolled_back(kube):
     put_up("run-2")
     put_up("run-3")
     with pytest.raises(UserError, match="run run-3 was deployed since; run-2 is not served"):
-        settle("run-2", 0.1)
+        judge("run-2", 0.1)
     assert "nothing to roll back" in roll_back(Cluster(), "facenet", "face", "run-2", QUICK)
     assert served(kube)[0] == "run-3"
 
@@ -216,7 +216,7 @@ def test_run_that_nobody_judged_is_not_the_champion_and_not_what_a_failure_goes_
     put_up("run-3", value=0.8)  # compared with run 1
     assert "run run-2 was never judged at its endpoint; run run-1 is the champion" in capsys.readouterr().out
     with pytest.raises(StageError, match="rolled back to run run-1"):
-        settle("run-3", 0.1)
+        judge("run-3", 0.1)
     assert served(kube)[0] == "run-1"
 
 
@@ -225,7 +225,7 @@ def test_promoted_model_is_not_undone_by_its_run_but_by_a_person(kube):
     promoted("run-2")
     assert "run run-2 was promoted and stays" in undo_trial(Cluster(), "facenet", "face", "run-2", QUICK)
     with pytest.raises(StageError, match=r"(?s)gate refuses.*run run-2 was promoted and stays"):
-        settle("run-2", 0.1)
+        judge("run-2", 0.1)
     assert served(kube)[0] == "run-2"
     assert "rolled back to run run-1" in roll_back(Cluster(), "facenet", "face", "run-2", QUICK)
 
@@ -331,11 +331,11 @@ def test_only_promotion_moves_the_pointer_and_a_persons_roll_back_takes_it_along
     put_up("run-1", storage_uri=first)
     with pytest.raises(UserError, match="nothing is published here"):
         resolved(first)
-    settle("run-1")
+    judge("run-1")
     assert resolved(first) == first
     put_up("run-2", storage_uri=second)
     assert resolved(first) == first
-    settle("run-2")
+    judge("run-2")
     assert resolved(first) == second
     roll_back(Cluster(), "facenet", "face", "", QUICK)
     assert resolved(first) == first
@@ -346,7 +346,7 @@ def test_prune_spares_what_is_live_on_trial_and_can_be_served_again(store):
     uris = [store(str(number)) for number in range(6)]
     for number in (1, 2):
         put_up(f"run-{number}", storage_uri=uris[number])
-        settle(f"run-{number}")
+        judge(f"run-{number}")
     put_up("run-3", CANARY, storage_uri=uris[3])
     base = marks.place_of(uris[0]).base
     pruned = publication.prune(base, keep=1, young=publication.timedelta())

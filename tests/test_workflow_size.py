@@ -14,8 +14,8 @@ from workflow_size import ended_workflow
 from pipeline.catalogue import WORKFLOWS, definition
 from pipeline.compiling import compile_to
 from pipeline.images import Images
-from pipeline.kubeflow.package import from_documents, read, resources
 from pipeline.options import Options, Serving, parse_engines
+from pipeline.package import from_documents, read, resources
 from pipeline.placement import Placement
 
 RECORDED = Path(__file__).with_name("recordings") / "workflow_size.json.gz"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.kubeflow.package import Package
+from pipeline.package import Package
 
 Document = dict[str, Any]
 

@@ -73,7 +73,7 @@ def detect_here(
         predictor: The model.
         name: What it is called; without a name no progress is shown.
         pictures: The images.
-        truth: What is there.
+        truth: The ground truth.
         findings: Where to count what is remarkable.
         batch_size: Images that the network sees at once.
         stored_pixels: Whether boxes are wanted in the pixels of the stored images, or of the network's input.
@@ -114,7 +114,7 @@ def detect_there(
         endpoint: The endpoint.
         name: What it is called.
         pictures: The images.
-        truth: What is there.
+        truth: The ground truth.
         findings: Where to count what is remarkable.
         spec: What the network behind it takes, where boxes are wanted in the pixels of that input.
 

@@ -1,4 +1,4 @@
-"""Reads what is there and what was found: truth and predictions of every layout, as flat arrays of one kind.
+"""Reads ground truth and predictions of every layout as flat arrays of one kind.
 
 | given as truth | taken for |
 |---|---|
@@ -92,7 +92,7 @@ class Findings:
 
 
 def read_truth(source: Path, findings: Findings, split: str = "validation") -> Truth:
-    """Reads what is there; see the table above.
+    """Reads ground truth; see the table above.
 
     Boxes without area are kept as regions in which nothing counts: nothing can find them (the official protocol of
     WIDER FACE, which counts pixels, counts them all the same). So are faces that the annotators flagged invalid, and
@@ -131,7 +131,7 @@ def read_labelled(
             Otherwise they are objects to be found.
 
     Returns:
-        What is there, and by what was left out, for example labels of other classes, how often.
+        The ground truth, and counts of what was left out, for example labels of other classes.
 
     Raises:
         UserError: It cannot be read or is empty, or which class a label is of is unknown.
@@ -256,7 +256,7 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
 
     Args:
         source: A file or a folder.
-        truth: What is there.
+        truth: The ground truth.
         findings: Where to count what is remarkable.
         model: Which model's detections to take, where a `detections.jsonl` holds those of several.
 

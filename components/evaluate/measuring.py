@@ -82,7 +82,7 @@ def _stem(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How to talk to an endpoint: the ensemble, if not the usual one, the gateway's host name, authorities to trust."""
+    """How an endpoint is called: the ensemble, if not the default one, the gateway's host name, trusted authorities."""
 
     model: str = ""
     host: str = ""
@@ -123,7 +123,7 @@ class Measurement:
     """Everything that was measured.
 
     Attributes:
-        truth: What is there.
+        truth: The ground truth.
         rules: How it was measured.
         results: Of each model.
         findings: By `truth` or the model's name, what was remarkable.
@@ -218,13 +218,13 @@ def run(
 
     Args:
         sources: The models, each with a name of its own.
-        truth_source: What is there; see `components.evaluate.inputs`.
+        truth_source: The ground truth; see `components.evaluate.inputs`.
         images: The images, where they are not with the truth.
         split: `training` or `validation`, where there are both.
         rules: How to measure.
         strict: Whether faults of the input end it.
         resampling: How to draw intervals; None for no intervals.
-        serving: How to talk to endpoints.
+        serving: How endpoints are called.
 
     Raises:
         UserError: An input cannot be read or used, or has faults and none is allowed.

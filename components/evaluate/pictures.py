@@ -1,4 +1,4 @@
-"""The images behind a truth, where they are at hand: of a KITTI set, of a WIDER FACE folder, or of any folder."""
+"""The available images of a ground truth: of a KITTI set, of a WIDER FACE folder, or of any folder."""
 
 from collections.abc import Callable, Collection, Iterator
 from copy import copy
@@ -36,14 +36,14 @@ class Picture:
 
 
 class Pictures:
-    """The images at hand. They are told apart by their names without a suffix, as predictions are.
+    """The available images, by their names without a suffix, as for predictions.
 
     Attributes:
-        available: Names, as the truth has them, of the images at hand.
+        available: Names of the available images, as in the truth.
     """
 
     def __init__(self, truth: Truth, source: Path | None, split: str) -> None:
-        """Looks which images are at hand; they are read when they are needed.
+        """Lists the available images; they are read when they are needed.
 
         Args:
             truth: Whose images.
@@ -62,7 +62,7 @@ class Pictures:
         self.available = {name for name in truth.images if self._kitti or image_key(name) in self._files}
 
     def nowhere(self) -> Self:
-        """Returns the same, with no image at hand."""
+        """Returns the same, without any image."""
         other = copy(self)
         other.available = set()
         return other
@@ -83,7 +83,7 @@ class Pictures:
         """Yields images as they are stored; those of a KITTI set in its order, otherwise in that of `wanted`.
 
         Raises:
-            UserError: One is not at hand, or cannot be read.
+            UserError: One is missing, or cannot be read.
         """
         missing = [name for name in wanted if name not in self.available]
         if missing:

@@ -117,7 +117,7 @@ class Scoring:
         source: Where the images come from.
         rules: How models are scored.
         spec: What the network takes.
-        truth: What is there to be found, in pixels of the stored images.
+        truth: The ground truth, in pixels of the stored images.
         skipped: By what was left out of the truth, how often.
         pictures: The images.
     """
@@ -279,7 +279,7 @@ def require_version(endpoint: Endpoint, digest: str) -> None:
 
 
 def skip_endpoint(outputs: Outputs) -> None:
-    """Writes the evaluation of a deployment that serves nothing: it says so in the place of every figure."""
+    """Writes the evaluation of a deployment that serves nothing: it says so instead of figures."""
     said = "The model was not deployed but written as a manifest, so there is no endpoint to score."
     html = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Not scored</title><p>{said}</p></html>\n'
     with publish(outputs.evaluation) as scratch:

@@ -54,7 +54,7 @@ def measure(name: str, truth: Truth, found: Detected | Predictions, rules: Rules
 
     Args:
         name: What it is called.
-        truth: What is there.
+        truth: The ground truth.
         found: What it found, in the truth's pixels.
         rules: How to measure.
 

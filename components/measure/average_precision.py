@@ -1,4 +1,4 @@
-"""Average precision: what one model found in a set of images, matched class by class with what is there."""
+"""Average precision: one model's detections in a set of images, matched class by class with the ground truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from components.measure.uncertainty import CurveOutcomes
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One model's detections, matched with what is there.
+    """One model's detections, matched with the ground truth.
 
     Attributes:
         name: What the model is called.
@@ -54,7 +54,7 @@ class Measured:
 
         Args:
             name: What the model is called.
-            truth: What is there.
+            truth: The ground truth.
             predictions: What was found, in the same pixels.
             sizes: Of the objects that count in the headline, for all classes or by class name.
             iou: Smallest IoU of a match, for all classes or by class name.
@@ -144,7 +144,7 @@ class AveragePrecision:
         self._found: list[Found] = []
 
     def add(self, image: str, truth: Objects, found: Found) -> None:
-        """Takes what is there, and what was found, in an image."""
+        """Adds the ground truth and the detections of an image."""
         self._images.append(image)
         self._truths.append(truth)
         self._found.append(found)

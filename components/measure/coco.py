@@ -46,7 +46,7 @@ def evaluate(truth: Truth, predictions: Predictions, maximum_detections: int = M
     """Returns COCO's figures. Images without numbers are numbered by their names, so that their order does not matter.
 
     Args:
-        truth: What is there; regions are COCO's crowds.
+        truth: The ground truth; regions are COCO's crowds.
         predictions: What was found.
         maximum_detections: Highest scores of each image and class that count. COCO takes 100, which is too few where
             an image holds more faces than that.

@@ -96,7 +96,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is there to be found.
+    """The ground truth.
 
     Attributes:
         images: [I] their names, each once.

@@ -1,9 +1,9 @@
 """Matching detections to ground truth, COCO's way, for a whole data set at once.
 
-COCO walks through the detections of an image by descending score and lets each take the best ground truth left. That
+COCO goes through the detections of an image by descending score and lets each take the best ground truth left. That
 is a stable matching in which every ground truth prefers the higher score, and it is the only one; so the same
 assignment comes from deferred acceptance (Gale and Shapley, 1962), in which all detections of all images propose at
-once. A handful of rounds of NumPy replaces the walk.
+once. A few rounds of NumPy replace this loop.
 """
 
 import math
@@ -230,7 +230,7 @@ class Matcher:
         return Matching(self.boxes.scores, self._by_rank, outcome, matched, counted, found)
 
     def _defer(self, detection: Integers, truth: Integers) -> Integers:
-        """Lets all detections propose until nobody is refused any more.
+        """Lets all detections propose until none is refused.
 
         Args:
             detection: [P] who proposes, ascending.

@@ -81,7 +81,7 @@ class Score:
 
     @property
     def scale(self) -> Scale:
-        """How it is to be read; a metric that nobody described is a share of what is right."""
+        """How it is read; by default it is a share of correct results."""
         return SCALES.get(self.metric, Scale(self.metric))
 
     @property
@@ -114,7 +114,7 @@ class Metric(Protocol[Truth_contra, Found_contra]):
     name: str
 
     def add(self, image: str, truth: Truth_contra, found: Found_contra) -> None:
-        """Takes what is there, and what was found, in an image."""
+        """Adds the ground truth and the detections of an image."""
         ...
 
     def score(self) -> Score:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from components.step import UserError
 from pipeline.kubeflow.connection import MESSAGE_LETTERS, Connection, Document, Refused
-from pipeline.kubeflow.package import Package, from_documents
+from pipeline.package import Package, from_documents
 
 BASE = "apis/v2beta1"
 PAGE = 50

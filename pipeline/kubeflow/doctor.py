@@ -23,8 +23,8 @@ from pipeline.kubeflow.api import Kubeflow, Server
 from pipeline.kubeflow.cluster import Cluster
 from pipeline.kubeflow.connection import Connection, Document
 from pipeline.kubeflow.findings import Finding, attempted
-from pipeline.kubeflow.package import Package
 from pipeline.kubeflow.session import SYSTEM_NAMESPACE
+from pipeline.package import Package
 from pipeline.placement import IMAGE_USER
 from pipeline.settings import Configuration
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.kubeflow.connection import Document
-from pipeline.kubeflow.package import Package
+from pipeline.package import Package
 
 _PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['(?:pipelinechannel--)?(.+?)'\]\}\}")
 

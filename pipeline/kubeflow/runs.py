@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.kubeflow.api import Kubeflow, Version
 from pipeline.kubeflow.connection import Document, Refused
-from pipeline.kubeflow.package import Package
+from pipeline.package import Package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from pipeline.kubeflow import workflow as argo
 from pipeline.kubeflow.api import ENDED, Kubeflow, Run, Task
 from pipeline.kubeflow.cluster import Cluster
 from pipeline.kubeflow.connection import Document, Refused, Unavailable
-from pipeline.kubeflow.workflow import RUN_LABEL, SEPARATOR, Attempt, StageState
+from pipeline.kubeflow.workflow import RUN_LABEL, Attempt, StageState
+from pipeline.package import SEPARATOR
 
 OpenCluster = Callable[[], Cluster]
 # A workflow weighs up to a megabyte: it is fetched when the run's own details have changed, and else as seldom as this.

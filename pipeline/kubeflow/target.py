@@ -15,8 +15,8 @@ from pipeline.parameters import parse_assignments
 
 if TYPE_CHECKING:
     from pipeline.kubeflow.api import Kubeflow, Version
-    from pipeline.kubeflow.package import Package
     from pipeline.options import Options
+    from pipeline.package import Package
 
 Profile = Annotated[
     str, typer.Option(help=f"The profile whose values count; by default the workflow's first: {PROFILES}.")
@@ -66,7 +66,7 @@ def compiled_target(
         UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
     """
     from pipeline.compiling import check_arguments
-    from pipeline.kubeflow.package import read
+    from pipeline.package import read
 
     if _is_file(pipeline):
         package = read(Path(pipeline))
@@ -85,7 +85,7 @@ def bound_package(pipeline: str, options: "Options", profile: str, assignments: 
     Raises:
         UserError: There is none, or it is no compiled pipeline, or a name or value is wrong.
     """
-    from pipeline.kubeflow.package import read
+    from pipeline.package import read
 
     if not _is_file(pipeline):
         return _compiled(pipeline, options, profile, _parsed(pipeline, assignments))
@@ -102,7 +102,7 @@ def uploaded_target(
     Raises:
         UserError: There is none, or a name or value is wrong.
     """
-    from pipeline.kubeflow.package import from_documents
+    from pipeline.package import from_documents
 
     name, _, wanted = pipeline.partition("@")
     found = api.pipeline(name)
@@ -165,7 +165,7 @@ def _parsed(pipeline: str, assignments: Sequence[str] | None) -> dict[str, Any]:
 
 def _compiled(pipeline: str, options: "Options", profile: str, bound: dict[str, Any]) -> "Package":
     from pipeline.compiling import compile_to
-    from pipeline.kubeflow.package import read
+    from pipeline.package import read
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "pipeline.yaml")

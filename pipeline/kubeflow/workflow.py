@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pipeline.package import SEPARATOR
+
 Document = dict[str, Any]
 
 # The templates in which a stage's own container runs; one with retries has its own.
@@ -22,8 +24,6 @@ DRIVER = re.compile(r"system-(container|dag)-driver$")
 NODE_NAME = "workflows.argoproj.io/node-name"
 POD_NAME_FORMAT = "workflows.argoproj.io/pod-name-format"
 RUN_LABEL = "pipeline/runid"
-# Between the keys of the tasks that lie in one another.
-SEPARATOR = "."
 # What a stage's state is called, by the phase of its node; the words are those of Kubeflow's API, and CACHED.
 STATES = {
     "Pending": "PENDING",

@@ -11,6 +11,7 @@ from cluster.place import SERVICE, Place
 from cluster.table import CHECK, Table
 from components.step import StageError, UserError
 from pipeline import settings as gridbox_settings
+from pipeline.catalogue import FIRST
 from pipeline.kubeflow.session import open_session
 
 _TABLE = pytest.StashKey[Table]()
@@ -31,7 +32,7 @@ def pytest_configure(config):
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "state.json"
     state = json.loads(kept.read_text()) if kept.is_file() else {}
-    place = Place(settings, configuration, os.environ.get("WORKFLOW") or "facedetect", folder, state)
+    place = Place(settings, configuration, os.environ.get("WORKFLOW") or FIRST, folder, state)
     if (ready := place.kubectl("get", "--raw", "/readyz")).code:
         pytest.exit(f"test-cluster is skipped: {(ready.err.splitlines() or ['kubectl fails'])[-1]}", 0)
     config.stash[_PLACE], config.stash[_TABLE] = place, Table()

@@ -14,7 +14,7 @@ import yaml
 from cluster import serving, workflow
 from cluster.bench import Bench
 from cluster.commands import Kubectl, follow, gridbox
-from pipeline.kubeflow.package import read
+from pipeline.package import read
 
 SERVICE = "gridbox-test"
 MINUTES = 60.0

@@ -13,14 +13,16 @@ from typing import Any
 import yaml
 
 from components.step import UserError, publish
-from pipeline.kubeflow.workflow import SEPARATOR
 
 Document = dict[str, Any]
 
+# Between the keys of the tasks that lie in one another.
+SEPARATOR = "."
 RESOURCE_VERSION = "pipelines.kubeflow.org/v2beta1"
 DIGEST_LETTERS = 12
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+# Those in C where PyYAML has them: ten times as fast.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Package:
     def text(self) -> bytes:
         """Returns the YAML file to upload."""
         documents = [self.spec, self.platform] if self.platform else [self.spec]
-        return str(yaml.dump_all(documents, Dumper=_DUMPER, sort_keys=True)).encode()
+        return str(yaml.dump_all(documents, Dumper=DUMPER, sort_keys=True)).encode()
 
     def stages(self) -> dict[str, str]:
         """Returns the tasks that run a container: by their path (`learn.train`), how `gridbox run` calls them here.
@@ -92,11 +94,13 @@ def read(path: Path) -> Package:
         UserError: It cannot be read, or is something else.
     """
     try:
-        documents = [each for each in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER) if each]
+        documents = [each for each in yaml.load_all(path.read_text(encoding="utf-8"), Loader=LOADER) if each]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: this is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"{path}: not a compiled pipeline: this is no YAML: {' '.join(str(error).split())[:200]}"
+        ) from error
     if documents and isinstance(documents[0], dict) and documents[0].get("kind") in ("Pipeline", "PipelineVersion"):
         raise UserError(f"{path}: these are custom resources for kubectl; compile without --kubernetes")
     return from_documents(str(path), *documents[:2])
@@ -143,7 +147,7 @@ def resources(package: Package) -> str:
             **described,
         },
     }
-    return str(yaml.dump_all([pipeline, version], Dumper=_DUMPER, sort_keys=True))
+    return str(yaml.dump_all([pipeline, version], Dumper=DUMPER, sort_keys=True))
 
 
 def write_resources(file: Path) -> None:
@@ -161,5 +165,10 @@ def _stages(dag: Document, components: Mapping[str, Document], above: str) -> li
             stages += _stages(component["dag"], components, f"{above}{key}{SEPARATOR}")
         else:
             shown = str((task.get("taskInfo") or {}).get("name") or key)
-            stages.append((above + str(key), re.sub(r"[^a-z0-9]+", "-", shown.lower()).strip("-")))
+            stages.append((above + str(key), stage_name(shown)))
     return stages
+
+
+def stage_name(shown: str) -> str:
+    """Returns what a stage is called here, and what its folder is, by the name that Kubeflow shows."""
+    return re.sub(r"[^a-z0-9]+", "-", shown.lower()).strip("-")
