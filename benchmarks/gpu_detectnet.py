@@ -25,7 +25,7 @@ from training import AUGMENTATION, Rates, labelled_images
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.batches import BatchMaker
-from components.vision.gridnet import GridNet, GridNetConfig
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 
 # Frames per second of the pruned INT8 model at 736x416, from the model card of NVIDIA's FaceDetect.

@@ -39,13 +39,13 @@ from components.decode.grid.decoder import COVERAGE, INPUT
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.deepstream import TensorNames
 from components.detectnet_v2.export import export_onnx
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.formats.images import decode
 from components.serve.local import local_settings
 from components.serve.repository import REPOSITORY, build_repository
 from components.serve.server import LocalServer
 from components.serve.wheel import STUB
 from components.step import read_manifest, write_manifest
-from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.inputs import InputSpec
 from components.vision.network import count_parameters
 from components.vision.predictor import load_predictor

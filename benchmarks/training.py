@@ -27,9 +27,9 @@ from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import Batch, BatchMaker, BatchTensors
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
 from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, objective_costs
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.detectnet_v2.records import Frame
 from components.vision.distributed import Group
-from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.optimizer import Adam
 from components.vision.resnet import ResNetConfig
 from components.vision.task import Task

@@ -4,7 +4,7 @@ import torch
 
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
-from components.vision.gridnet import GridNet, GridNetConfig
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 
 WIDTH, HEIGHT = 96, 64

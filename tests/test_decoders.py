@@ -8,15 +8,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import components.decode
+from components.convert.int8 import Gate, convert
+from components.convert.quantize import Runtime
 from components.decode.decoder import load_decoder
 from components.decode.description import upgraded
 from components.decode.grid.decoder import GridDecoder
 from components.decode.instances import Instances, Placement
+from components.measure.metric import Score
 from components.step import StageError, UserError, write_manifest
 from components.vision.inputs import InputSpec
 from components.vision.network import Network
@@ -142,6 +146,30 @@ def test_an_export_is_left_only_where_its_family_agrees(tmp_path):
     assert not (tmp_path / "model.onnx").exists()
     with pytest.raises(UserError, match=r"needs Gemm.*, which can only be written in ONNX operator set 18"):
         export(Colours(), tmp_path / "m.onnx", {"logits": "logits"}, lambda *_: None, source="x")
+
+
+@pytest.mark.usefixtures("kind")
+def test_any_network_is_converted_to_int8_and_held_to_its_own_score(tmp_path):
+    network, folder = exported(tmp_path)
+    images = [SPEC.place(picture(seed))[0] for seed in range(20)]
+    wanted = [found.classes[0] for found in detect_images(TorchPredictor.of(network), np.stack(images))]
+
+    def agreement(predictor):
+        found = detect_images(predictor, np.stack(images))
+        return Score("agreement", float(np.mean(np.array([each.classes[0] for each in found]) == wanted)))
+
+    gate = Gate(agreement, "agreement", 10)
+    converted = convert(folder, tmp_path / "int8", Runtime.onnxruntime, lambda spec: images[: spec.height], gate)
+    assert (converted.before.value, converted.calibration_images) == (1.0, HEIGHT)
+    assert converted.after.value >= 0.9
+    assert converted.metrics()["agreement_after"] == converted.after.value
+    operators = [node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node]
+    assert "QuantizeLinear" in operators
+    values = iter((1.0, 0.5))
+    gate = Gate(lambda _: Score("agreement", next(values)), "agreement", 10)
+    with pytest.raises(StageError, match=r"INT8 loses 50\.00 points"):
+        convert(folder, tmp_path / "worse", Runtime.onnxruntime, lambda _: images, gate)
+    assert not (tmp_path / "worse").exists()
 
 
 @pytest.mark.usefixtures("kind")

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from components.decode.grid.clustering import Clustering
+from components.detectnet_v2.keras_model import load_keras, save_keras
+from components.detectnet_v2.transfer import load_pretrained
 from components.step import UserError
-from components.vision.checkpoint import load_network, load_pretrained, save_network
-from components.vision.keras_weights import load_keras, save_keras
+from components.vision.checkpoint import load_network, save_network
 from components.vision.pruning import PruneSettings, prune
 from components.vision.resnet import copy_matching
 
@@ -285,12 +286,12 @@ def test_weights_are_read_by_name_in_every_form(form, tmp_path):
     suffix = ".h5" if form == "weights" else ".hdf5"
     stored = load_pretrained(Tao(network).build().write(tmp_path / f"weights{suffix}", form))
     expected = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
-    assert stored.tensors.keys() == expected.keys()
+    assert stored.weights.tensors.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(stored.tensors[name], value), name
+        assert torch.equal(stored.weights.tensors[name], value), name
     assert stored.backbone is None
     assert stored.class_names is None
-    assert stored.unknown == ()
+    assert stored.weights.unknown == ()
 
 
 def test_a_layer_of_another_network_is_refused_by_name_but_may_be_left_out(tmp_path):
@@ -299,7 +300,7 @@ def test_a_layer_of_another_network_is_refused_by_name_but_may_be_left_out(tmp_p
     file = tao.write(tmp_path / "model.hdf5")
     with pytest.raises(UserError, match=r"layer 'conv_pw_3' is none of a ResNet of TAO's"):
         load_keras(file)
-    assert load_pretrained(file).unknown == ("conv_pw_3",)
+    assert load_pretrained(file).weights.unknown == ("conv_pw_3",)
 
 
 def edited(tao, name, **config):
@@ -473,11 +474,11 @@ def test_torchvisions_weights_give_torchvisions_features(depth, all_projections,
     torch.save(state, tmp_path / "resnet.pth")
     network = matching_network(state, depth, all_projections)
     stored = load_pretrained(tmp_path / "resnet.pth")
-    copied, left = copy_matching(stored.tensors, network)
+    copied, left = copy_matching(stored.weights.tensors, network)
     assert left == ["output_bbox", "output_cov"]
-    assert stored.unknown == ("fc",)
-    assert ("block_1a_conv_shortcut" in stored.identities) == (depth != 50)
-    assert "block_2b_bn_shortcut" in stored.identities
+    assert stored.weights.unknown == ("fc",)
+    assert ("block_1a_conv_shortcut" in stored.weights.identities) == (depth != 50)
+    assert "block_2b_bn_shortcut" in stored.weights.identities
     assert ("block_2b_bn_shortcut" in copied) == all_projections
     pixels = torch.rand(2, 3, HEIGHT, WIDTH)
     with torch.no_grad():
@@ -491,7 +492,7 @@ def test_only_the_border_sees_another_frame_than_in_torchvision(tmp_path):
     state = torchvision_state(18)
     save_file(state, tmp_path / "resnet.safetensors")
     network = matching_network(state, 18, False)
-    copy_matching(load_pretrained(tmp_path / "resnet.safetensors").tensors, network)
+    copy_matching(load_pretrained(tmp_path / "resnet.safetensors").weights.tensors, network)
     pixels = torch.rand(1, 3, HEIGHT, WIDTH)
     with torch.no_grad():
         expected, _ = run_torchvision(state, pixels, 18, padding_in_pixels=False)

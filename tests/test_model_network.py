@@ -10,10 +10,10 @@ from test_model_files import Tao, torchvision_state
 from components import program
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.commands import app
-from components.detectnet_v2.network import build_network, freeze
+from components.detectnet_v2.network import GridNet
+from components.detectnet_v2.transfer import build_network, freeze
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network
-from components.vision.gridnet import GridNet
 from components.vision.pruning import PruneSettings, prune
 
 NARROW = 0.05

@@ -269,7 +269,7 @@ def test_a_ratio_out_of_reach_is_refused_with_the_smallest():
 def test_the_search_for_a_threshold_builds_no_network(monkeypatch):
     """A full ResNet-50 has 20,000 steps to search: only its norms are computed, once."""
     network = small_network(50, 0.05)
-    monkeypatch.setattr("components.vision.gridnet.GridNet.__init__", None)
+    monkeypatch.setattr("components.detectnet_v2.network.GridNet.__init__", None)
     assert threshold_for_ratio(network, PruneSettings(granularity=1, minimum_filters=1), 0.5) > 0
 
 

@@ -149,10 +149,10 @@ def blurred(random, width, height):
 
 def in_process(predictor, content):
     """Returns detections [K, 6] as this process finds them, mapped back to the pixels of the image."""
-    pixels, letterbox = network_input(content, "image", predictor.geometry)
-    rows = detect_images(predictor, pixels[None])[0]["face"]
-    offset = np.array([letterbox.dx, letterbox.dy] * 2, np.float64)
-    boxes = ((rows[:, :4].astype(np.float64) - offset) / letterbox.scale).astype(np.float32)
+    pixels, placement = network_input(content, "image", predictor.input)
+    rows = detect_images(predictor, pixels[None])[0].rows()
+    offset = np.array(placement.offset * 2, np.float64)
+    boxes = ((rows[:, :4].astype(np.float64) - offset) / placement.scale[0]).astype(np.float32)
     return np.column_stack([boxes, rows[:, 4], np.zeros(len(rows), np.float32)])
 
 

@@ -22,11 +22,12 @@ from components.detectnet_v2 import commands, tao_double
 from components.detectnet_v2.stage import PLACEHOLDERS, SPEC_FILE, SPLITS
 from components.detectnet_v2.tao_double import arguments, faults, models, specs
 from components.detectnet_v2.tao_double.__main__ import main
+from components.detectnet_v2.transfer import load_pretrained
 from components.tao.call import TAO_KEY, call
 from components.tao.rendering import render, template_text
 from components.tao.tasks import run_task
 from components.tao.workplace import CHECKPOINTS, STAGE_DIR
-from components.vision.checkpoint import load_network, load_pretrained
+from components.vision.checkpoint import load_network
 
 TASKS = sorted(arguments.TASKS)
 # A complete command line of each task.
@@ -596,6 +597,6 @@ def test_backbone_for_training_need_not_be_a_detector_but_what_is_scored_must(at
         layers = [name for name in file["model_weights"].attrs["layer_names"] if not name.startswith(b"output")]
         file["model_weights"].attrs["layer_names"] = np.array(layers)
     step.write_manifest(folder, "model", {"present": True}, {})
-    assert load_pretrained(folder).tensors
+    assert load_pretrained(folder).weights.tensors
     assert attempt.evaluate(pretrained=folder) == 1
     assert "the model has no output_cov and output_bbox" in capfd.readouterr().err

@@ -11,9 +11,9 @@ from networks import assert_same_outputs, small_network
 from safetensors.torch import save_file
 
 from components.decode.grid.geometry import GridGeometry
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
-from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.network import count_parameters
 from components.vision.pruning import PruneSettings, prune
 from components.vision.resnet import PointwiseConvolution, ResNetConfig, copy_matching
@@ -149,7 +149,7 @@ def test_networks_of_few_channels_train_without_a_crash():
     program = """
 import torch
 from components.decode.grid.geometry import GridGeometry
-from components.vision.gridnet import GridNet, GridNetConfig
+from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 for depth, (stem, *blocks) in [
     (10, (8, 8, 16, 32, 64)), (10, (4, 4, 8, 12, 20)), (10, (12, 20, 36, 44, 68)), (50, (4, 4, 6, 8, 12))
@@ -186,10 +186,26 @@ def test_checkpoints_of_the_first_release_can_still_be_loaded(tmp_path):
     description = network.config.to_json()
     for added in ("use_pooling", "dropout_rate"):
         del description["backbone"][added]
-    save_tensors(tmp_path / "old.safetensors", network.state_dict(), {"network": description})
+    header = {"gridbox": json.dumps({"format": 1, "network": description})}  # it knew one kind of network
+    save_file(network.state_dict(), tmp_path / "old.safetensors", header)
     loaded = load_network(tmp_path / "old.safetensors")
     assert loaded.config.backbone == network.config.backbone
     assert_same_outputs(loaded, network, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"kind": "segmenter", "config": {}}, "knows no network of the kind 'segmenter'"),
+        ({"kind": "../os", "config": {}}, "knows no network of the kind '../os'"),
+        ({"kind": "formats", "config": {}}, "knows no network of the kind 'formats'"),
+        ({}, "holds no network"),
+    ],
+)
+def test_a_network_of_an_unknown_kind_is_refused(header, message, tmp_path):
+    save_tensors(tmp_path / "other.safetensors", {}, header)
+    with pytest.raises(UserError, match=message):
+        load_network(tmp_path / "other.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".tlt", ".etlt"])

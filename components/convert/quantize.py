@@ -27,6 +27,7 @@ from components.step import UserError
 from components.vision.inputs import Image, InputSpec
 
 QUANTIZED_OPERATORS = ("Conv", "Add", "Relu")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 # The first one whose operators take a scale for each channel.
 SMALLEST_OPSET = 13
 # Of an activation's values, those beyond are clipped.
@@ -81,7 +82,7 @@ def quantize(model: Path, target: Path, images: Sequence[Image], spec: InputSpec
         runtime: What the activations are laid out for.
 
     Returns:
-        The names of the convolutions that stay in floating point.
+        The names of the layers that stay in floating point: the last ones before the outputs.
 
     Raises:
         UserError: The model's operator set is too old.
@@ -96,7 +97,7 @@ def quantize(model: Path, target: Path, images: Sequence[Image], spec: InputSpec
         # Folds batch norms into convolutions, so that they are quantised as one.
         quant_pre_process(model, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared)
-        heads = _output_convolutions(graph.graph)
+        heads = _heads(graph.graph)
         onnx.save(graph, prepared)
         symmetric = runtime is Runtime.tensorrt
         # ONNX Runtime prints its progress.
@@ -123,16 +124,20 @@ def quantize(model: Path, target: Path, images: Sequence[Image], spec: InputSpec
     return heads
 
 
-def _output_convolutions(graph: onnx.GraphProto) -> list[str]:
-    """Returns the names of the last convolution before each output; nameless nodes are given a name."""
+def _heads(graph: onnx.GraphProto) -> list[str]:
+    """Returns the names of the last layers with weights before the outputs; nameless nodes are given a name."""
     producers = {}
     for index, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
         producers.update(dict.fromkeys(node.output, node))
-    heads = []
-    for output in graph.output:
-        node = producers[output.name]
-        while node.op_type != "Conv" and node.input[0] in producers:
-            node = producers[node.input[0]]
-        heads.append(node.name)
-    return heads
+    heads: dict[str, None] = {}
+    waiting = [output.name for output in graph.output]
+    while waiting:
+        name = waiting.pop(0)
+        if name in producers:
+            node = producers[name]
+            if node.op_type in _WEIGHTED:
+                heads[node.name] = None
+            else:
+                waiting.extend(node.input)
+    return list(heads)

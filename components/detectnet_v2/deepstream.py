@@ -12,8 +12,8 @@ from typing import Literal
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, INPUT
 from components.decode.grid.geometry import GridGeometry
+from components.detectnet_v2.network import GridNetConfig
 from components.step import UserError
-from components.vision.gridnet import GridNetConfig
 from components.vision.predictor import LABELS_FILE, TENSOR_SUFFIX
 
 Precision = Literal["fp32", "fp16", "int8"]

@@ -12,7 +12,7 @@ from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
-from components.vision.gridnet import GridNetConfig
+from components.detectnet_v2.network import GridNetConfig
 from components.vision.resnet import ResNetConfig
 from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
 

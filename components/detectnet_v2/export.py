@@ -14,9 +14,9 @@ from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.instances import Floats
 from components.detectnet_v2 import experiment, spec_pb2
 from components.detectnet_v2.deepstream import Precision, TensorNames, nvinfer_config
+from components.detectnet_v2.network import GridNet, GridNetConfig, grid_net
 from components.step import StageError, UserError, publish, write_json
 from components.vision.checkpoint import load_network
-from components.vision.gridnet import GridNet, GridNetConfig
 from components.vision.network import count_parameters
 from components.vision.onnx_export import OPSET, OPSETS, export
 from components.vision.predictor import LABELS_FILE, description_file
@@ -72,7 +72,7 @@ def export_model(model: Path, output: Path, spec: spec_pb2.Experiment | None, op
     cache = options.calibration_cache
     if cache:
         _check_cache(cache)
-    network = load_network(model)
+    network = grid_net(load_network(model), model)
     if spec is not None:
         network.config = _with_clustering(network.config, spec, model)
     names = TensorNames.of_tao(options.tensor_suffix)

@@ -1,105 +1,139 @@
-"""The network that a spec describes, from a pretrained model file where one is named, and what of it is not trained."""
+"""The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from components.detectnet_v2 import experiment, spec_pb2
+from components.decode.grid.clustering import Clustering
+from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
+from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
-from components.vision.checkpoint import Pretrained, load_pretrained
-from components.vision.gridnet import HEADS, GridNet, GridNetConfig
-from components.vision.resnet import copy_matching, layer_of
+from components.vision.inputs import InputSpec
+from components.vision.network import Network
+from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
+
+COVERAGE_HEAD = "output_cov"
+BBOX_HEAD = "output_bbox"
+HEADS = (BBOX_HEAD, COVERAGE_HEAD)
 
 
-def build_network(spec: spec_pb2.Experiment, width: float) -> GridNet:
-    """Builds the spec's network, from `pretrained_model_file` where one is named.
+def placeholder_names(classes: int) -> tuple[str, ...]:
+    """Returns the names of classes whose true names a model file does not say (TAO's do not)."""
+    return tuple(f"class_{index}" for index in range(classes))
 
-    With `load_graph` the stored network is taken as it is (needed after pruning). Heads that it lacks, or has for other
-    classes, are added where `allow_loaded_model_modification` is set, and refused otherwise. Without `load_graph` the
-    spec's network is built and the stored layers of equal name and shapes are copied into its backbone; as in TAO the
-    heads start from random weights. What does not match is named in both cases.
 
-    Args:
-        spec: The experiment.
-        width: Scales the channels of a new network.
+@dataclass(frozen=True)
+class GridNetConfig:
+    """Everything needed to build a grid-box network and to turn its outputs into detections.
 
-    Returns:
-        The network; its `pretrained_layers` are those whose weights came from the file.
+    Attributes:
+        backbone: The backbone.
+        class_names: Classes in the order of the coverage channels.
+        geometry: Input size and grid.
+        clustering: By class name, how candidates become detections.
+    """
+
+    backbone: ResNetConfig
+    class_names: tuple[str, ...]
+    geometry: GridGeometry
+    clustering: Mapping[str, Clustering]
+
+    def with_backbone(self, backbone: ResNetConfig) -> Self:
+        """Returns the same configuration around another backbone."""
+        return replace(self, backbone=backbone)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values for `from_json`."""
+        return {
+            "backbone": asdict(self.backbone),
+            "class_names": list(self.class_names),
+            "geometry": asdict(self.geometry),
+            "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the configuration from the values of `to_json`."""
+        return cls(
+            ResNetConfig(**values["backbone"]),
+            tuple(values["class_names"]),
+            GridGeometry(**values["geometry"]),
+            {name: Clustering(**value) for name, value in values["clustering"].items()},
+        )
+
+
+class GridNet(Network, kind="detectnet_v2"):
+    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
+
+    Attributes:
+        config: What it was built from.
+        pretrained_layers: TAO's names of the layers whose weights came from a pretrained model file.
+    """
+
+    outputs = (COVERAGE, BBOX)
+
+    def __init__(self, config: GridNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pretrained_layers: frozenset[str] = frozenset()
+        self.backbone = ResNet(config.backbone)
+        features, classes = config.backbone.out_channels, len(config.class_names)
+        self.output_bbox = nn.Conv2d(features, 4 * classes, 1)
+        self.output_cov = nn.Conv2d(features, classes, 1)
+        initialise(self.output_bbox)
+        initialise(self.output_cov)
+
+    @property
+    def input(self) -> InputSpec:
+        """See `Network`."""
+        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+
+    @property
+    def decoder(self) -> GridDecoder:
+        """See `Network`."""
+        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns coverage and bbox; see the class."""
+        features = self.backbone(images)
+        # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
+        return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Network`."""
+        return self.config.to_json()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """See `Network`."""
+        return cls(GridNetConfig.from_json(values))
+
+    def with_channels(self, counts: Mapping[str, int]) -> Self:
+        """See `Network`."""
+        named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
+        backbone = self.config.backbone
+        channels = {name: named[name] for name in backbone.channels}
+        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+
+def grid_net(network: Network, model: Path) -> GridNet:
+    """Returns the network of a model file.
 
     Raises:
-        UserError: The file cannot be read, has no graph to load, or does not fit the spec at all.
+        UserError: It is of another kind.
     """
-    config = experiment.network_config(spec, width)
-    if not spec.model_config.pretrained_model_file:
-        return GridNet(config)
-    file = Path(spec.model_config.pretrained_model_file)
-    if spec.model_config.load_graph:
-        return _stored_network(config, file, spec.model_config.allow_loaded_model_modification)
-    stored = load_pretrained(file)
-    network = GridNet(config)
-    backbone = {name: value for name, value in stored.tensors.items() if layer_of(name) not in HEADS}
-    copied, left = copy_matching(backbone, network)
-    if not copied:
-        raise UserError(
-            f"{file}: no layer fits the spec's ResNet-{config.backbone.depth}; set model_config.load_graph: true for a "
-            "pruned network, or name a file of that network"
-        )
-    network.pretrained_layers = frozenset(copied)
-    _report(file, stored, network, left)
+    if not isinstance(network, GridNet):
+        raise UserError(f"{model}: a network of the kind {network.kind}, no DetectNet_v2; name another model")
     return network
-
-
-def _stored_network(config: GridNetConfig, file: Path, may_add_heads: bool) -> GridNet:
-    stored = load_pretrained(file, graph=True)
-    assert stored.backbone is not None
-    # How much is dropped is a matter of the training, not of the stored network.
-    backbone = replace(stored.backbone, dropout_rate=config.backbone.dropout_rate)
-    network = GridNet(config.with_backbone(backbone))
-    knows_classes = stored.class_names in (None, config.class_names)
-    tensors = {name: value for name, value in stored.tensors.items() if knows_classes or layer_of(name) not in HEADS}
-    copied, left = copy_matching(tensors, network)
-    if left and not may_add_heads:
-        wanted = ", ".join(config.class_names)
-        if stored.class_names is not None:
-            reason = f"trained for the classes {', '.join(stored.class_names)}, the spec names {wanted}"
-        else:
-            reason = f"its {left[0]} is missing or made for another number of classes than the spec's ({wanted})"
-        raise UserError(
-            f"{file}: {reason}; set allow_loaded_model_modification for new heads, or load_graph to false to copy the "
-            "matching layers only"
-        )
-    network.pretrained_layers = frozenset(copied)
-    if left:
-        _report(file, stored, network, left)
-    return network
-
-
-def _report(file: Path, stored: Pretrained, network: GridNet, left: list[str]) -> None:
-    identities = [layer for layer in stored.identities if layer in network.pretrained_layers]
-    copied = network.pretrained_layers - set(identities)
-    unused = sorted({layer_of(name) for name in stored.tensors} - copied - set(stored.identities))
-    lines = [f"Pretrained weights: {len(copied)} layers copied from {file.name}, {len(left)} without a match"]
-    lines += [f"  not matched: {layer}" for layer in left]
-    lines += [f"  of the file, not used: {layer}" for layer in (*unused, *stored.unknown)]
-    lines += [f"  not in the file, which has the identity there: {layer}" for layer in identities]
-    print("\n".join(lines), flush=True)
-
-
-def freeze(network: GridNet, config: spec_pb2.ModelConfig) -> None:
-    """Excludes layers from training.
-
-    `freeze_blocks` (0 is the stem, 1 to 4 the blocks) holds the convolutions, as in TAO; `freeze_bn` all batch norms;
-    `freeze_pretrained_layers` whatever came from the pretrained model file. Frozen batch norms stay in inference mode
-    (see `GridNet.train`). TAO's `freeze_bn` goes on training scale and shift, and its `freeze_pretrained_layers` has no
-    effect at all.
-    """
-    blocks = {int(block) for block in config.freeze_blocks}
-    prefixes = tuple("conv1" if block == 0 else f"block_{block}" for block in sorted(blocks))
-    for name, module in network.named_modules():
-        layer = name.rpartition(".")[2]
-        is_pretrained = config.freeze_pretrained_layers and layer in network.pretrained_layers
-        is_in_frozen_block = isinstance(module, nn.Conv2d) and layer.startswith(prefixes)
-        if is_pretrained or is_in_frozen_block or (isinstance(module, nn.BatchNorm2d) and config.freeze_bn):
-            module.requires_grad_(False)
-    network.train(network.training)

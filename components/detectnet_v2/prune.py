@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from components.detectnet_v2.network import grid_net
 from components.step import UserError
 from components.vision.checkpoint import KERAS_SUFFIX, SUFFIX, load_network, save_network
 from components.vision.network import count_parameters
@@ -34,7 +35,7 @@ def prune_model(
         raise UserError(f"{output}: exists already; name another output file")
     status = StatusLog(results or output.parent)
     status.write("STARTED", "Starting pruning")
-    network = load_network(model)
+    network = grid_net(load_network(model), model)
     if target_ratio is not None:
         settings = replace(settings, threshold=threshold_for_ratio(network, settings, target_ratio))
         print(f"Threshold for a ratio of at most {target_ratio}: {settings.threshold}")

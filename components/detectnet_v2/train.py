@@ -13,14 +13,15 @@ from components.detectnet_v2.batches import BatchTensors
 from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.evaluation import evaluate, evaluation_status, print_evaluation
 from components.detectnet_v2.losses import WeightPenalty, objective_costs
-from components.detectnet_v2.network import build_network, freeze
+from components.detectnet_v2.network import GridNet
+from components.detectnet_v2.transfer import build_network, freeze
 from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
 from components.detectnet_v2.visualizer import Visualizer
 from components.step import UserError, sha256
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group
-from components.vision.gridnet import GridNet
 from components.vision.loop import FitOptions, fit
+from components.vision.network import Network
 from components.vision.optimizer import Adam
 from components.vision.task import Step, Task, Validation
 from components.vision.torch_predictor import TorchPredictor
@@ -142,7 +143,7 @@ class _Detection(Task[BatchTensors]):
         is_due = since_first >= 0 and since_first % config.validation_period_during_training == 0
         return self._has_validation_data and (is_due or epochs == self.epochs)
 
-    def validate(self, network: nn.Module, epochs: int) -> Validation:
+    def validate(self, network: Network, epochs: int) -> Validation:
         """See `Task`."""
         assert self._validation
         assert isinstance(network, GridNet)

@@ -14,8 +14,8 @@ from torch import Tensor
 from components.decode.grid.decode import decode
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ObjectiveWeights
+from components.detectnet_v2.network import GridNet
 from components.step import UserError
-from components.vision.gridnet import GridNet
 from components.vision.task import Step
 
 EVENTS = "events"

@@ -16,6 +16,8 @@ NGC = "ngc://"
 # TAO's encrypted models.
 ENCRYPTED = ".tlt"
 NOTICE = "NOTICE.txt"
+# The layer that tells one of TAO's detectors from a backbone.
+_HEAD = "output_cov"
 _LICENCE = re.compile(r"licen[cs]e|eula|notice|terms", re.IGNORECASE)
 
 
@@ -138,8 +140,7 @@ def content_of(weights: Path) -> dict[str, bool]:
     if weights.suffix == ENCRYPTED:
         print(f"the model is encrypted: NVIDIA's program alone reads it, with its key in {TAO_KEY}", flush=True)
         return {"encrypted": True}
-    from components.vision.checkpoint import load_pretrained
-    from components.vision.gridnet import COVERAGE_HEAD
+    from components.vision.pretrained import read_weights
 
-    tensors = load_pretrained(weights).tensors
-    return {"encrypted": False, "detector": f"{COVERAGE_HEAD}.weight" in tensors}
+    tensors = read_weights(weights, [_HEAD]).tensors
+    return {"encrypted": False, "detector": f"{_HEAD}.weight" in tensors}

@@ -66,12 +66,13 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "classes": len(description["class_names"]),
             "parameters": description["parameters"],
         }
+        taken = {**upgraded(description)["input"], "fit": settings.preprocessing}
         served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
         write_manifest(
             scratch,
             KIND,
             counts,
-            {"model_name": task.prefix, "metric": task.metric, **description, **served, **bound_to},
+            {"model_name": task.prefix, "metric": task.metric, **description, "input": taken, **served, **bound_to},
         )
 
 

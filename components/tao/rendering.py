@@ -50,6 +50,7 @@ def _escaped(value: object) -> str:
     return str(value).replace("\\", "\\\\").replace('"', '\\"')
 
 
+_LOOSE = "spec: the braces do not match; `spec check`, a task of the open engine, names the line"
 _SPEC_TOKEN = re.compile(r"""#[^\n]*|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[{}:;,]|[^\s{}:;,#"']+""")
 
 
@@ -69,7 +70,7 @@ def parse_spec(text: str) -> Dict[str, List[Any]]:
         if name == "}" and around:
             message = around.pop()
         elif name in "{}" or not tokens:
-            raise UserError("spec: the braces do not match")
+            raise UserError(_LOOSE)
         elif tokens[0] == "{":
             tokens.popleft()
             around.append(message)
@@ -80,7 +81,7 @@ def parse_spec(text: str) -> Dict[str, List[Any]]:
             value = tokens.popleft()
             message.setdefault(name, []).append(value[1:-1] if value[0] in "\"'" else value)
     if around:
-        raise UserError("spec: the braces do not match")
+        raise UserError(_LOOSE)
     return message
 
 

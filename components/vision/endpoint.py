@@ -138,9 +138,9 @@ class Endpoint:
         self.class_names = tuple(str(name) for name in names)
         if len(self.class_names) > 1 and CLASSES not in outputs:
             raise UserError(f"{self}: {len(self.class_names)} classes, but no output {CLASSES}; make it again")
-        geometry = self.parameters.get("geometry")
-        if isinstance(geometry, dict):
-            self.network_size = int(geometry["width"]), int(geometry["height"])
+        size = self.parameters.get("input", self.parameters.get("geometry"))
+        if isinstance(size, dict):
+            self.network_size = int(size["width"]), int(size["height"])
             return
         for tensor in (tensor for config in configs for tensor in config.get("input", [])):
             dims = [int(size) for size in tensor["dims"]]

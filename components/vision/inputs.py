@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.uint8]
 Images = NDArray[np.uint8]
+# What a server calls images that are prepared, whatever the network calls its input: it is TAO's name.
+PIXELS = "input_1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,11 @@ class InputSpec:
         prepared = np.empty((len(images), *self.shape), np.float32)
         mean, scale = (self._by_channel(values) for values in (self.mean, self.scale))
         for image, target in zip(images, prepared, strict=True):
-            pixels: NDArray[Any] = image.transpose(2, 0, 1) if self.layout == "CHW" else image
+            # Converted first, then in place: half the time of a division that converts.
+            target[...] = image.transpose(2, 0, 1) if self.layout == "CHW" else image
             if any(self.mean):
-                pixels = np.subtract(pixels, mean, out=target, dtype=np.float32)
-            np.divide(pixels, scale, out=target, dtype=np.float32)
+                target -= mean
+            target /= scale
         return prepared
 
     def prepare_tensor(self, images: "Tensor") -> "Tensor":

@@ -13,7 +13,7 @@ stride 2 on one side only, and so computes something else from the same file.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.decode.grid.clustering import Clustering
-from components.decode.grid.geometry import GridGeometry
 from components.step import UserError, publish
-from components.vision.gridnet import BBOX_HEAD, COVERAGE_HEAD, HEADS, GridNet, GridNetConfig, placeholder_names
 from components.vision.resnet import (
-    BATCH_NORM_EPSILON,
-    IMAGE_CHANNELS,
     UNITS,
-    Convolution,
     ResNetConfig,
-    batch_norm_name,
     layer_of,
 )
 
@@ -41,7 +34,7 @@ _CONVOLUTION = {"kernel": "weight", "bias": "bias"}
 _BATCH_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _OUR_NAMES = _CONVOLUTION | _BATCH_NORM
 _LAYER = re.compile(r"conv1|bn_conv1|block_([1-4])([a-z])_(conv|bn)_(\d|shortcut)")
-# What Keras has no place for: class names, clustering and geometry. Keras ignores an attribute that it does not know.
+# What Keras has no place for: what is not in the graph. Keras ignores an attribute that it does not know.
 _OWN_ATTRIBUTE = "gridbox"
 
 
@@ -51,21 +44,24 @@ class KerasFile:
 
     Attributes:
         path: The file.
-        tensors: Weights by the names of GridNet's state, in PyTorch's order of dimensions.
-        unknown: Layers with weights that no ResNet detector of TAO's has.
+        heads: The layers asked for beside a ResNet's.
+        tensors: Weights by the names of a network's state, in PyTorch's order of dimensions; a backbone's begin with
+            `backbone.`.
+        unknown: Layers with weights that are neither a ResNet's nor one of the heads asked for.
         layers: The architecture's layers (`name`, `class_name`, `config`, `inputs`); None in a file of weights alone.
-        own: What `save_keras` adds about the detector; None in files of others.
+        own: What `write_keras` adds about the network; None in files of others.
     """
 
     path: Path
+    heads: Collection[str]
     tensors: dict[str, Tensor]
     unknown: tuple[str, ...]
     layers: list[dict[str, Any]] | None
     own: dict[str, Any] | None
 
 
-def read_keras(path: Path) -> KerasFile:
-    """Reads the weights of a Keras file, whatever its layers.
+def read_keras(path: Path, heads: Collection[str]) -> KerasFile:
+    """Reads the weights of a Keras file: of a ResNet and of heads with these names.
 
     Raises:
         UserError: It is no HDF5 file, or names weights that it does not hold.
@@ -83,16 +79,16 @@ def read_keras(path: Path) -> KerasFile:
     tensors: dict[str, Tensor] = {}
     unknown = []
     for layer, weights in weights_of.items():
-        prefix = "" if layer in HEADS else "backbone."
-        if (layer in HEADS or _LAYER.fullmatch(layer)) and set(weights) <= set(_OUR_NAMES):
-            tensors |= {f"{prefix}{layer}.{_OUR_NAMES[name]}": _to_torch(value) for name, value in weights.items()}
+        if (layer in heads or _LAYER.fullmatch(layer)) and set(weights) <= set(_OUR_NAMES):
+            module = _module_of(layer)
+            tensors |= {f"{module}.{_OUR_NAMES[name]}": _to_torch(value) for name, value in weights.items()}
         else:
             unknown.append(layer)
-    return KerasFile(path, tensors, tuple(unknown), layers, own)
+    return KerasFile(path, heads, tensors, tuple(unknown), layers, own)
 
 
-def stored_backbone(file: KerasFile) -> ResNetConfig:
-    """Returns the backbone that a file's names and shapes describe, pruned or not.
+def stored_resnet(file: KerasFile) -> ResNetConfig:
+    """Returns the ResNet that a file's names and shapes describe, pruned or not.
 
     Raises:
         UserError: The file has no architecture, or one that this engine does not build; the layer is named.
@@ -113,7 +109,7 @@ def stored_backbone(file: KerasFile) -> ResNetConfig:
         depth=depths[0],
         all_projections="block_1b_conv_shortcut" in kernels,
         use_batch_norm="backbone.bn_conv1.weight" in file.tensors,
-        channels={layer: len(kernel) for layer, kernel in kernels.items() if layer not in HEADS},
+        channels={layer: len(kernel) for layer, kernel in kernels.items() if layer not in file.heads},
         use_pooling=any(layer["class_name"] == "MaxPooling2D" for layer in file.layers),
         dropout_rate=next(
             (float(layer["config"].get("rate", 0.0)) for layer in file.layers if layer["class_name"] == "Dropout"), 0.0
@@ -124,49 +120,20 @@ def stored_backbone(file: KerasFile) -> ResNetConfig:
         raise UserError(
             f"{file.path}: layer {min(missing)!r} of a ResNet-{backbone.depth} is missing; use a whole model"
         )
-    backbone = replace(backbone, channels={c.name: backbone.channels[c.name] for c in backbone.convolutions()})
-    _check_shapes(file, backbone)
-    _check_graph(file, backbone)
-    return backbone
+    return replace(backbone, channels={c.name: backbone.channels[c.name] for c in backbone.convolutions()})
 
 
-def load_keras(path: Path) -> GridNet:
-    """Rebuilds the detector that a Keras file holds, pruned or not, from its names, shapes and architecture.
-
-    TAO's files say nothing of class names, clustering and box scale: they become `class_0` …, and defaults.
-    Files written by `save_keras` keep theirs.
-
-    Raises:
-        UserError: It is none, or one that this engine does not build.
-    """
-    file = read_keras(path)
-    backbone = stored_backbone(file)
-    missing = [head for head in HEADS if f"{head}.weight" not in file.tensors]
-    if missing:
-        raise UserError(
-            f"{path}: the detector's head {missing[0]!r} is missing; train it first, with load_graph and "
-            "allow_loaded_model_modification"
-        )
-    names = placeholder_names(len(file.tensors[f"{COVERAGE_HEAD}.weight"]))
-    clustering: Mapping[str, Clustering] = {name: Clustering() for name in names}
-    if file.own:
-        own = GridNetConfig.from_json({**file.own, "backbone": {"depth": backbone.depth}})
-        config = own.with_backbone(backbone)
-    else:
-        config = GridNetConfig(backbone, names, _stored_geometry(file), clustering)
-    network = GridNet(config)
-    network.load_state_dict(file.tensors, strict=False)  # `_check_shapes` saw to the rest
-    return network
-
-
-def save_keras(path: Path, network: GridNet) -> None:
+def write_keras(path: Path, graph: Mapping[str, Any], state: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
     """Writes a network as Keras 2.2.4 writes TAO's; an interrupted call leaves the former file untouched.
 
     The same network gives the same bytes.
+
+    Args:
+        path: The file.
+        graph: The network's `model_config`, by `KerasGraph`.
+        state: Its state.
+        own: What else is to be known about it.
     """
-    config, state = network.config, network.state_dict()
-    graph = _graph(config)
-    own = {key: value for key, value in config.to_json().items() if key != "backbone"}
     with publish(path) as scratch, h5py.File(scratch, "w", track_order=False) as file:
         file.attrs["keras_version"] = b"2.2.4"
         file.attrs["backend"] = b"tensorflow"
@@ -226,11 +193,16 @@ def _write_layer(group: h5py.Group, layer: Mapping[str, Any], state: Mapping[str
     name = layer["name"]
     weights = {}
     for theirs, ours in kinds.get(layer["class_name"], {}).items():
-        value = state[f"{name if name in HEADS else f'backbone.{name}'}.{ours}"].detach().cpu().numpy()
+        value = state[f"{_module_of(name)}.{ours}"].detach().cpu().numpy()
         weights[f"{name}/{theirs}:0"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
     group.attrs["weight_names"] = np.array([weight.encode() for weight in weights])
     for weight, value in weights.items():
         group.create_dataset(weight, data=np.ascontiguousarray(value), track_times=False)
+
+
+def _module_of(layer: str) -> str:
+    """Returns the module that a layer is in a network with a backbone and heads."""
+    return f"backbone.{layer}" if _LAYER.fullmatch(layer) else layer
 
 
 # ---- Architecture ----------------------------------------------------------------------------------------------------
@@ -256,29 +228,6 @@ def _flattened(graph: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"name": config["name"], "class_name": kind, "config": config, "inputs": inputs}
 
 
-def _check_shapes(file: KerasFile, backbone: ResNetConfig) -> None:
-    coverage = file.tensors.get(f"{COVERAGE_HEAD}.weight")
-    classes = 1 if coverage is None else len(coverage)
-    with torch.device("meta"):
-        network = GridNet(GridNetConfig(backbone, placeholder_names(classes), GridGeometry(16, 16), {}))
-    expected = {name: value.shape for name, value in network.state_dict().items() if "num_batches" not in name}
-    for name in file.tensors:
-        if name not in expected:
-            raise UserError(f"{file.path}: layer {layer_of(name)!r} does not belong to a ResNet-{backbone.depth}")
-    for name, shape in expected.items():
-        layer = layer_of(name)
-        stored = file.tensors.get(name)
-        if stored is None and layer in HEADS and not any(layer_of(other) == layer for other in file.tensors):
-            continue  # a backbone without that head
-        if stored is None:
-            raise UserError(f"{file.path}: layer {layer!r} lacks a weight; its convolutions need kernel and bias")
-        if stored.shape != shape:
-            raise UserError(
-                f"{file.path}: layer {layer!r} has weights of {tuple(stored.shape)}, not the {tuple(shape)} that fit "
-                "its neighbours"
-            )
-
-
 # What decides what a layer computes, beside its weights. Layers of the last kinds have names that Keras counts up.
 _COMPUTING = {
     "Conv2D": ("kernel_size", "strides", "padding", "dilation_rate", "data_format", "activation", "use_bias"),
@@ -291,10 +240,17 @@ _COMPUTING = {
 }
 
 
-def _check_graph(file: KerasFile, backbone: ResNetConfig) -> None:
-    """Refuses a layer that computes something else than the one this engine would put in its place."""
-    config = GridNetConfig(backbone, placeholder_names(1), GridGeometry(16, 16), {})
-    ours = list(_flattened(_graph(config)))
+def check_graph(file: KerasFile, graph: Mapping[str, Any]) -> None:
+    """Refuses a layer that computes something else than the one this engine would put in its place.
+
+    Args:
+        file: What was read.
+        graph: What this engine would write, by `KerasGraph`.
+
+    Raises:
+        UserError: There is such a layer, or a head that reads others than the last features.
+    """
+    ours = list(_flattened(graph))
     by_name = {layer["name"]: layer for layer in ours}
     by_kind = {layer["class_name"]: layer for layer in ours}
     for layer in file.layers or ():
@@ -306,154 +262,5 @@ def _check_graph(file: KerasFile, backbone: ResNetConfig) -> None:
             stored, known = layer["config"].get(key), twin["config"][key]
             if stored != known:
                 raise UserError(f"{file.path}: layer {name!r} has {key} {stored}, this engine has {known} there")
-        if name in HEADS and layer["inputs"] != twin["inputs"]:
+        if name in file.heads and layer["inputs"] != twin["inputs"]:
             raise UserError(f"{file.path}: {name} reads {', '.join(layer['inputs'])}, not the last features")
-
-
-def _stored_geometry(file: KerasFile) -> GridGeometry:
-    for layer in file.layers or ():
-        match layer["config"].get("batch_input_shape"):
-            case [_, 3, int(height), int(width)]:
-                try:
-                    return GridGeometry(width, height)
-                except ValueError as error:
-                    raise UserError(f"{file.path}: {error}") from error
-    raise UserError(f"{file.path}: no colour input of a fixed size; train it with load_graph first, which gives it one")
-
-
-def _graph(config: GridNetConfig) -> dict[str, Any]:
-    """Returns the `model_config` of a network: the functional graph that TAO builds for it."""
-    builder = _Builder(config.backbone)
-    shape = [None, IMAGE_CHANNELS, config.geometry.height, config.geometry.width]
-    x = builder.add("InputLayer", "input_1", [], batch_input_shape=shape, dtype="float32", sparse=False)
-    x = builder.activation("activation_1", builder.convolution("conv1", x))
-    if config.backbone.use_pooling:
-        window = {"pool_size": [3, 3], "strides": [2, 2], "padding": "same", "data_format": "channels_first"}
-        x = builder.add("MaxPooling2D", "max_pooling2d_1", [x], trainable=True, **window)
-    for index, unit in enumerate(config.backbone.units()):
-        y = x
-        for number, name in enumerate(unit.convolutions):
-            y = builder.convolution(name, y)
-            if name != unit.last:
-                y = builder.activation(f"{unit.name}_relu_{number + 1}", y)
-        shortcut = builder.convolution(unit.shortcut, x, padding="valid") if unit.shortcut else x
-        x = builder.add("Add", f"add_{index + 1}", [y, shortcut], trainable=True)
-        x = builder.activation(f"{unit.name}_relu", x)
-    if config.backbone.dropout_rate:
-        rate = config.backbone.dropout_rate
-        x = builder.add("Dropout", "dropout_1", [x], trainable=True, rate=rate, noise_shape=None, seed=None)
-    classes = len(config.class_names)
-    builder.head(BBOX_HEAD, x, 4 * classes, "linear")
-    builder.head(COVERAGE_HEAD, x, classes, "sigmoid")
-    layers = _in_keras_order(builder.layers, HEADS)
-    stem = f"resnet{config.backbone.depth}{'' if config.backbone.use_pooling else '_nopool'}"
-    graph = {
-        "name": f"{stem}{'_bn' if config.backbone.use_batch_norm else ''}_detectnet_v2",
-        "layers": layers,
-        "input_layers": [["input_1", 0, 0]],
-        "output_layers": [[head, 0, 0] for head in HEADS],
-    }
-    return {"class_name": "Model", "config": graph}
-
-
-def _in_keras_order(layers: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[dict[str, Any]]:
-    """Sorts a graph's layers as Keras 2.2.4 does when it builds a model, for it assigns stored weights by position.
-
-    The layer farthest from the outputs comes first. Among equally far ones it is the one that a traversal from the
-    outputs back to the inputs, each layer before its inputs, meets first.
-
-    Args:
-        layers: Each after the layers that it reads.
-        outputs: The names of the layers whose outputs are the model's, in their order.
-    """
-    inputs = {layer["name"]: [source[0] for node in layer["inbound_nodes"] for source in node] for layer in layers}
-    distance = dict.fromkeys(inputs, 0)
-    for name in reversed(inputs):
-        for source in inputs[name]:
-            distance[source] = max(distance[source], distance[name] + 1)
-    met: dict[str, int] = {}
-    waiting = list(reversed(outputs))
-    while waiting:
-        name = waiting.pop()
-        if name not in met:
-            met[name] = len(met)
-            waiting += reversed(inputs[name])
-    return sorted(layers, key=lambda layer: (-distance[layer["name"]], met[layer["name"]]))
-
-
-_ZEROS = {"class_name": "Zeros", "config": {}}
-_ONES = {"class_name": "Ones", "config": {}}
-_GLOROT_UNIFORM = {
-    "class_name": "VarianceScaling",
-    "config": {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform", "seed": None},
-}
-
-
-class _Builder:
-    """Collects a functional graph's layers as Keras describes them. Methods return the name of the layer they add."""
-
-    def __init__(self, backbone: ResNetConfig) -> None:
-        self.layers: list[dict[str, Any]] = []
-        self._backbone = backbone
-        self._convolutions = {convolution.name: convolution for convolution in backbone.convolutions()}
-
-    def add(self, kind: str, name: str, inputs: list[str], **config: object) -> str:
-        nodes = [[[source, 0, 0, {}] for source in inputs]] if inputs else []
-        self.layers.append(
-            {"name": name, "class_name": kind, "config": {"name": name, **config}, "inbound_nodes": nodes}
-        )
-        return name
-
-    def activation(self, name: str, source: str) -> str:
-        return self.add("Activation", name, [source], trainable=True, activation="relu")
-
-    def convolution(self, name: str, source: str, padding: str = "same") -> str:
-        """Adds a convolution of the backbone and its batch norm."""
-        x = self._conv2d(self._convolutions[name], source, self._backbone.channels[name], padding, "linear")
-        if not self._backbone.use_batch_norm:
-            return x
-        return self.add(
-            "BatchNormalization",
-            batch_norm_name(name),
-            [x],
-            trainable=True,
-            axis=1,
-            momentum=0.99,
-            epsilon=BATCH_NORM_EPSILON,
-            center=True,
-            scale=True,
-            beta_initializer=_ZEROS,
-            gamma_initializer=_ONES,
-            moving_mean_initializer=_ZEROS,
-            moving_variance_initializer=_ONES,
-            beta_regularizer=None,
-            gamma_regularizer=None,
-            beta_constraint=None,
-            gamma_constraint=None,
-        )
-
-    def head(self, name: str, source: str, channels: int, activation: str) -> str:
-        return self._conv2d(Convolution(name, source, 1, 1), source, channels, "same", activation)
-
-    def _conv2d(self, layer: Convolution, source: str, channels: int, padding: str, activation: str) -> str:
-        return self.add(
-            "Conv2D",
-            layer.name,
-            [source],
-            trainable=True,
-            filters=channels,
-            kernel_size=[layer.kernel, layer.kernel],
-            strides=[layer.stride, layer.stride],
-            padding=padding,
-            data_format="channels_first",
-            dilation_rate=[1, 1],
-            activation=activation,
-            use_bias=True,
-            kernel_initializer=_GLOROT_UNIFORM,
-            bias_initializer=_ZEROS,
-            kernel_regularizer=None,
-            bias_regularizer=None,
-            activity_regularizer=None,
-            kernel_constraint=None,
-            bias_constraint=None,
-        )

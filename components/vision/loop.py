@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.step import StageError, UserError
 from components.vision.checkpoint import SUFFIX, save_network
 from components.vision.distributed import Group, joined
-from components.vision.network import count_parameters
+from components.vision.network import Network, count_parameters
 from components.vision.status import StatusLog
 from components.vision.task import Step, Targets, Task, Validation
 from components.vision.threads import available_cores
@@ -106,9 +106,9 @@ class _Loop(Generic[Targets]):
         task.begin(self.state.epoch * task.steps + self.state.step)
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """What is validated and saved."""
-        return self.average.module if self.average else self.task.network
+        return cast(Network, self.average.module) if self.average else self.task.network
 
     def _state(self) -> TrainingState:
         task = self.task

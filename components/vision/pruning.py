@@ -7,16 +7,16 @@ ones these are is found by tracing the network (`components.vision.channels`).
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from components.step import UserError
 from components.vision.channels import Coupling, Layer
-from components.vision.gridnet import GridNet
-from components.vision.network import count_parameters
+from components.vision.network import Network, count_parameters
 
+N = TypeVar("N", bound=Network)
 Equalization = Literal["union", "intersection", "arithmetic_mean", "geometric_mean"]
 _MERGE: dict[Equalization, Callable[[Tensor], Tensor]] = {
     "union": lambda norms: norms.amax(0),
@@ -47,7 +47,7 @@ class PruneSettings:
     excluded: Collection[str] = ()
 
 
-def prune(network: GridNet, settings: PruneSettings) -> GridNet:
+def prune(network: N, settings: PruneSettings) -> N:
     """Returns a smaller network that holds the kept channels of `network`.
 
     Raises:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.vision.cost_scaling import CostScaling
+from components.vision.network import Network
 from components.vision.optimizer import Optimizer
 from components.vision.schedule import Schedule
 from components.vision.training import Resumable
@@ -67,7 +68,7 @@ class Task(ABC, Generic[Targets]):
         parts: What has a memory beside network, optimiser and schedule.
     """
 
-    network: nn.Module
+    network: Network
     optimizer: Optimizer
     schedule: Schedule
     steps: int
@@ -109,7 +110,7 @@ class Task(ABC, Generic[Targets]):
         """Returns whether the network is validated after so many epochs; every process says the same."""
         return False
 
-    def validate(self, network: nn.Module, epochs: int) -> Validation:
+    def validate(self, network: Network, epochs: int) -> Validation:
         """Validates the network, or its average, after so many epochs; the first process alone is asked."""
         raise NotImplementedError
 

@@ -95,8 +95,8 @@ def write_new(path: Path, spec: Any) -> None:  # noqa: ANN401 - a message class 
     import torch  # takes two seconds, which a refused spec need not
 
     from components.decode.grid.geometry import GridGeometry
-    from components.vision.gridnet import GridNet, GridNetConfig
-    from components.vision.keras_weights import save_keras
+    from components.detectnet_v2.keras_model import save_keras
+    from components.detectnet_v2.network import GridNet, GridNetConfig
     from components.vision.resnet import UNITS, ResNetConfig
 
     model, size = spec.model_config, spec.augmentation_config.preprocessing
@@ -120,7 +120,7 @@ def write_copy(path: Path, source: Path) -> None:
 
 def write_pruned(path: Path, source: Path, settings: Any) -> None:  # noqa: ANN401 - importing its type takes torch
     """Writes what `vision.pruning` leaves of a stored network."""
-    from components.vision.keras_weights import load_keras, save_keras
+    from components.detectnet_v2.keras_model import load_keras, save_keras
     from components.vision.pruning import prune
 
     save_keras(path, prune(load_keras(source), settings))
