@@ -10,13 +10,12 @@ import fcntl
 import hashlib
 import os
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 from components import store
@@ -50,7 +49,7 @@ class Entry:
     unfinished: str = ""
 
 
-class Objects(ABC):
+class Objects(Protocol):
     """The objects below a base. Names are relative to it, with `/` between their parts.
 
     Attributes:
@@ -58,23 +57,19 @@ class Objects(ABC):
         retry: Attempts, pauses and timeouts of a request.
     """
 
-    def __init__(self, uri: str, retry: RetryPolicy) -> None:
-        """See the attributes."""
-        self.uri, self.retry = uri, retry
+    uri: str
+    retry: RetryPolicy
 
     def retried(self, work: Callable[[], Result], name: str = "") -> Result:
         """Does some work with several attempts; errors name the object."""
         return store.retried(work, self.uri + name, self.retry)
 
-    @abstractmethod
     def upload(self, name: str, file: Path, moved: Moved) -> None:
         """Writes an object from a file."""
 
-    @abstractmethod
     def write(self, name: str, content: bytes) -> None:
         """Writes a small object."""
 
-    @abstractmethod
     def replace(self, name: str, content: bytes, tag: str | None) -> bool:
         """Writes a small object if the present one still has this tag, or, with None, if there is none.
 
@@ -84,27 +79,21 @@ class Objects(ABC):
             Whether it was written.
         """
 
-    @abstractmethod
     def read(self, name: str) -> tuple[bytes, str] | None:
         """Returns a small object and the tag of its content; None if there is no such object."""
 
-    @abstractmethod
     def sha256(self, name: str, moved: Moved) -> str:
         """Reads an object back and returns its SHA-256 in hexadecimal."""
 
-    @abstractmethod
     def fetch(self, name: str, destination: Path, sha256: str, moved: Moved) -> None:
         """Fetches an object as `store.fetch` does, with several attempts."""
 
-    @abstractmethod
     def listed(self, prefix: str) -> list[Entry]:
         """Returns the objects whose names start with `prefix`, which ends with `/`, sorted by name."""
 
-    @abstractmethod
     def unfinished(self, prefix: str) -> list[Entry]:
         """Returns the rest of interrupted writes below `prefix`, as far as it is known."""
 
-    @abstractmethod
     def remove(self, entry: Entry) -> None:
         """Removes an object or the rest of an interrupted write, if it is still there."""
 
@@ -137,7 +126,7 @@ class _FolderObjects(Objects):
     """Objects that are the files of a folder."""
 
     def __init__(self, base: Path, retry: RetryPolicy) -> None:
-        super().__init__(f"file://{quote(str(base))}/", retry)
+        self.uri, self.retry = f"file://{quote(str(base))}/", retry
         self._base = base
         self._incoming = base / ".incoming"
 
@@ -233,7 +222,7 @@ class _BucketObjects(Objects):
     """Objects below a prefix of an S3 bucket."""
 
     def __init__(self, client: Any, bucket: str, prefix: str, retry: RetryPolicy) -> None:  # noqa: ANN401 - minio.Minio
-        super().__init__(f"s3://{bucket}/{prefix}", retry)
+        self.uri, self.retry = f"s3://{bucket}/{prefix}", retry
         self._client, self._bucket, self._prefix = client, bucket, prefix
 
     def upload(self, name: str, file: Path, moved: Moved) -> None:

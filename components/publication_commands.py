@@ -17,7 +17,6 @@ app = typer.Typer(
     " AWS_SHARED_CREDENTIALS_FILE) and AWS_CA_BUNDLE; never by options.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
 )
 
 Base = Annotated[str, typer.Argument(help="Where versions lie: a path, file:///folder or s3://bucket/prefix.")]

@@ -6,13 +6,13 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+import components
 from components import program
 from components.step import StageError, UserError, write_json
 from pipeline.arguments import PROFILES, Assignments, PipelineName, Workflow, WorkflowCommand
@@ -25,17 +25,13 @@ if TYPE_CHECKING:
     from pipeline.local import RunSettings
     from pipeline.serving import RunServer
 
-# By the word after `gridbox`, the module whose typer application it calls.
+# By the word after `gridbox`, the module whose typer application it calls. A family's is found by its folder.
+_COMMANDS = sorted(Path(components.__file__).parent.glob("*/commands.py"))
 FAMILIES = {
-    "widerface": "components.widerface.commands",
-    "detectnet_v2": "components.detectnet_v2.commands",
-    "convert": "components.convert.commands",
-    "evaluate": "components.evaluate.commands",
+    **{file.parent.name: f"components.{file.parent.name}.commands" for file in _COMMANDS},
     "compare": "components.evaluate.compare_command",
-    "serve": "components.serve.commands",
     "detect": "components.serve.detect_command",
     "store": "components.publication_commands",
-    "ngc": "components.ngc.commands",
     "preflight": "pipeline.preflight",
 }
 DOUBLE = "tao-double"
@@ -122,6 +118,8 @@ def compile_command(
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
+        from importlib import metadata
+
         typer.echo(f"gridbox {metadata.version('gridbox')}")
         raise typer.Exit
 

@@ -54,16 +54,24 @@ class _Kind(Protocol):
 def load_decoder(description: Mapping[str, Any]) -> Decoder:
     """Makes the decoder that a description names; see `components.decode.description`.
 
-    The module `components.decode.<kind>` makes it with its function `load`, so that a new kind is a new file.
+    The function `load` of the module `components.decode.<kind>` makes it, or, where one family alone has such networks,
+    that of `components.<family>.decoder`, the family being the kind.
 
     Raises:
         ValueError: There is no such kind, or the description does not suffice for it.
     """
     kind = description["decoder"]["kind"]
-    module = f"components.decode.{kind}"
-    if not str(kind).isidentifier() or find_spec(module) is None:
-        raise ValueError(f"its decoder is of the kind {kind!r}, which this release does not know")
     try:
-        return cast("_Kind", import_module(module)).load(description)
+        return _module(str(kind)).load(description)
     except (KeyError, TypeError) as error:
         raise ValueError(f"its decoder of the kind {kind!r} is not described as it should be: {error}") from error
+
+
+def _module(kind: str) -> _Kind:
+    # A word from a file must not reach beyond these two places.
+    if kind.isidentifier():
+        if find_spec(f"components.decode.{kind}"):
+            return cast("_Kind", import_module(f"components.decode.{kind}"))
+        if find_spec(f"components.{kind}") and find_spec(f"components.{kind}.decoder"):
+            return cast("_Kind", import_module(f"components.{kind}.decoder"))
+    raise ValueError(f"its decoder is of the kind {kind!r}, which this release does not know")

@@ -16,7 +16,8 @@ def upgraded(description: Mapping[str, Any]) -> dict[str, Any]:
     it is in former exports, in what is said of TAO's own, and in the configurations that facenet's clients read.
     """
     if "decoder" in description:
-        return dict(description)
+        # In Triton `input` is the name of a tensor.
+        return {**description, "input": description.get("input_spec", description.get("input"))}
     former = {name: description[name] for name in ("geometry", "clustering") if name in description}
     size = {name: value for name, value in former.get("geometry", {}).items() if name in ("width", "height")}
     fit = {"fit": description["preprocessing"]} if "preprocessing" in description else {}

@@ -69,7 +69,7 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
     )
     return ServedTask(
         PREFIX,
-        [image_step(Tensor(INPUT, "FP32", pixels), fitting), network, clustering],
+        [image_step(pixels, fitting), network, clustering],
         DETECTION,
         AVERAGE_PRECISION,
         parameters,

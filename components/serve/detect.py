@@ -119,7 +119,7 @@ def _watched(results: Iterable[Result | str], window: Window) -> Iterator[Result
     """Yields results, and shows each when it has been written, until the window is closed."""
     for result in results:
         yield result
-        if isinstance(result, Result) and not window.show(result.drawn()):
+        if isinstance(result, Result) and not window.show(result.drawn):
             return
 
 

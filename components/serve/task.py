@@ -10,6 +10,7 @@ from typing import Any
 
 from components.step import UserError
 from components.vision import endpoint
+from components.vision.inputs import PIXELS
 from components.vision.predictor import TENSOR_SUFFIX
 
 
@@ -137,15 +138,16 @@ DETECTIONS = (
 DETECTION = Contract([IMAGE], [*DETECTIONS, IMAGE_SIZE, IMAGE_ERROR])
 
 
-def image_step(pixels: Tensor, parameters: Mapping[str, Any]) -> Step:
+def image_step(shape: Sequence[int], parameters: Mapping[str, Any]) -> Step:
     """Returns the step that decodes images and fits them into a network's input.
 
     Args:
-        pixels: The network's input; the ensemble calls it `pixels`.
+        shape: Of the network's input, which the ensemble calls `pixels`.
         parameters: See `components.serve.models.preprocess`.
     """
     # Encoded images have as many bytes as they have: requests of different lengths share a batch.
     encoded = Tensor(IMAGE.name, IMAGE.kind, IMAGE.dims, ragged=True)
+    pixels = Tensor(PIXELS, "FP32", list(shape))
     outputs = [pixels, PLACEMENT, IMAGE_SIZE, IMAGE_ERROR]
     return Step(
         name="preprocess", inputs=[encoded], outputs=outputs, wires={pixels.name: "pixels"}, parameters=parameters

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Image = NDArray[np.uint8]
 Images = NDArray[np.uint8]
+# What a server calls images that are prepared, whatever the network calls its input: it is TAO's name.
+PIXELS = "input_1"
 
 
 @dataclass(frozen=True, slots=True)

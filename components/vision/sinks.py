@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -58,14 +59,13 @@ class Result:
     size: tuple[int, int]
     found: Sequence[Found]
     line_width: int = 0
-    _drawn: Image | None = None
 
+    @cached_property
     def drawn(self) -> Image:
-        """Returns the image [H, W, 3] BGR with its detections; it is drawn once."""
-        if self._drawn is None:
-            self._drawn = self.image.pixels()
-            draw(self._drawn, self.found, self.line_width or max(1, round(min(self._drawn.shape[:2]) / 400)))
-        return self._drawn
+        """The image [H, W, 3] BGR with its detections."""
+        drawn = self.image.pixels()
+        draw(drawn, self.found, self.line_width or max(1, round(min(drawn.shape[:2]) / 400)))
+        return drawn
 
 
 Sink = Callable[[Result], None]
@@ -117,9 +117,9 @@ def overlays(stack: ExitStack, results: Path, source: Source) -> Sink:
     """Returns a sink for drawn images, or for a video of them, which appear in a folder when `stack` ends."""
     folder = stack.enter_context(publish_files(results / OVERLAYS))
     if source.rate is None:
-        return lambda result: _write_image(folder / result.image.name, result.drawn())
+        return lambda result: _write_image(folder / result.image.name, result.drawn)
     video = stack.enter_context(VideoWriter(folder / f"{source.title}{OUTPUT_SUFFIX}", source.rate))
-    return lambda result: video.add(result.drawn())
+    return lambda result: video.add(result.drawn)
 
 
 def kitti_labels(stack: ExitStack, results: Path, line: Callable[[Label], str] = format_label) -> Sink:

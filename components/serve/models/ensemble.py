@@ -12,6 +12,7 @@ from components.serve.models import tensors
 from components.serve.models.network import Network
 from components.serve.models.postprocess import Postprocess
 from components.serve.models.preprocess import Preprocess
+from components.vision.inputs import PIXELS
 
 
 class Ensemble(tensors.Step):
@@ -28,7 +29,7 @@ class Ensemble(tensors.Step):
     def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
         """Takes `input_image_data`; gives the ensemble's outputs."""
         prepared = self._preprocess(inputs)
-        outputs = dict(zip(self._outputs, self._network.run(prepared["input_1"]), strict=True))
+        outputs = dict(zip(self._outputs, self._network.run(prepared[PIXELS]), strict=True))
         found = self._postprocess({**prepared, **outputs})
         return {**found, **{name: prepared[name] for name in ("true_image_size", "image_error")}}
 

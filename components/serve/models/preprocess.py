@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components.decode.description import upgraded
 from components.decode.instances import Placement
 from components.serve.models import tensors
-from components.vision.inputs import InputSpec
+from components.vision.inputs import PIXELS, InputSpec
 
 # Begins the error of a request whose images cannot be read: the sender's fault, not the server's.
 IMAGE_ERROR = "image: "
@@ -46,7 +46,7 @@ class Preprocess(tensors.Step):
     """
 
     def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:  # noqa: ARG002
-        """Takes the parameters `max_image_pixels`, and `input` or what stood in its place; see `upgraded`."""
+        """Takes the parameters `max_image_pixels`, and `input_spec` or what stood in its place; see `upgraded`."""
         self._spec = InputSpec.from_json(upgraded(parameters)["input"])
         self._limit: int = parameters["max_image_pixels"]
         os.environ[LIMIT] = str(self._limit)
@@ -68,7 +68,7 @@ class Preprocess(tensors.Step):
             raise tensors.RefusedError(f"{IMAGE_ERROR}{among}{errors[0]}")
         placements = [(*image.placement.scale, *image.placement.offset) for image in prepared]
         return {
-            "input_1": self._spec.prepare([image.pixels for image in prepared]),
+            PIXELS: self._spec.prepare([image.pixels for image in prepared]),
             "placement": np.array(placements, np.float64),
             "true_image_size": np.array([image.size for image in prepared], np.int64),
             "image_error": _text(errors),
