@@ -167,6 +167,16 @@ def test_two_processes_lose_what_one_does_with_the_joined_batch(tmp_path, kitti,
         np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)
 
 
+def test_an_average_of_the_weights_is_saved_where_the_command_asks_for_it(spec, tmp_path):
+    options = ("train", "-e", spec, "--width", 0.125, "--threads", 1)
+    assert detectnet_v2(*options, "-r", tmp_path / "plain") == 0
+    assert detectnet_v2(*options, "-r", tmp_path / "averaged", "--ema", 0.9) == 0
+    assert losses(tmp_path / "plain") == losses(tmp_path / "averaged")
+    plain, averaged = (load_tensors(tmp_path / name / "weights/model.safetensors")[0] for name in ("plain", "averaged"))
+    assert not torch.equal(plain["output_cov.weight"], averaged["output_cov.weight"])
+    assert validation_costs(tmp_path / "plain") != validation_costs(tmp_path / "averaged")
+
+
 def test_more_gpus_than_there_are_is_refused(spec, tmp_path, capsys):
     assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--gpus", 99) == 2
     assert "--gpus 99: this machine shows" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from components.detectnet_v2.network import (
     placeholder_names,
 )
 from components.step import UserError
-from components.vision.keras_weights import KerasFile, KerasGraph, check_graph, read_keras, stored_resnet, write_keras
+from components.vision.keras_graph import KerasGraph
+from components.vision.keras_weights import KerasFile, check_graph, read_keras, stored_resnet, write_keras
 from components.vision.resnet import ResNetConfig, layer_of
 
 
