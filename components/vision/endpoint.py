@@ -138,7 +138,7 @@ class Endpoint:
         self.class_names = tuple(str(name) for name in names)
         if len(self.class_names) > 1 and CLASSES not in outputs:
             raise UserError(f"{self}: {len(self.class_names)} classes, but no output {CLASSES}; make it again")
-        size = self.parameters.get("input", self.parameters.get("geometry"))
+        size = self.parameters.get("input_spec", self.parameters.get("geometry"))
         if isinstance(size, dict):
             self.network_size = int(size["width"]), int(size["height"])
             return

@@ -39,7 +39,7 @@ class TorchvisionWeights:
     """Weights by the names of our backbone.
 
     Attributes:
-        tensors: By the names of GridNet's state.
+        tensors: By the names of a network's state; its backbone's begin with `backbone.`.
         unknown: Layers of the file that a backbone does not have (the classifier `fc`).
         identities: Convolutions and batch norms of the projections that compute the identity, for the units without a
             projection in the file.
