@@ -171,17 +171,20 @@ def _sources(code: Path, room: str) -> list[Path]:
     ]
 
 
-def _imports(file: Path) -> set[str]:
+def _imports(file: Path) -> frozenset[str]:
     """Returns the modules of `components` that a source file imports, at its top or inside a function."""
-    if file.suffix != ".py":
-        return set()
+    return _imports_of(file.read_bytes()) if file.suffix == ".py" else frozenset()
+
+
+@cache
+def _imports_of(source: bytes) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name.startswith("components.")}
+    return frozenset(name for name in names if name.startswith("components."))
 
 
 def _file(code: Path, module: str) -> Path:
