@@ -241,12 +241,15 @@ def assert_same_weights(one, other):
 TRAINING = ("--set", "train_seed=7", "--set", "train_epochs=4")
 
 
-def test_kills_in_conversion_training_and_retraining_change_no_weight(tmp_path):
+CUTS = {"kitti": started("kitti"), "train": trained_epochs("train", 2), "retrain": trained_epochs("retrain", 1)}
+
+
+@pytest.mark.parametrize("stages", [("retrain",), pytest.param(tuple(CUTS), marks=pytest.mark.long)])
+def test_kills_change_no_weight(tmp_path, stages):
     run(tmp_path / "reference", "--name", "whole", *TRAINING)
     runs = tmp_path / "killed"
-    kill_when(started("kitti"), runs, *TRAINING)
-    kill_when(trained_epochs("train", 2), runs, *TRAINING, "--resume")
-    kill_when(trained_epochs("retrain", 1), runs, *TRAINING, "--resume")
+    for stage in stages:
+        kill_when(CUTS[stage], runs, *TRAINING, *(["--resume"] if stage != stages[0] else []))
     run(runs, "--name", "cut", *TRAINING, "--resume")
     assert "Resuming after epoch" in (runs / "cut/logs/retrain.log").read_text()
     assert_same_weights(weights(tmp_path / "reference/whole"), weights(runs / "cut"))

@@ -374,7 +374,7 @@ KINDS = [
     use_archives,
     use_images,
 ]
-INPUTS, QUICK = 10_000 // len(KINDS), 200  # of each kind
+INPUTS, QUICK = 10_000 // len(KINDS), 100  # of each kind
 
 
 def _too_long(*_: object) -> NoReturn:
