@@ -17,6 +17,8 @@ NMS_IOU = 0.3
 """`nms_iou_threshold` where it is not set."""
 SOFT_START = "training_config.learning_rate.soft_start_annealing_schedule"
 EARLY_STOPPING = "training_config.learning_rate.early_stopping_annealing_schedule"
+COSINE = "training_config.learning_rate.cosine_annealing_schedule"
+RANDOM_CROP = "open_engine.random_crop"
 CLUSTERING = "postprocessing_config.target_class_config.clustering_config"
 HANDLERS = "bbox_handler_config.classwise_bbox_handler_config"
 

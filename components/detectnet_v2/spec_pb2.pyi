@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Experiment(_message.Message):
-    __slots__ = ("random_seed", "dataset_config", "augmentation_config", "postprocessing_config", "model_config", "evaluation_config", "cost_function_config", "training_config", "bbox_rasterizer_config", "loss_mask_label_filter", "dataset_export_config")
+    __slots__ = ("random_seed", "dataset_config", "augmentation_config", "postprocessing_config", "model_config", "evaluation_config", "cost_function_config", "training_config", "bbox_rasterizer_config", "loss_mask_label_filter", "dataset_export_config", "open_engine")
     RANDOM_SEED_FIELD_NUMBER: _ClassVar[int]
     DATASET_CONFIG_FIELD_NUMBER: _ClassVar[int]
     AUGMENTATION_CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Experiment(_message.Message):
     BBOX_RASTERIZER_CONFIG_FIELD_NUMBER: _ClassVar[int]
     LOSS_MASK_LABEL_FILTER_FIELD_NUMBER: _ClassVar[int]
     DATASET_EXPORT_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    OPEN_ENGINE_FIELD_NUMBER: _ClassVar[int]
     random_seed: int
     dataset_config: DatasetConfig
     augmentation_config: AugmentationConfig
@@ -31,7 +32,90 @@ class Experiment(_message.Message):
     bbox_rasterizer_config: BboxRasterizerConfig
     loss_mask_label_filter: ObjectiveLabelFilter
     dataset_export_config: _containers.RepeatedCompositeFieldContainer[DatasetExportConfig]
-    def __init__(self, random_seed: _Optional[int] = ..., dataset_config: _Optional[_Union[DatasetConfig, _Mapping]] = ..., augmentation_config: _Optional[_Union[AugmentationConfig, _Mapping]] = ..., postprocessing_config: _Optional[_Union[PostProcessingConfig, _Mapping]] = ..., model_config: _Optional[_Union[ModelConfig, _Mapping]] = ..., evaluation_config: _Optional[_Union[EvaluationConfig, _Mapping]] = ..., cost_function_config: _Optional[_Union[CostFunctionConfig, _Mapping]] = ..., training_config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., bbox_rasterizer_config: _Optional[_Union[BboxRasterizerConfig, _Mapping]] = ..., loss_mask_label_filter: _Optional[_Union[ObjectiveLabelFilter, _Mapping]] = ..., dataset_export_config: _Optional[_Iterable[_Union[DatasetExportConfig, _Mapping]]] = ...) -> None: ...
+    open_engine: OpenEngineConfig
+    def __init__(self, random_seed: _Optional[int] = ..., dataset_config: _Optional[_Union[DatasetConfig, _Mapping]] = ..., augmentation_config: _Optional[_Union[AugmentationConfig, _Mapping]] = ..., postprocessing_config: _Optional[_Union[PostProcessingConfig, _Mapping]] = ..., model_config: _Optional[_Union[ModelConfig, _Mapping]] = ..., evaluation_config: _Optional[_Union[EvaluationConfig, _Mapping]] = ..., cost_function_config: _Optional[_Union[CostFunctionConfig, _Mapping]] = ..., training_config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., bbox_rasterizer_config: _Optional[_Union[BboxRasterizerConfig, _Mapping]] = ..., loss_mask_label_filter: _Optional[_Union[ObjectiveLabelFilter, _Mapping]] = ..., dataset_export_config: _Optional[_Iterable[_Union[DatasetExportConfig, _Mapping]]] = ..., open_engine: _Optional[_Union[OpenEngineConfig, _Mapping]] = ...) -> None: ...
+
+class OpenEngineConfig(_message.Message):
+    __slots__ = ("fit", "resampling", "random_crop", "grid_stride", "box_loss", "coverage_loss", "ema_decay", "teacher")
+    class Fit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LETTERBOX: _ClassVar[OpenEngineConfig.Fit]
+        STRETCH: _ClassVar[OpenEngineConfig.Fit]
+        CROP: _ClassVar[OpenEngineConfig.Fit]
+    LETTERBOX: OpenEngineConfig.Fit
+    STRETCH: OpenEngineConfig.Fit
+    CROP: OpenEngineConfig.Fit
+    class Resampling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        AREA: _ClassVar[OpenEngineConfig.Resampling]
+        CUBIC: _ClassVar[OpenEngineConfig.Resampling]
+    AREA: OpenEngineConfig.Resampling
+    CUBIC: OpenEngineConfig.Resampling
+    class BoxLoss(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        L1: _ClassVar[OpenEngineConfig.BoxLoss]
+        GIOU: _ClassVar[OpenEngineConfig.BoxLoss]
+    L1: OpenEngineConfig.BoxLoss
+    GIOU: OpenEngineConfig.BoxLoss
+    class CoverageLoss(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        CROSS_ENTROPY: _ClassVar[OpenEngineConfig.CoverageLoss]
+        QUALITY_FOCAL: _ClassVar[OpenEngineConfig.CoverageLoss]
+    CROSS_ENTROPY: OpenEngineConfig.CoverageLoss
+    QUALITY_FOCAL: OpenEngineConfig.CoverageLoss
+    class RandomCrop(_message.Message):
+        __slots__ = ("zoom_min", "zoom_max", "object_probability", "hflip_probability", "rotate_rad_max", "rotate_probability", "min_object_height", "min_visible_share", "mosaic_probability", "copy_paste_probability", "blur_probability", "jpeg_probability", "grey_probability")
+        ZOOM_MIN_FIELD_NUMBER: _ClassVar[int]
+        ZOOM_MAX_FIELD_NUMBER: _ClassVar[int]
+        OBJECT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        HFLIP_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        ROTATE_RAD_MAX_FIELD_NUMBER: _ClassVar[int]
+        ROTATE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        MIN_OBJECT_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+        MIN_VISIBLE_SHARE_FIELD_NUMBER: _ClassVar[int]
+        MOSAIC_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        COPY_PASTE_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        BLUR_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        JPEG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        GREY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        zoom_min: float
+        zoom_max: float
+        object_probability: float
+        hflip_probability: float
+        rotate_rad_max: float
+        rotate_probability: float
+        min_object_height: float
+        min_visible_share: float
+        mosaic_probability: float
+        copy_paste_probability: float
+        blur_probability: float
+        jpeg_probability: float
+        grey_probability: float
+        def __init__(self, zoom_min: _Optional[float] = ..., zoom_max: _Optional[float] = ..., object_probability: _Optional[float] = ..., hflip_probability: _Optional[float] = ..., rotate_rad_max: _Optional[float] = ..., rotate_probability: _Optional[float] = ..., min_object_height: _Optional[float] = ..., min_visible_share: _Optional[float] = ..., mosaic_probability: _Optional[float] = ..., copy_paste_probability: _Optional[float] = ..., blur_probability: _Optional[float] = ..., jpeg_probability: _Optional[float] = ..., grey_probability: _Optional[float] = ...) -> None: ...
+    class Teacher(_message.Message):
+        __slots__ = ("model_file", "weight")
+        MODEL_FILE_FIELD_NUMBER: _ClassVar[int]
+        WEIGHT_FIELD_NUMBER: _ClassVar[int]
+        model_file: str
+        weight: float
+        def __init__(self, model_file: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    RESAMPLING_FIELD_NUMBER: _ClassVar[int]
+    RANDOM_CROP_FIELD_NUMBER: _ClassVar[int]
+    GRID_STRIDE_FIELD_NUMBER: _ClassVar[int]
+    BOX_LOSS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_LOSS_FIELD_NUMBER: _ClassVar[int]
+    EMA_DECAY_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_FIELD_NUMBER: _ClassVar[int]
+    fit: OpenEngineConfig.Fit
+    resampling: OpenEngineConfig.Resampling
+    random_crop: OpenEngineConfig.RandomCrop
+    grid_stride: int
+    box_loss: OpenEngineConfig.BoxLoss
+    coverage_loss: OpenEngineConfig.CoverageLoss
+    ema_decay: float
+    teacher: OpenEngineConfig.Teacher
+    def __init__(self, fit: _Optional[_Union[OpenEngineConfig.Fit, str]] = ..., resampling: _Optional[_Union[OpenEngineConfig.Resampling, str]] = ..., random_crop: _Optional[_Union[OpenEngineConfig.RandomCrop, _Mapping]] = ..., grid_stride: _Optional[int] = ..., box_loss: _Optional[_Union[OpenEngineConfig.BoxLoss, str]] = ..., coverage_loss: _Optional[_Union[OpenEngineConfig.CoverageLoss, str]] = ..., ema_decay: _Optional[float] = ..., teacher: _Optional[_Union[OpenEngineConfig.Teacher, _Mapping]] = ...) -> None: ...
 
 class DataSource(_message.Message):
     __slots__ = ("tfrecords_path", "image_directory_path", "source_weight")
@@ -404,13 +488,25 @@ class EarlyStoppingAnnealingScheduleConfig(_message.Message):
     patience_steps: int
     def __init__(self, min_learning_rate: _Optional[float] = ..., max_learning_rate: _Optional[float] = ..., soft_start_epochs: _Optional[int] = ..., annealing_epochs: _Optional[int] = ..., patience_steps: _Optional[int] = ...) -> None: ...
 
+class CosineAnnealingScheduleConfig(_message.Message):
+    __slots__ = ("min_learning_rate", "max_learning_rate", "warm_up")
+    MIN_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    WARM_UP_FIELD_NUMBER: _ClassVar[int]
+    min_learning_rate: float
+    max_learning_rate: float
+    warm_up: float
+    def __init__(self, min_learning_rate: _Optional[float] = ..., max_learning_rate: _Optional[float] = ..., warm_up: _Optional[float] = ...) -> None: ...
+
 class LearningRateConfig(_message.Message):
-    __slots__ = ("soft_start_annealing_schedule", "early_stopping_annealing_schedule")
+    __slots__ = ("soft_start_annealing_schedule", "early_stopping_annealing_schedule", "cosine_annealing_schedule")
     SOFT_START_ANNEALING_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     EARLY_STOPPING_ANNEALING_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    COSINE_ANNEALING_SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     soft_start_annealing_schedule: SoftStartAnnealingScheduleConfig
     early_stopping_annealing_schedule: EarlyStoppingAnnealingScheduleConfig
-    def __init__(self, soft_start_annealing_schedule: _Optional[_Union[SoftStartAnnealingScheduleConfig, _Mapping]] = ..., early_stopping_annealing_schedule: _Optional[_Union[EarlyStoppingAnnealingScheduleConfig, _Mapping]] = ...) -> None: ...
+    cosine_annealing_schedule: CosineAnnealingScheduleConfig
+    def __init__(self, soft_start_annealing_schedule: _Optional[_Union[SoftStartAnnealingScheduleConfig, _Mapping]] = ..., early_stopping_annealing_schedule: _Optional[_Union[EarlyStoppingAnnealingScheduleConfig, _Mapping]] = ..., cosine_annealing_schedule: _Optional[_Union[CosineAnnealingScheduleConfig, _Mapping]] = ...) -> None: ...
 
 class RegularizerConfig(_message.Message):
     __slots__ = ("type", "weight")

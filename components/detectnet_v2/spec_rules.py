@@ -14,7 +14,16 @@ from google.protobuf.message import Message
 
 from components.detectnet_v2 import prototext, spec_fields, spec_pb2
 from components.detectnet_v2.prototext import FieldPath
-from components.detectnet_v2.spec_fields import CLUSTERING, EARLY_STOPPING, HANDLERS, SOFT_START, STRIDE, Fault
+from components.detectnet_v2.spec_fields import (
+    CLUSTERING,
+    COSINE,
+    EARLY_STOPPING,
+    HANDLERS,
+    RANDOM_CROP,
+    SOFT_START,
+    STRIDE,
+    Fault,
+)
 
 TAO_ARCHITECTURES = (
     "resnet",
@@ -111,6 +120,8 @@ _EXPERIMENT_RANGES: _Ranges = (
     (SOFT_START, "soft_start annealing", _BELOW_ONE),
     (EARLY_STOPPING, "min_learning_rate max_learning_rate", _POSITIVE),
     (EARLY_STOPPING, "patience_steps", _AT_LEAST_ONE),
+    (COSINE, "min_learning_rate max_learning_rate", _POSITIVE),
+    (COSINE, "warm_up", _BELOW_ONE),
     ("training_config.regularizer", "weight", _NOT_NEGATIVE),
     ("training_config.optimizer.adam", "epsilon", _POSITIVE),
     ("training_config.optimizer.adam", "beta1 beta2", _Range(0, 1, above=True, below=True)),
@@ -119,6 +130,13 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("bbox_rasterizer_config.target_class_config", "cov_center_x cov_center_y", _SHARE),
     ("bbox_rasterizer_config.target_class_config", "cov_radius_x cov_radius_y bbox_min_radius", _Range(0, 1, True)),
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
+    ("open_engine", "ema_decay", _BELOW_ONE),
+    ("open_engine.teacher", "weight", _POSITIVE),
+    (RANDOM_CROP, "zoom_min zoom_max", _POSITIVE),
+    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share", _SHARE),
+    (RANDOM_CROP, "mosaic_probability copy_paste_probability", _SHARE),
+    (RANDOM_CROP, "blur_probability jpeg_probability grey_probability", _SHARE),
+    (RANDOM_CROP, "rotate_rad_max min_object_height", _NOT_NEGATIVE),
 )
 _INFERENCE_RANGES: _Ranges = (
     ("inferencer_config", "batch_size", _AT_LEAST_ONE),
@@ -151,6 +169,7 @@ _EXPERIMENT_REQUIRED = (
     "dataset_config.data_sources.image_directory_path",
     "dataset_config.target_class_mapping",
     "dataset_config.image_extension",
+    "open_engine.teacher?.model_file",
 )
 _INFERENCE_REQUIRED = (
     "inferencer_config.model_config_type",
@@ -282,6 +301,8 @@ def _check_order(spec: spec_pb2.Experiment) -> Iterator[Fault]:
         ("cost_function_config", "min_objective_weight", "max_objective_weight"),
         (SOFT_START, "min_learning_rate", "max_learning_rate"),
         (SOFT_START, "soft_start", "annealing"),
+        (COSINE, "min_learning_rate", "max_learning_rate"),
+        (RANDOM_CROP, "zoom_min", "zoom_max"),
         (EARLY_STOPPING, "min_learning_rate", "max_learning_rate"),
     ):
         for path, message in spec_fields.values(spec, block):
