@@ -1,7 +1,8 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
 from components.step import UserError
 from components.vision.inputs import InputSpec
+from components.vision.neck import FineNeck
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
@@ -35,16 +37,18 @@ class GridNetConfig:
         class_names: Classes in the order of the coverage channels.
         geometry: Input size and grid.
         clustering: By class name, how candidates become detections.
+        neck: Channels of the neck of a network whose grid has a stride of 8; empty for 16, TAO's.
     """
 
     backbone: ResNetConfig
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+    neck: Mapping[str, int] = field(default_factory=dict)
 
-    def with_backbone(self, backbone: ResNetConfig) -> Self:
-        """Returns the same configuration around another backbone."""
-        return replace(self, backbone=backbone)
+    def with_graph(self, backbone: ResNetConfig, neck: Mapping[str, int]) -> Self:
+        """Returns the same configuration around another backbone and neck."""
+        return replace(self, backbone=backbone, neck=neck)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -53,6 +57,7 @@ class GridNetConfig:
             "class_names": list(self.class_names),
             "geometry": asdict(self.geometry),
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+            "neck": dict(self.neck),
         }
 
     @classmethod
@@ -63,11 +68,14 @@ class GridNetConfig:
             tuple(values["class_names"]),
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
+            values.get("neck", {}),  # models of former releases have none
         )
 
 
 class GridNet(Network, kind="detectnet_v2"):
-    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
+    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, h, w] (0..1) and bbox [N, 4C, h, w].
+
+    The grid's h x w cells have a stride of 16 pixels, or with a neck, of 8.
 
     Attributes:
         config: What it was built from.
@@ -81,11 +89,26 @@ class GridNet(Network, kind="detectnet_v2"):
         self.config = config
         self.pretrained_layers: frozenset[str] = frozenset()
         self.backbone = ResNet(config.backbone)
-        features, classes = config.backbone.out_channels, len(config.class_names)
+        self.neck = FineNeck(config.backbone, config.neck) if config.neck else None
+        features = self.neck.out_channels if self.neck else config.backbone.out_channels
+        classes = len(config.class_names)
         self.output_bbox = nn.Conv2d(features, 4 * classes, 1)
         self.output_cov = nn.Conv2d(features, classes, 1)
         initialise(self.output_bbox)
         initialise(self.output_cov)
+
+    def expect(self, coverage: float, edge: float) -> None:
+        """Sets what untrained heads find everywhere before they have learned anything.
+
+        A focal loss needs it to be little, or empty cells, most of an image, would be all of the first steps' loss (Lin
+        et al., 2017, RetinaNet, section 4.1); a loss of overlaps has no gradient where boxes have no area.
+
+        Args:
+            coverage: Above 0 and below 1.
+            edge: Distance of all edges, in units of the geometry's scale.
+        """
+        nn.init.constant_(self.output_cov.bias, math.log(coverage / (1 - coverage)))  # type: ignore[arg-type]
+        nn.init.constant_(self.output_bbox.bias, edge)  # type: ignore[arg-type]
 
     @property
     def input(self) -> InputSpec:
@@ -99,7 +122,8 @@ class GridNet(Network, kind="detectnet_v2"):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""
-        features = self.backbone(images)
+        blocks = self.backbone.blocks(images)
+        features = self.neck(blocks) if self.neck else blocks[-1]
         # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
 
@@ -115,9 +139,10 @@ class GridNet(Network, kind="detectnet_v2"):
     def with_channels(self, counts: Mapping[str, int]) -> Self:
         """See `Network`."""
         named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
-        backbone = self.config.backbone
-        channels = {name: named[name] for name in backbone.channels}
-        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
+        backbone, neck = (
+            {name: named[name] for name in part} for part in (self.config.backbone.channels, self.config.neck)
+        )
+        return type(self)(self.config.with_graph(replace(self.config.backbone, channels=backbone), neck))
 
     def train(self, mode: bool = True) -> Self:
         """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""

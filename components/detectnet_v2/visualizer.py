@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.decode.grid.decode import decode
 from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.losses import OBJECTIVES, ObjectiveWeights
+from components.detectnet_v2.losses import OBJECTIVES, Objectives
 from components.detectnet_v2.network import GridNet
 from components.step import UserError
 from components.vision.task import Step
@@ -57,7 +57,7 @@ class Visualizer:
         self._epochs, self._images = config.infrequent_logging_frequency, config.num_images
         self._thresholds = {name: value.coverage_threshold for name, value in config.target_class_config.items()}
 
-    def stepped(self, step: Step, weights: ObjectiveWeights) -> None:
+    def stepped(self, step: Step, weights: Objectives) -> None:
         """Writes a step's costs, rate and cost scaling, and at an epoch's end images and histograms, where due."""
         if (step.number + 1) % self._scalar_steps == 0:
             for name, costs in zip(self._network.config.class_names, step.losses.tolist(), strict=True):
