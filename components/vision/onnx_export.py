@@ -24,6 +24,8 @@ OPSETS = range(11, 27)
 _WRITTEN_OPSET = 18
 # Operators that mean the same for floating-point numbers, as they are written here, in all sets from one on.
 _TIMELESS = {"Add": 11, "Conv": 11, "MaxPool": 11, "Pad": 11, "Relu": 11, "Sigmoid": 11, "Resize": 13}
+# Attributes that these operators got later, with what they did before.
+_LATER_ATTRIBUTES = {"Resize": {"keep_aspect_ratio_policy": b"stretch", "antialias": 0}}
 # Of the largest output. A wrong graph is off by its whole size; a right one was seen at 1.1e-4 in a network that had
 # trained for a few steps only, so that its activations were large.
 TOLERANCE = 5e-4
@@ -135,6 +137,10 @@ def _declare(graph: onnx.ModelProto, opset: int) -> None:
     # Where in which source file of this machine each node came from.
     for node in graph.graph.node:
         del node.metadata_props[:]
+        later = _LATER_ATTRIBUTES.get(node.op_type, {})
+        for attribute in [each for each in node.attribute if each.name in later and opset < _WRITTEN_OPSET]:
+            if onnx.helper.get_attribute_value(attribute) == later[attribute.name]:
+                node.attribute.remove(attribute)
 
 
 @torch.no_grad()
