@@ -167,10 +167,12 @@ def test_two_processes_lose_what_one_does_with_the_joined_batch(tmp_path, kitti,
         np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)
 
 
-def test_an_average_of_the_weights_is_saved_where_the_command_asks_for_it(spec, tmp_path):
-    options = ("train", "-e", spec, "--width", 0.125, "--threads", 1)
-    assert detectnet_v2(*options, "-r", tmp_path / "plain") == 0
-    assert detectnet_v2(*options, "-r", tmp_path / "averaged", "--ema", 0.9) == 0
+def test_an_average_of_the_weights_is_saved_where_the_spec_asks_for_it(spec, tmp_path):
+    averaging = tmp_path / "averaging.txt"
+    averaging.write_text(spec.read_text() + "open_engine { ema_decay: 0.9 }\n")
+    options = ("--width", 0.125, "--threads", 1)
+    assert detectnet_v2("train", "-e", spec, *options, "-r", tmp_path / "plain") == 0
+    assert detectnet_v2("train", "-e", averaging, *options, "-r", tmp_path / "averaged") == 0
     assert losses(tmp_path / "plain") == losses(tmp_path / "averaged")
     plain, averaged = (load_tensors(tmp_path / name / "weights/model.safetensors")[0] for name in ("plain", "averaged"))
     assert not torch.equal(plain["output_cov.weight"], averaged["output_cov.weight"])
