@@ -259,8 +259,8 @@ def drawn(names: Sequence[str], share: float, seed: int) -> set[str]:
     count = max(1, round(share * len(names)))
     if count >= len(names):
         raise UserError(
-            f"{len(names)} training images cannot be split into training and validation; give more, or "
-            "--validation-share 0"
+            f"{len(names)} training image{'s' * (len(names) > 1)} cannot be dealt to training and validation; give "
+            "more, or --validation-share 0"
         )
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
 
