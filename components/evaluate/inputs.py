@@ -185,7 +185,7 @@ def _official_truth(folder: Path) -> Truth:
     regions = faces.attributes.get("invalid", np.zeros(len(faces.boxes), np.int64)) == 1
     classes = np.zeros(len(faces.boxes), np.int64)
     boxes, offsets = _corners(faces.boxes), offsets_of(faces.counts)
-    return Truth(faces.names, offsets, boxes, (FACE,), classes, regions, faces.attributes, faces.lists)
+    return Truth(faces.names, offsets, boxes, (FACE,), classes, regions, faces.attributes, faces.lists, singles=regions)
 
 
 def _wider_truth(images: Sequence[WiderImage]) -> Truth:
@@ -194,7 +194,8 @@ def _wider_truth(images: Sequence[WiderImage]) -> Truth:
     attributes = {name: np.array([getattr(face, name) for face in faces], np.int64) for name in ATTRIBUTES}
     offsets = offsets_of(np.array([len(image.faces) for image in images], np.int64))
     names, regions = tuple(image.name for image in images), attributes["invalid"] == 1
-    return Truth(names, offsets, boxes, (FACE,), np.zeros(len(faces), np.int64), regions, attributes)
+    classes = np.zeros(len(faces), np.int64)
+    return Truth(names, offsets, boxes, (FACE,), classes, regions, attributes, singles=regions)
 
 
 def _kitti_truth(kitti_set: Path, split: str) -> Truth:
@@ -210,7 +211,9 @@ def _kitti_truth(kitti_set: Path, split: str) -> Truth:
     boxes = np.array([label.box for label in flat], np.float64).reshape(-1, 4)
     offsets = offsets_of(np.array([len(image) for image in labels], np.int64))
     attributes = {"occlusion": np.array([label.occlusion for label in flat], np.int64)}
-    return Truth(tuple(names), offsets, boxes, class_names, classes, classes == ANY_CLASS, attributes)
+    regions = classes == ANY_CLASS
+    singles = regions & np.array([not label.is_crowd for label in flat], bool)
+    return Truth(tuple(names), offsets, boxes, class_names, classes, regions, attributes, singles=singles)
 
 
 def _coco_truth(content: coco.CocoAnnotations) -> Truth:

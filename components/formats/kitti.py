@@ -17,7 +17,8 @@ from components.formats.reading import Entry, decode_text, read_bytes, read_text
 from components.step import UserError
 
 SPLITS = ("training", "validation")
-# The class of regions in which detections do not count (KITTI's own name, lower-cased as TAO does).
+# The class of what is not to be judged (KITTI's own name, lower-cased as TAO does): a region with truncation or occlusion
+# -1, as in KITTI's own labels, or one object that is ignored.
 IGNORED_CLASS = "dontcare"
 SHARD_BYTES = 512 * 1024 * 1024
 _FIELDS = (
@@ -47,6 +48,11 @@ class Label:
     score: float | None = None
     angle: float = 0.0
     world: tuple[float, ...] = (0.0,) * 7
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether an ignored label is a region, of any number of objects, and not one object."""
+        return self.truncation < 0 or self.occlusion < 0
 
 
 def format_label(label: Label) -> str:

@@ -12,6 +12,7 @@ from components.measure.dataset import ANY_CLASS, Booleans, Found, Integers, Pre
 from components.measure.matching import (
     ANY_HEIGHT,
     FALSE_POSITIVE,
+    LENIENCE,
     TRUE_POSITIVE,
     ClassBoxes,
     Matcher,
@@ -62,7 +63,7 @@ class Measured:
         matchers, matchings, attributes = {}, {}, {}
         for index, kind in enumerate(truth.class_names):
             least = iou[kind] if isinstance(iou, Mapping) else iou
-            matchers[kind] = Matcher(ClassBoxes.of(truth, predictions, kind), least)
+            matchers[kind] = Matcher(ClassBoxes.of(truth, predictions, kind), least, LENIENCE * least)
             matchings[kind] = matchers[kind].match(sizes[kind] if isinstance(sizes, Mapping) else sizes)
             chosen = (truth.classes == index) | (truth.regions & (truth.classes == ANY_CLASS))
             attributes[kind] = {name: values[chosen] for name, values in truth.attributes.items()}

@@ -104,13 +104,15 @@ class Truth:
         boxes: [T, 4] x1, y1, x2, y2 in one kind of pixels.
         class_names: What can be found.
         classes: [T] index into `class_names`, or `ANY_CLASS` for a region that counts for all of them.
-        regions: [T] where it is no object but a region in which a detector is neither rewarded nor punished.
+        regions: [T] where it is nothing to be found, and a detector is neither rewarded nor punished.
         attributes: By name, [T] whole numbers: for WIDER FACE `blur`, `occlusion` and so on.
         subsets: By name, [T]: whether the object belongs to it, for WIDER FACE `easy`, `medium`, `hard`.
         areas: [T] square pixels by which COCO sorts objects into small, medium and large, where these are not the
             boxes' own (in COCO's files, they are those of the outlines).
         image_ids: [I] COCO's numbers of the images, where the truth came with them.
         class_ids: COCO's numbers of the classes, where the truth came with them.
+        singles: [T] which of the regions are one object each (a face that is ignored), and not a crowd: see
+            `components.measure.matching.Matcher`. None: none of them.
     """
 
     images: tuple[str, ...]
@@ -124,10 +126,12 @@ class Truth:
     areas: Floats | None = None
     image_ids: tuple[int, ...] = ()
     class_ids: tuple[int, ...] = ()
+    singles: Booleans | None = None
 
     def __post_init__(self) -> None:
-        areas = {} if self.areas is None else {"areas": self.areas}
-        columns = {"classes": self.classes, "regions": self.regions, **self.attributes, **self.subsets, **areas}
+        optional = {"areas": self.areas, "singles": self.singles}
+        known = {name: values for name, values in optional.items() if values is not None}
+        columns = {"classes": self.classes, "regions": self.regions, **self.attributes, **self.subsets, **known}
         _require(len(self.boxes), self.offsets, **columns)
         if len(self.images) != len(self.offsets) - 1 or len(set(self.images)) != len(self.images):
             raise ValueError("every image has a name of its own and a place in the offsets")
@@ -151,6 +155,7 @@ class Truth:
             attributes={name: values[kept] for name, values in self.attributes.items()},
             subsets={name: values[kept] for name, values in self.subsets.items()},
             areas=None if self.areas is None else self.areas[kept],
+            singles=None if self.singles is None else self.singles[kept],
         )
 
     def placed(self, scales: Floats, offsets: Floats) -> Self:
