@@ -20,7 +20,7 @@ What cannot be right is left out, and named and counted in `Findings`; where `st
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from components.step import UserError
 
 DETECTIONS_FILE = "detections.jsonl"
 FACE = "face"
-_NO_CLASS = -1
+_NO_CLASS, _LEFT_OUT_IMAGE = -1, -2
 _LEFT_OUT = "files left out, which are no predictions"
 
 
@@ -250,7 +250,9 @@ def _place(truth: Truth, which: Booleans) -> str:
     return truth.images[int(truth.image_of_box[which.argmax()])] if which.any() else ""
 
 
-def read_predictions(source: Path, truth: Truth, findings: Findings, model: str = "") -> Predictions:
+def read_predictions(
+    source: Path, truth: Truth, findings: Findings, model: str = "", left_out: Collection[str] = ()
+) -> Predictions:
     """Reads what was found in the images of `truth`; see the table above.
 
     Images are told apart by their names without a suffix. One without predictions counts as one in which nothing was
@@ -262,12 +264,13 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
         truth: The ground truth.
         findings: Where to count what is remarkable.
         model: Which model's detections to take, where a `detections.jsonl` holds those of several.
+        left_out: Further images that may have predictions, of which nothing is wanted.
 
     Raises:
         UserError: It is none of these or malformed; or it has faults and none is allowed.
     """
     found = _open_predictions(source, truth, findings, model)
-    predictions = aligned(found, truth, findings)
+    predictions = aligned(found, truth, findings, left_out)
     findings.raise_if_strict(source)
     return predictions
 
@@ -412,11 +415,12 @@ def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Sequence[floa
     )
 
 
-def aligned(found: Found, truth: Truth, findings: Findings) -> Predictions:
-    """Orders detections by the truth's images, and leaves out what cannot be right."""
+def aligned(found: Found, truth: Truth, findings: Findings, left_out: Collection[str] = ()) -> Predictions:
+    """Orders detections by the truth's images, and leaves out what cannot be right, or is of an image `left_out`."""
     index = _index_of(truth.images)
-    image_of_name = np.array([index.get(image_key(name), _NO_CLASS) for name in found.images], np.int64)
-    unknown = np.flatnonzero(image_of_name < 0)
+    places = {**dict.fromkeys(map(image_key, left_out), _LEFT_OUT_IMAGE), **index}
+    image_of_name = np.array([places.get(image_key(name), _NO_CLASS) for name in found.images], np.int64)
+    unknown = np.flatnonzero(image_of_name == _NO_CLASS)
     example = found.images[unknown[0]] if len(unknown) else ""
     findings.fault("images with predictions that the truth does not know", len(unknown), example)
     named = np.zeros(len(truth.images), bool)

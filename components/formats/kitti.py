@@ -17,8 +17,8 @@ from components.formats.reading import Entry, decode_text, read_bytes, read_text
 from components.step import UserError
 
 SPLITS = ("training", "validation")
-# The class of what is not to be judged (KITTI's own name, lower-cased as TAO does): a region with truncation or occlusion
-# -1, as in KITTI's own labels, or one object that is ignored.
+# The class of what is not to be judged (KITTI's own name, lower-cased as TAO does): a region where truncation or
+# occlusion is -1, as in KITTI's own labels, else one object that is ignored.
 IGNORED_CLASS = "dontcare"
 SHARD_BYTES = 512 * 1024 * 1024
 _FIELDS = (

@@ -82,6 +82,10 @@ class Predictions:
         """[D] the index of each detection's image."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def placed(self, scales: Floats, offsets: Floats) -> Self:
+        """Returns the detections in other pixels; see `Truth.placed`."""
+        return replace(self, boxes=_placed(self.boxes, self.images, scales, offsets))
+
     def where(self, kept: Booleans) -> Self:
         """Returns the detections for which `kept` [D] is true."""
         counts = np.bincount(self.images[kept], minlength=len(self.offsets) - 1)
@@ -165,15 +169,27 @@ class Truth:
             scales: [I, 2] new pixels per old one, in x and y.
             offsets: [I, 2] where the images' left upper corners lie.
         """
-        image = self.image_of_box
-        boxes = self.boxes * np.tile(scales, 2)[image] + np.tile(offsets, 2)[image]
-        return replace(self, boxes=boxes, areas=None)
+        return replace(self, boxes=_placed(self.boxes, self.image_of_box, scales, offsets), areas=None)
+
+    def of_images(self, kept: Booleans) -> Self:
+        """Returns the images for which `kept` [I] is true, with their boxes."""
+        some = self.where(kept[self.image_of_box])
+        return replace(
+            some,
+            images=tuple(name for name, is_kept in zip(self.images, kept.tolist(), strict=True) if is_kept),
+            offsets=offsets_of(np.diff(some.offsets)[kept]),
+            image_ids=tuple(number for number, is_kept in zip(self.image_ids, kept.tolist(), strict=False) if is_kept),
+        )
 
     def of_classes(self, class_names: Sequence[str]) -> Self:
         """Returns the objects of these classes, numbered in this order, and the regions that count for all classes."""
         numbers = [class_names.index(name) if name in class_names else _NO_CLASS for name in self.class_names]
         classes = np.array([*numbers, ANY_CLASS], np.int64)[self.classes]
         return replace(self, class_names=tuple(class_names), classes=classes).where(classes != _NO_CLASS)
+
+
+def _placed(boxes: Floats, image: Integers, scales: Floats, offsets: Floats) -> Floats:
+    return boxes * np.tile(scales, 2)[image] + np.tile(offsets, 2)[image]
 
 
 def _require(rows: int, offsets: Integers, **columns: NDArray[np.generic]) -> None:

@@ -22,8 +22,8 @@ from components.measure.pairs import overlapping_pairs
 FALSE_POSITIVE, TRUE_POSITIVE, NEUTRAL = 0, 1, -1
 UNMATCHED = -1
 # Of the IoU that a match takes: the share at which a detection belongs to an object that does not count. Small ones are
-# found less exactly: of the best detections (RetinaFace's, score 0.1 and more) of 467 faces of WIDER FACE that are 3 to 8
-# pixels high in a 480x272 input, 35 have an IoU of 0.4 to 0.5, against 14 where the boxes are moved beside the faces;
+# found less exactly: of the best detections (RetinaFace's, score 0.1 and more) of 467 faces of WIDER FACE that are 3 to
+# 8 pixels high in a 480x272 input, 35 have an IoU of 0.4 to 0.5, against 14 where the boxes are moved beside the faces;
 # from 0.3 to 0.4 there are no more than beside them.
 LENIENCE = 0.8
 
