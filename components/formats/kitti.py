@@ -20,8 +20,8 @@ from components.formats.reading import Entry, decode_text, read_bytes, read_text
 from components.step import UserError
 
 SPLITS = ("training", "validation", "test")
-# The class of regions in which detections do not count (KITTI's own name, lower-cased as TAO does). KITTI's own regions
-# have occlusion -1; a face that does not count, as `gridbox widerface convert` writes it, keeps its own, 0 or more.
+# The class of what is not to be judged (KITTI's own name, lower-cased as TAO does): a region where truncation or
+# occlusion is -1, as in KITTI's own labels, else one object that is ignored.
 IGNORED_CLASS = "dontcare"
 SHARD_BYTES = 512 * 1024 * 1024
 _FIELDS = (
@@ -51,6 +51,11 @@ class Label:
     score: float | None = None
     angle: float = 0.0
     world: tuple[float, ...] = (0.0,) * 7
+
+    @property
+    def is_crowd(self) -> bool:
+        """Whether an ignored label is a region, of any number of objects, and not one object."""
+        return self.truncation < 0 or self.occlusion < 0
 
 
 def format_label(label: Label) -> str:
