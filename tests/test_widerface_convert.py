@@ -376,7 +376,7 @@ def test_the_draw_follows_seed_and_share_and_keeps_its_order_as_the_set_grows():
     assert len(drawn(names, 0.1, 1) & drawn(names, 0.1, 2)) < 30
     grown = drawn(names + [f"1--Rally/{n}.jpg" for n in range(1000)], 0.1, 1)
     assert len(drawn(names, 0.1, 1) & grown) > 80
-    with pytest.raises(UserError, match="^1 training image cannot be dealt"):
+    with pytest.raises(UserError, match=r"^1 training image cannot be dealt"):
         drawn(names[:1], 0.1, 1)
 
 
