@@ -88,6 +88,7 @@ def reordered(truth, predictions, order):
         regions=truth.regions[t],
         attributes={name: values[t] for name, values in truth.attributes.items()},
         subsets={name: values[t] for name, values in truth.subsets.items()},
+        singles=None if truth.singles is None else truth.singles[t],
     )
     offsets = offsets_of(np.diff(predictions.offsets)[list(order)])
     return moved, Predictions(offsets, predictions.boxes[p], predictions.scores[p], predictions.classes[p])

@@ -65,6 +65,7 @@ def test_wider_annotations_become_corners_attributes_and_regions(wider):
     assert truth.offsets.tolist() == [0, 2, 2, 3]
     assert truth.boxes.tolist() == [[10, 20, 40, 60], [50, 60, 57, 68], [5, 5, 25, 25]]
     assert truth.regions.tolist() == [False, True, False]  # the annotators discarded the second one
+    assert truth.singles.tolist() == [False, True, False]
     assert truth.attributes["occlusion"].tolist() == [1, 0, 2]
     assert truth.attributes["illumination"].tolist() == [0, 0, 1]
     assert not findings.faults
@@ -99,6 +100,16 @@ def test_kitti_set_becomes_classes_and_regions_of_any_class(tmp_path):
     assert truth.regions.tolist() == [False, True, False, True]  # the last one has no area
     assert findings.notes == {"objects without area, which count for nothing": 1}
     assert findings.examples["objects without area, which count for nothing"] == "two"
+
+
+def test_ignored_label_is_one_object_unless_kitti_says_that_it_is_a_region(tmp_path):
+    png = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    region = Label("dontcare", -1.0, -1, (20, 20, 40, 40))
+    with ShardWriter(tmp_path / "set" / "validation") as writer:
+        writer.add(Sample("one", "one.png", png, [label("face", 0, 0, 5, 5), label("dontcare", 1, 1, 9, 9), region]))
+    truth = read_truth(tmp_path / "set", Findings())
+    assert truth.regions.tolist() == [False, True, True]
+    assert truth.singles.tolist() == [False, True, False]
 
 
 COCO = {

@@ -14,12 +14,11 @@ from components.decode.instances import Instances
 from components.evaluate.commands import app
 from components.evaluate.compare_command import app as compare_app
 from components.evaluate.detectors import detect_here, detect_there
-from components.evaluate.inputs import Findings, read_truth
+from components.evaluate.inputs import Findings, read_predictions, read_truth
 from components.evaluate.measuring import Source
 from components.evaluate.pictures import Pictures
 from components.evaluate.protocols import measure
 from components.evaluate.rules import Protocol, Rules
-from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.step import UserError
 from components.vision.endpoint import Answer
@@ -74,6 +73,32 @@ def test_official_figures_come_as_one_json_object(real_data, evaluate):
     points = {name: round(100 * value, 2) for name, value in document["figures"].items()}
     assert points == {"easy": 90.70, "medium": 88.16, "hard": 73.83}
     assert "4 images without objects" in err
+
+
+def test_official_figures_of_the_images_at_hand_are_of_these_images_alone(real_data, evaluate):
+    folder = real_data / "wider_face_eval"
+    code, out, _ = evaluate(
+        *("--predictions", folder / "retinaface_mnet025_predictions.zip", "--truth", folder / "ground_truth"),
+        *("--images", real_data / "wider_face", "--at-hand", "--protocol", "wider", "--json", "--strict"),
+    )
+    document = figures(out)
+    assert code == 0
+    assert (document["images"], document["detections"]) == (300, 12_815)
+    assert document["findings"]["retinaface_mnet025_predictions"] == {"faults": {}, "notes": {}}
+    points = {name: round(100 * value, 1) for name, value in document["figures"].items()}
+    assert points == {"easy": 96.1, "medium": 95.0, "hard": 87.1}
+
+
+def test_heights_are_those_in_a_network_input_when_its_size_is_given(real_data, evaluate):
+    code, out, _ = evaluate(
+        *("--predictions", real_data / "wider_face_eval/retinaface_mnet025_predictions.zip"),
+        *("--truth", real_data / "wider_face", "--input", "480x272", "--min-height", "0,20,40", "--json"),
+    )
+    assert code == 0
+    # As an independent reader of the same files measured them.
+    assert figures(out)["figures"] == pytest.approx(
+        {"map": 0.745, "map_from_20": 0.970, "map_from_40": 0.982}, abs=6e-4
+    )
 
 
 # ---- Protocols -------------------------------------------------------------------------------------------------------
@@ -213,9 +238,8 @@ def test_images_without_an_answer_fail_the_measurement(squares):
 
 
 def test_boxes_of_a_model_are_mapped_back_through_the_letterbox():
-    letterbox = Letterbox.fit(400, 100, 96, 64)
-    boxes = np.array([[10.0, 20.0, 300.0, 90.0]])
-    there = Instances(letterbox.boxes_to_frame(boxes), np.array([0.5]), np.array([0]))
+    boxes = np.array([[2.4, 24.8, 72, 41.6]])  # times 0.24, and 20 pixels down
+    there = Instances(boxes, np.array([0.5]), np.array([0]))
     placement = InputSpec(96, 64).place(np.zeros((100, 400, 3), np.uint8))[1]
     np.testing.assert_allclose(there.to_source(placement).rows(), [[10, 20, 300, 90, 0.5]])
 
@@ -245,6 +269,81 @@ def test_images_that_are_not_at_hand_are_needed_by_a_model_only(tmp_path, result
     code, out, _ = evaluate("--model", detector, "--truth", truth, "--images", tmp_path / "images")
     assert code == 0
     assert "exported: 14 detections, 1 faces in 14 images" in out
+
+
+@pytest.fixture
+def coco_of_some(tmp_path, squares):
+    """COCO's truth of the squares' images, and a folder that holds every other one of them, with their names."""
+    truth = read_truth(squares, Findings())
+    pictures = Pictures(truth, squares, "validation")
+    document = {"images": [], "categories": [{"id": 1, "name": "face"}], "annotations": []}
+    (tmp_path / "some").mkdir()
+    for index, image in enumerate(pictures.encoded(truth.images)):
+        document["images"].append({"id": index + 1, "file_name": f"{image.name}.png"})
+        for x1, y1, x2, y2 in truth.boxes[slice(*truth.offsets[index : index + 2])].tolist():
+            row = {"image_id": index + 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+            document["annotations"].append({"id": len(document["annotations"]) + 1, **row})
+        if index % 2 == 0:
+            (tmp_path / "some" / f"{image.name}.png").write_bytes(image.content)
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    kept = truth.of_images(np.arange(len(truth.images)) % 2 == 0)
+    return tmp_path / "truth.json", tmp_path / "some", kept
+
+
+def test_only_images_at_hand_count_when_asked_for(results, coco_of_some, evaluate):
+    truth, some, kept = coco_of_some
+    words = ["--predictions", results, "--truth", truth, "--images", some, "--strict", "--json"]
+    code, out, _ = evaluate(*words, "--at-hand")
+    document = figures(out)
+    assert code == 0
+    assert (document["images"], document["objects"]) == (7, len(kept.boxes))
+    with pytest.raises(UserError, match="7 images with predictions that the truth does not know"):
+        read_predictions(results, kept, Findings(strict=True))
+    found = read_predictions(results, kept, Findings())
+    expected = measure("m", kept, found, Rules(Protocol.ap50)).figures["map"].value
+    assert document["figures"]["map"] == expected
+    code, out, _ = evaluate(*words)
+    assert figures(out)["images"] == 14
+    assert figures(out)["figures"]["map"] != expected
+    code, _, err = evaluate("--predictions", results, "--truth", truth, "--at-hand")
+    assert code == 2
+    assert "none of the truth's images is there; name their folder with --images" in err
+
+
+def test_height_in_an_input_is_that_of_the_fitted_image(results, squares, evaluate, tmp_path):
+    # Faces are 16 pixels high in images of 96 x 64, and 48 in one three times as large.
+    words = ["--predictions", results, "--truth", squares, "--json", "--report", tmp_path / "report.html"]
+
+    def measured(height, *size):
+        code, out, _ = evaluate(*words, "--min-height", height, *size)
+        assert code == 0
+        return figures(out)
+
+    everything = measured("0,33")
+    assert (measured("17")["objects"], measured("17", "--input", "96x64")["objects"]) == (1, 0)
+    doubled = measured("17,33", "--input", "192x128")
+    assert doubled["objects"] == everything["objects"]
+    assert doubled["figures"]["map"] == everything["figures"]["map"]
+    assert doubled["figures"]["map_from_33"] is None  # the large one, too, is 32 pixels high there
+    assert everything["figures"]["map_from_33"] == 1
+    assert "Height in 192x128, pixels" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--min-height", "20,10"], "--min-height '20,10': give one height in pixels, or several that rise"),
+        (["--min-height", "-1"], "--min-height '-1'"),
+        (["--min-height", "nan"], "--min-height 'nan'"),
+        (["--input", "480"], "--input '480': give width and height in pixels, for example 480x272"),
+        (["--input", "0x272"], "--input '0x272'"),
+        (["--protocol", "tao", "--input", "480x272"], "--protocol tao: only ap50 takes several heights"),
+    ],
+)
+def test_heights_and_sizes_that_make_no_sense_cost_one_line(results, squares, evaluate, words, message):
+    code, out, err = evaluate("--predictions", results, "--truth", squares, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
 
 
 # ---- Comparing -------------------------------------------------------------------------------------------------------

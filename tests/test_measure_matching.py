@@ -1,12 +1,14 @@
 import contextlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from flat_sets import ImageBoxes, matcher_of
+from flat_sets import ImageBoxes, matcher_of, predictions_of, truth_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.measure.average_precision import Measured
 from components.measure.boxes import overlap
 from components.measure.matching import (
     ANY_HEIGHT,
@@ -162,6 +164,43 @@ def test_ignore_region_absorbs_any_number_of_detections_but_does_not_count():
     result = matcher_of([ImageBoxes(inside, EMPTY, region)]).match()
     assert result.outcome.tolist() == [NEUTRAL, NEUTRAL, FALSE_POSITIVE]
     assert not result.counted.any()
+
+
+def outcome_with_ignored(rows, ignored, single):
+    """What becomes of detections where one box is ignored, by the rules of a measurement."""
+    truth = replace(truth_of([EMPTY], [boxes(ignored)]), singles=np.array([single]))
+    return Measured.of("m", truth, predictions_of([detections(*rows)])).matchings["face"].outcome.tolist()
+
+
+def test_box_on_an_ignored_face_is_held_to_its_overlap_and_one_in_a_crowd_to_its_share():
+    # An honest box of 10 x 10 round a face of 7 x 7: IoU 0.49, and so is its share inside.
+    assert outcome_with_ignored([(0, 0, 10, 10, 0.9)], (1, 1, 8, 8), single=True) == [NEUTRAL]
+    assert outcome_with_ignored([(0, 0, 10, 10, 0.9)], (1, 1, 8, 8), single=False) == [FALSE_POSITIVE]
+    assert outcome_with_ignored([(0, 0, 12, 12, 0.9)], (1, 1, 8, 8), single=True) == [FALSE_POSITIVE]  # IoU 0.34
+    # A box inside a large one: part of a face is no face, part of a crowd is one.
+    assert outcome_with_ignored([(0, 0, 10, 10, 0.9)], (0, 0, 40, 40), single=True) == [FALSE_POSITIVE]
+    assert outcome_with_ignored([(0, 0, 10, 10, 0.9)], (0, 0, 40, 40), single=False) == [NEUTRAL]
+
+
+def test_an_ignored_face_excuses_one_detection_and_a_crowd_any_number():
+    twice = [(0, 0, 10, 10, 0.9), (0, 0, 10, 11, 0.8)]
+    assert outcome_with_ignored(twice, (0, 0, 10, 10), single=True) == [NEUTRAL, FALSE_POSITIVE]
+    assert outcome_with_ignored(twice, (0, 0, 10, 10), single=False) == [NEUTRAL, NEUTRAL]
+
+
+def test_a_face_that_counts_is_held_to_the_full_overlap_and_goes_before_one_that_is_ignored():
+    truth = replace(truth_of([boxes((0, 0, 10, 10))], [boxes((0, 2, 10, 12))]), singles=np.array([False, True]))
+    for box, outcome in (
+        ((0, 1.5, 10, 11.5), TRUE_POSITIVE),
+        ((0, 4, 10, 14), NEUTRAL),
+        ((0, 8, 10, 18), FALSE_POSITIVE),
+    ):
+        found = predictions_of([detections((*box, 0.9))])
+        assert Measured.of("m", truth, found).matchings["face"].outcome.tolist() == [outcome]
+    # IoU 0.43 with the one that counts: too little for a match, and nothing else excuses it.
+    found = predictions_of([detections((0, 4, 10, 14, 0.9))])
+    alone = Measured.of("m", truth.where(~truth.regions), found).matchings["face"]
+    assert alone.outcome.tolist() == [FALSE_POSITIVE]
 
 
 def test_face_inside_an_ignore_region_is_still_counted():

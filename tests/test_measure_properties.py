@@ -1,6 +1,7 @@
 """What must hold for every average precision, whatever the images."""
 
 import math
+from dataclasses import replace
 
 import flat_sets
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.measure import wider
+from components.measure.average_precision import Measured
 from components.measure.dataset import ANY_CLASS, Predictions, Truth, offsets_of
-from components.measure.matching import ClassBoxes, Matcher
+from components.measure.matching import ClassBoxes, HeightBand, Matcher
 
 
 def curve(truth, predictions):
@@ -120,6 +122,7 @@ def test_average_precision_of_a_real_set_is_that_of_pycocotools(real_data):
     predictions = read_predictions(folder / "retinaface_mnet025_predictions.zip", truth, findings)
     some = np.random.default_rng(0).permutation(len(truth.images))[:250].tolist()
     truth, predictions = flat_sets.reordered(truth, predictions, some)
+    truth = replace(truth, singles=None)  # all of COCO's regions are crowds
     assert truth.regions.sum() > 10
     expected = flat_sets.pycocotools_average_precision(truth, predictions)
     assert curve(truth, predictions).coco_average_precision() == same(expected, abs=1e-9)
@@ -132,6 +135,49 @@ def test_a_region_of_any_class_counts_for_each_and_a_crowd_only_for_its_own():
         truth = Truth(("a",), np.array([0, 1]), box[:1], ("cat", "dog"), np.array([region_class]), np.array([True]))
         outcomes = [Matcher(ClassBoxes.of(truth, found, name)).match().outcome for name in truth.class_names]
         assert tuple(outcome.tolist() == [-1] for outcome in outcomes) == neutral
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.4, 0.5]))
+def test_what_is_ignored_in_addition_never_lowers_average_precision(seed, single, neutral):
+    random = np.random.default_rng(seed)
+    truth, predictions = flat_sets.random_set(random, 6)
+    if not len(predictions.boxes):
+        return
+    # Where detections are, so that it matters; the image's regions follow its objects, whichever the order.
+    chosen = int(random.integers(len(predictions.boxes)))
+    image, box = int(predictions.images[chosen]), predictions.boxes[chosen] + random.normal(0, 2, 4)
+    place = truth.offsets[image + 1]
+    offsets = truth.offsets + (np.arange(len(truth.offsets)) > image)
+    more = Truth(
+        truth.images,
+        offsets,
+        np.insert(truth.boxes, place, box, axis=0),
+        truth.class_names,
+        np.insert(truth.classes, place, ANY_CLASS),
+        np.insert(truth.regions, place, True),
+        singles=np.insert(truth.regions & (random.random(len(truth.boxes)) < 0.5), place, single),
+    )
+    before = replace(truth, singles=np.delete(more.singles, place))
+    scores = [
+        Matcher(ClassBoxes.of(each, predictions, "face"), 0.5, neutral).match().curve().average_precision()
+        for each in (before, more)
+    ]
+    assert scores[1] >= scores[0] - 1e-12 or math.isnan(scores[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([8.0, 20.0, 40.0]))
+def test_it_makes_no_difference_whether_small_faces_are_ignored_by_the_set_or_by_the_figure(seed, height):
+    truth, predictions = flat_sets.random_set(np.random.default_rng(seed), 8)
+    truth = replace(truth, regions=np.zeros_like(truth.regions))
+    small = truth.boxes[:, 3] - truth.boxes[:, 1] < height
+    ignored = replace(truth, regions=small, singles=small)
+    by_set, by_figure = (
+        Measured.of("m", each, predictions, HeightBand(height)).matchings["face"] for each in (ignored, truth)
+    )
+    assert by_set.outcome.tolist() == by_figure.outcome.tolist()
+    assert by_set.counted.tolist() == by_figure.counted.tolist()
 
 
 def test_strongest_keeps_the_best_of_each_image_and_class_in_their_order():

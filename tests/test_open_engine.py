@@ -56,7 +56,7 @@ def small_net(stride=8, seed=0):
 
 
 def test_the_open_engines_recipe_learns_and_resumes_to_the_same_weights(data, tmp_path):
-    spec = own_spec(tmp_path, data, epochs=25)
+    spec = own_spec(tmp_path, data, epochs=100)
     assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--width", 0.125) == 0
     assert detectnet_v2("evaluate", "-e", spec, "-m", tmp_path / "r/weights", "-r", tmp_path / "e") == 0
     assert json.loads((tmp_path / "e/metrics.json").read_text())["mean_average_precision"] > 0.8
@@ -85,11 +85,11 @@ def test_a_network_has_nothing_to_learn_of_itself():
 
 
 def test_a_student_takes_over_what_its_teacher_finds(data, tmp_path):
-    teacher = own_spec(tmp_path, data, epochs=25)
+    teacher = own_spec(tmp_path, data, epochs=100)
     assert detectnet_v2("train", "-e", teacher, "-r", tmp_path / "t", "--width", 0.25) == 0
     (tmp_path / "s").mkdir()
     line = f'teacher {{ model_file: "{tmp_path / "t/weights/model.safetensors"}" weight: 1.0 }}'
-    student = own_spec(tmp_path / "s", data, line, epochs=25)
+    student = own_spec(tmp_path / "s", data, line, epochs=100)
     student.write_text(student.read_text().replace('key: "face" value: "face"', 'key: "face" value: "face"'))
     assert detectnet_v2("train", "-e", student, "-r", tmp_path / "s/r", "--width", 0.125) == 0
     image = torch.rand(1, 3, HEIGHT, WIDTH)

@@ -90,7 +90,7 @@ class _Detection(Task[BatchTensors]):
             "network": network.config.to_json(),
             "start": _digest(spec.model_config.pretrained_model_file),
             "teacher": _digest(spec.open_engine.teacher.model_file),
-            "images": len(images),
+            "images": images.digest,
             "tao5": options.tao5,
         }
 

@@ -84,6 +84,7 @@ def measure(
         str, typer.Option("--name", help="What to call the model; which one's, where detections.jsonl holds several.")
     ] = "",
     images: options.Images = None,
+    at_hand: options.AtHand = False,
     split: options.SplitName = options.Split.validation,
     json: options.Json = False,
     strict: options.Strict = False,
@@ -93,7 +94,8 @@ def measure(
         bool, typer.Option("--intervals", help="Say how far the scores could be others: bootstrap over the images.")
     ] = False,
     iou: options.MatchIou = 0.5,
-    min_height: options.MinHeight = 0.0,
+    min_height: options.MinHeight = "0",
+    input_size: options.InputSize = "",
     mode: options.Mode = options.CurveMode.integrate,
     height_bands: options.PixelBands = options.PIXEL_BANDS,
     confidence: options.Confidence = 0.95,
@@ -108,18 +110,19 @@ def measure(
 
     gridbox evaluate --predictions DIR --truth DIR --protocol wider --report report.html
     """
-    from components.evaluate.measuring import Resampling, Serving, Source, run
+    from components.evaluate.measuring import ImageChoice, Resampling, Serving, Source, run
 
     given = [*filter(None, (predictions, model, endpoint))]
     if len(given) != 1:
         raise UserError("give what to measure with one of --predictions, --model and --endpoint")
+    least, *more = options.parse_heights(min_height)
+    bands = options.parse_bands(height_bands)
     kind = "predictions" if predictions else "model" if model else "endpoint"
     measurement, pictures = run(
         [Source.of(str(given[0]), name, kind)],
         truth,
-        images,
-        split.canonical,
-        Rules(protocol, iou, min_height, mode.value, options.parse_bands(height_bands)),
+        ImageChoice(images, split.canonical, at_hand),
+        Rules(protocol, iou, least, mode.value, bands, tuple(more), options.parse_input(input_size)),
         strict,
         Resampling(confidence, replicates) if intervals else None,
         Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout),

@@ -25,13 +25,15 @@ def compare(
     truth: options.Truth,
     protocol: options.ProtocolOption = Protocol.ap50,
     images: options.Images = None,
+    at_hand: options.AtHand = False,
     split: options.SplitName = options.Split.validation,
     json: options.Json = False,
     strict: options.Strict = False,
     report: options.ReportFile = None,
     markdown: options.MarkdownFile = None,
     iou: options.MatchIou = 0.5,
-    min_height: options.MinHeight = 0.0,
+    min_height: options.MinHeight = "0",
+    input_size: options.InputSize = "",
     mode: options.Mode = options.CurveMode.integrate,
     height_bands: options.PixelBands = options.PIXEL_BANDS,
     confidence: options.Confidence = 0.95,
@@ -46,16 +48,17 @@ def compare(
 
     gridbox compare old=runs/a/export new=runs/b/export --truth runs/a/kitti/kitti --report compared.html
     """
-    from components.evaluate.measuring import Resampling, Serving, Source, run
+    from components.evaluate.measuring import ImageChoice, Resampling, Serving, Source, run
 
     if len(sources) < 2:
         raise UserError("give two models or more to compare; one is measured by gridbox evaluate")
-    rules = Rules(protocol, iou, min_height, mode.value, options.parse_bands(height_bands))
+    least, *more = options.parse_heights(min_height)
+    bands = options.parse_bands(height_bands)
+    rules = Rules(protocol, iou, least, mode.value, bands, tuple(more), options.parse_input(input_size))
     measurement, pictures = run(
         [Source.parse(text) for text in sources],
         truth,
-        images,
-        split.canonical,
+        ImageChoice(images, split.canonical, at_hand),
         rules,
         strict,
         Resampling(confidence, replicates),

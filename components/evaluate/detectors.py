@@ -8,8 +8,7 @@ import numpy as np
 from components.decode.instances import Instances, Placement
 from components.evaluate.inputs import Findings, Found, aligned
 from components.evaluate.latency import MOST_IMAGES, Latency, measure
-from components.evaluate.pictures import Picture, Pictures
-from components.measure.boxes import Floats
+from components.evaluate.pictures import Picture, Pictures, Placements
 from components.measure.dataset import Predictions, Truth
 from components.progress import track
 from components.step import StageError
@@ -19,19 +18,6 @@ from components.vision.predictor import Predictor
 from components.vision.scoring import BATCH_SIZE, Inference, network_input
 
 _NAMED = 3  # of the images without an answer
-
-
-@dataclass(frozen=True, slots=True)
-class Placements:
-    """How images lie in a network's input.
-
-    Attributes:
-        scales: [I, 2] pixels of the input per pixel of the stored image, in x and y.
-        offsets: [I, 2] the images' left upper corners in the input.
-    """
-
-    scales: Floats
-    offsets: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,5 +175,4 @@ class _Gathered:
         """Returns them in the truth's order."""
         if not self._placements:
             return None
-        ordered = [self._placements[image] for image in truth.images]
-        return Placements(np.array([each.scale for each in ordered]), np.array([each.offset for each in ordered]))
+        return Placements.of([self._placements[image] for image in truth.images])

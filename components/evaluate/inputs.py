@@ -20,7 +20,7 @@ What cannot be right is left out, and named and counted in `Findings`; where `st
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from components.step import UserError
 
 DETECTIONS_FILE = "detections.jsonl"
 FACE = "face"
-_NO_CLASS = -1
+_NO_CLASS, _LEFT_OUT_IMAGE = -1, -2
 _LEFT_OUT = "files left out, which are no predictions"
 
 
@@ -185,7 +185,7 @@ def _official_truth(folder: Path) -> Truth:
     regions = faces.attributes.get("invalid", np.zeros(len(faces.boxes), np.int64)) == 1
     classes = np.zeros(len(faces.boxes), np.int64)
     boxes, offsets = _corners(faces.boxes), offsets_of(faces.counts)
-    return Truth(faces.names, offsets, boxes, (FACE,), classes, regions, faces.attributes, faces.lists)
+    return Truth(faces.names, offsets, boxes, (FACE,), classes, regions, faces.attributes, faces.lists, singles=regions)
 
 
 def _wider_truth(images: Sequence[WiderImage]) -> Truth:
@@ -194,7 +194,8 @@ def _wider_truth(images: Sequence[WiderImage]) -> Truth:
     attributes = {name: np.array([getattr(face, name) for face in faces], np.int64) for name in ATTRIBUTES}
     offsets = offsets_of(np.array([len(image.faces) for image in images], np.int64))
     names, regions = tuple(image.name for image in images), attributes["invalid"] == 1
-    return Truth(names, offsets, boxes, (FACE,), np.zeros(len(faces), np.int64), regions, attributes)
+    classes = np.zeros(len(faces), np.int64)
+    return Truth(names, offsets, boxes, (FACE,), classes, regions, attributes, singles=regions)
 
 
 def _kitti_truth(kitti_set: Path, split: str) -> Truth:
@@ -210,7 +211,9 @@ def _kitti_truth(kitti_set: Path, split: str) -> Truth:
     boxes = np.array([label.box for label in flat], np.float64).reshape(-1, 4)
     offsets = offsets_of(np.array([len(image) for image in labels], np.int64))
     attributes = {"occlusion": np.array([label.occlusion for label in flat], np.int64)}
-    return Truth(tuple(names), offsets, boxes, class_names, classes, classes == ANY_CLASS, attributes)
+    regions = classes == ANY_CLASS
+    singles = regions & np.array([not label.is_crowd for label in flat], bool)
+    return Truth(tuple(names), offsets, boxes, class_names, classes, regions, attributes, singles=singles)
 
 
 def _coco_truth(content: coco.CocoAnnotations) -> Truth:
@@ -247,7 +250,9 @@ def _place(truth: Truth, which: Booleans) -> str:
     return truth.images[int(truth.image_of_box[which.argmax()])] if which.any() else ""
 
 
-def read_predictions(source: Path, truth: Truth, findings: Findings, model: str = "") -> Predictions:
+def read_predictions(
+    source: Path, truth: Truth, findings: Findings, model: str = "", left_out: Collection[str] = ()
+) -> Predictions:
     """Reads what was found in the images of `truth`; see the table above.
 
     Images are told apart by their names without a suffix. One without predictions counts as one in which nothing was
@@ -259,12 +264,13 @@ def read_predictions(source: Path, truth: Truth, findings: Findings, model: str 
         truth: The ground truth.
         findings: Where to count what is remarkable.
         model: Which model's detections to take, where a `detections.jsonl` holds those of several.
+        left_out: Further images that may have predictions, of which nothing is wanted.
 
     Raises:
         UserError: It is none of these or malformed; or it has faults and none is allowed.
     """
     found = _open_predictions(source, truth, findings, model)
-    predictions = aligned(found, truth, findings)
+    predictions = aligned(found, truth, findings, left_out)
     findings.raise_if_strict(source)
     return predictions
 
@@ -409,11 +415,12 @@ def _gathered(names: Sequence[str], rows: Iterable[tuple[int, str, Sequence[floa
     )
 
 
-def aligned(found: Found, truth: Truth, findings: Findings) -> Predictions:
-    """Orders detections by the truth's images, and leaves out what cannot be right."""
+def aligned(found: Found, truth: Truth, findings: Findings, left_out: Collection[str] = ()) -> Predictions:
+    """Orders detections by the truth's images, and leaves out what cannot be right, or is of an image `left_out`."""
     index = _index_of(truth.images)
-    image_of_name = np.array([index.get(image_key(name), _NO_CLASS) for name in found.images], np.int64)
-    unknown = np.flatnonzero(image_of_name < 0)
+    places = {**dict.fromkeys(map(image_key, left_out), _LEFT_OUT_IMAGE), **index}
+    image_of_name = np.array([places.get(image_key(name), _NO_CLASS) for name in found.images], np.int64)
+    unknown = np.flatnonzero(image_of_name == _NO_CLASS)
     example = found.images[unknown[0]] if len(unknown) else ""
     findings.fault("images with predictions that the truth does not know", len(unknown), example)
     named = np.zeros(len(truth.images), bool)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.inputs import Findings, models_in, read_predictions, read_truth
 from components.evaluate.pictures import Pictures
@@ -22,6 +24,7 @@ from components.measure.uncertainty import (
 from components.serve.families import default_ensemble
 from components.step import UserError
 from components.vision.endpoint import Endpoint
+from components.vision.inputs import InputSpec
 from components.vision.predictor import MODEL_FILE, load_predictor
 
 _URL_SCHEMES = ("http", "https", "grpc", "grpcs")
@@ -204,11 +207,25 @@ class Resampling:
     replicates: int = REPLICATES
 
 
+@dataclass(frozen=True, slots=True)
+class ImageChoice:
+    """Which images count.
+
+    Attributes:
+        folder: Where they are, if not with the truth.
+        split: `training`, `validation` or `test`, where there are several.
+        at_hand: Whether only those count that are there: the truth and the predictions of the others do not.
+    """
+
+    folder: Path | None = None
+    split: str = "validation"
+    at_hand: bool = False
+
+
 def run(
     sources: Sequence[Source],
     truth_source: Path,
-    images: Path | None,
-    split: str,
+    images: ImageChoice,
     rules: Rules,
     strict: bool,
     resampling: Resampling | None = None,
@@ -219,8 +236,7 @@ def run(
     Args:
         sources: The models, each with a name of its own.
         truth_source: The ground truth; see `components.evaluate.inputs`.
-        images: The images, where they are not with the truth.
-        split: `training` or `validation`, where there are both.
+        images: Which images.
         rules: How to measure.
         strict: Whether faults of the input end it.
         resampling: How to draw intervals; None for no intervals.
@@ -234,24 +250,37 @@ def run(
     if len(set(names)) != len(names) or len(names) > MOST_MODELS:
         raise UserError(f"{', '.join(names)}: at most {MOST_MODELS} models, each with another name (NAME=PATH)")
     findings = {"truth": Findings(strict)}
-    truth = read_truth(truth_source, findings["truth"], split)
-    pictures = Pictures(truth, images or (truth_source if truth_source.is_dir() else None), split)
+    truth = read_truth(truth_source, findings["truth"], images.split)
+    pictures = Pictures(truth, images.folder or (truth_source if truth_source.is_dir() else None), images.split)
+    left_out: list[str] = []
+    if images.at_hand:
+        if not pictures.available:
+            raise UserError("--at-hand: none of the truth's images is there; name their folder with --images")
+        left_out = [name for name in truth.images if name not in pictures.available]
+        truth = truth.of_images(np.array([name in pictures.available for name in truth.images], bool))
+    placements = None if rules.input is None else pictures.placements(truth.images, InputSpec(*rules.input))
+    placed = truth.placed(placements.scales, placements.offsets) if placements else truth
     results = []
     for source in sources:
         findings[source.name] = Findings(strict)
-        found = _detect(source, truth, pictures, findings[source.name], serving or Serving())
-        results.append(measure(source.name, truth, found, rules))
-    measurement = Measurement(truth, rules, results, findings)
+        found = _detect(source, truth, pictures, findings[source.name], serving or Serving(), left_out)
+        if placements:
+            predictions = found.predictions.placed(placements.scales, placements.offsets)
+            found = replace(found, predictions=predictions)
+        results.append(measure(source.name, placed, found, rules))
+    measurement = Measurement(placed, rules, results, findings)
     return (_resampled(measurement, resampling) if resampling else measurement), pictures
 
 
-def _detect(source: Source, truth: Truth, pictures: Pictures, findings: Findings, serving: Serving) -> Detected:
+def _detect(
+    source: Source, truth: Truth, pictures: Pictures, findings: Findings, serving: Serving, left_out: Sequence[str]
+) -> Detected:
     if source.kind == "model":
         return detect_here(load_predictor(Path(source.place)), source.name, pictures, truth, findings)
     if source.kind == "endpoint":
         with serving.connect(source.place) as endpoint:
             return detect_there(endpoint, source.name, pictures, truth, findings)
-    return Detected(read_predictions(Path(source.place), truth, findings, source.model))
+    return Detected(read_predictions(Path(source.place), truth, findings, source.model, left_out))
 
 
 def _resampled(measurement: Measurement, resampling: Resampling) -> Measurement:

@@ -1,6 +1,7 @@
 """The options that `gridbox evaluate` and `gridbox compare` share, and what becomes of them."""
 
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +56,9 @@ ProtocolOption = Annotated[
 Images = Annotated[
     Path | None, typer.Option("--images", help="Folder of the images, where they are not in --truth's folder.")
 ]
+AtHand = Annotated[
+    bool, typer.Option("--at-hand", help="Only the images that are there count; the truth of the others does not.")
+]
 SplitName = Annotated[Split, typer.Option("--split", help="Which images to score.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on faults of the input instead of leaving them out.")]
@@ -76,7 +80,15 @@ MatchIou = Annotated[
     float, typer.Option("--iou", min=0.01, max=1.0, help="Smallest intersection over union of a match.")
 ]
 MinHeight = Annotated[
-    float, typer.Option("--min-height", min=0, help="tao, ap50: smallest object that counts, pixels of the truth.")
+    str,
+    typer.Option(
+        "--min-height",
+        help="tao, ap50: smallest object that counts, pixels of the truth (or of --input); for ap50 also several, "
+        "rising: 0,20,40. The first one is the headline's.",
+    ),
+]
+InputSize = Annotated[
+    str, typer.Option("--input", help="ap50: take heights as they are in a network's input of this size: 480x272.")
 ]
 Mode = Annotated[CurveMode, typer.Option("--mode", help="tao, ap50: area under the curve, or mean at 11 recalls.")]
 PixelBands = Annotated[
@@ -99,6 +111,36 @@ InFlight = Annotated[int, typer.Option("--in-flight", min=1, help="Images under 
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds an image may take there.")]
 
 PIXEL_BANDS = "0-16,16-32,32-64,64-128,128+"
+
+
+def parse_input(text: str) -> tuple[int, int] | None:
+    """Reads `480x272`; None where nothing is given.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if not text:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"--input {text!r}: give width and height in pixels, for example 480x272")
+    return int(width), int(height)
+
+
+def parse_heights(text: str) -> tuple[float, ...]:
+    """Reads `0,20,40`.
+
+    Raises:
+        UserError: These are no rising heights of at least 0.
+    """
+    try:
+        heights = tuple(float(height) for height in text.split(","))
+    except ValueError:
+        heights = ()
+    rising = all(low < high < math.inf for low, high in zip((-1.0, *heights), heights, strict=False))
+    if not heights or not rising or heights[0] < 0:
+        raise UserError(f"--min-height {text!r}: give one height in pixels, or several that rise, for example 0,20,40")
+    return heights
 
 
 def parse_bands(text: str) -> tuple["HeightBand", ...]:
@@ -144,13 +186,14 @@ def _print(measurement: "Measurement") -> None:
     from components.evaluate.rules import label
 
     images, rules = len(measurement.truth.images), measurement.rules
+    widest = max(len(label(name, rules)) for name in measurement.results[0].figures)
     for result in measurement.results:
         objects = f"{result.measured.objects():,} {result.measured.noun}"
         print(f"{result.name}: {len(result.detected.predictions.scores):,} detections, {objects} in {images:,} images")
         for name, figure in result.figures.items():
             interval = measurement.intervals.get((result.name, name))
             around = f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
-            print(f"  {label(name, rules):18} {percent(figure.value):>9}{around}")
+            print(f"  {label(name, rules):{widest}} {percent(figure.value):>9}{around}")
     for difference in measurement.differences:
         interval = difference.paired.interval
         print(

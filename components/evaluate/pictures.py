@@ -1,16 +1,20 @@
 """The available images of a ground truth: of a KITTI set, of a WIDER FACE folder, or of any folder."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
+from components.decode.instances import Placement
 from components.evaluate.inputs import image_key
-from components.formats.images import Image, ImageError, decode
+from components.formats.images import Image, ImageError, decode, upright_size
 from components.formats.kitti import SPLITS, read_split
 from components.formats.listing import IMAGE_SUFFIXES, list_files
 from components.formats.wider import OFFICIAL_NAMES, WiderSource
+from components.measure.boxes import Floats
 from components.measure.dataset import Truth
 from components.step import UserError
 from components.vision.inputs import InputSpec
@@ -33,6 +37,25 @@ class Picture:
     name: str
     place: str
     content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Placements:
+    """How images lie in a network's input.
+
+    Attributes:
+        scales: [I, 2] pixels of the input per pixel of the stored image, in x and y.
+        offsets: [I, 2] the images' left upper corners in the input.
+    """
+
+    scales: Floats
+    offsets: Floats
+
+    @classmethod
+    def of(cls, placements: Sequence[Placement]) -> Self:
+        """Gathers those of several images."""
+        scales, offsets = ([getattr(each, name) for each in placements] for name in ("scale", "offset"))
+        return cls(np.array(scales, np.float64).reshape(-1, 2), np.array(offsets, np.float64).reshape(-1, 2))
 
 
 class Pictures:
@@ -119,6 +142,16 @@ class Pictures:
                 yield picture.name, network_input(picture.content, picture.place, shown)[0]
 
         return read
+
+    def placements(self, wanted: Sequence[str], spec: InputSpec) -> Placements:
+        """Returns how images lie in a network's input, in the order of `wanted`; see `encoded`."""
+        placed = {}
+        for picture in self.encoded(wanted):
+            try:
+                placed[picture.name] = spec.placement(*upright_size(picture.content))
+            except ImageError as error:
+                raise UserError(f"{picture.place}: {error}; replace or remove this image") from error
+        return Placements.of([placed[name] for name in wanted])
 
     def _read(self, file: str) -> bytes:
         assert self._source is not None

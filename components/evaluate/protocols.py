@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from components.evaluate.detectors import Detected
-from components.evaluate.rules import AREA, Protocol, Rules
+from components.evaluate.rules import AREA, FROM_HEIGHT, Protocol, Rules
 from components.measure import coco, tao, wider
 from components.measure.average_precision import Measured
 from components.measure.dataset import Predictions, Truth
-from components.measure.matching import BoxSizes
+from components.measure.matching import BoxSizes, HeightBand
 from components.measure.uncertainty import CurveOutcomes, MeanOutcomes, Outcomes
 from components.step import UserError
 
@@ -81,7 +81,8 @@ def measure(name: str, truth: Truth, found: Detected | Predictions, rules: Rules
     classes = {
         f"ap_{kind}": _of_class(measured, kind, rules) for kind in measured.matchings if len(measured.matchings) > 1
     }
-    return Result(measured, {"map": _map(measured, rules), **classes}, detected)
+    higher = {f"{FROM_HEIGHT}{height:g}": _map(measured.at(HeightBand(height)), rules) for height in rules.more_heights}
+    return Result(measured, {"map": _map(measured, rules), **higher, **classes}, detected)
 
 
 def _of(outcomes: Outcomes) -> Figure:

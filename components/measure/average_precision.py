@@ -1,7 +1,7 @@
 """Average precision: one model's detections in a set of images, matched class by class with the ground truth."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from components.measure.dataset import ANY_CLASS, Booleans, Found, Integers, Pre
 from components.measure.matching import (
     ANY_HEIGHT,
     FALSE_POSITIVE,
+    LENIENCE,
     TRUE_POSITIVE,
     ClassBoxes,
     Matcher,
@@ -62,11 +63,15 @@ class Measured:
         matchers, matchings, attributes = {}, {}, {}
         for index, kind in enumerate(truth.class_names):
             least = iou[kind] if isinstance(iou, Mapping) else iou
-            matchers[kind] = Matcher(ClassBoxes.of(truth, predictions, kind), least)
+            matchers[kind] = Matcher(ClassBoxes.of(truth, predictions, kind), least, LENIENCE * least)
             matchings[kind] = matchers[kind].match(sizes[kind] if isinstance(sizes, Mapping) else sizes)
             chosen = (truth.classes == index) | (truth.regions & (truth.classes == ANY_CLASS))
             attributes[kind] = {name: values[chosen] for name, values in truth.attributes.items()}
         return cls(name, truth.images, matchers, matchings, attributes)
+
+    def at(self, sizes: Sizes) -> Self:
+        """Returns the same detections, where the objects of other sizes count in the headline."""
+        return replace(self, matchings={kind: matcher.match(sizes) for kind, matcher in self.matchers.items()})
 
     @property
     def noun(self) -> str:

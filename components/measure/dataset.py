@@ -82,6 +82,10 @@ class Predictions:
         """[D] the index of each detection's image."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def placed(self, scales: Floats, offsets: Floats) -> Self:
+        """Returns the detections in other pixels; see `Truth.placed`."""
+        return replace(self, boxes=_placed(self.boxes, self.images, scales, offsets))
+
     def where(self, kept: Booleans) -> Self:
         """Returns the detections for which `kept` [D] is true."""
         counts = np.bincount(self.images[kept], minlength=len(self.offsets) - 1)
@@ -104,13 +108,15 @@ class Truth:
         boxes: [T, 4] x1, y1, x2, y2 in one kind of pixels.
         class_names: What can be found.
         classes: [T] index into `class_names`, or `ANY_CLASS` for a region that counts for all of them.
-        regions: [T] where it is no object but a region in which a detector is neither rewarded nor punished.
+        regions: [T] where it is nothing to be found, and a detector is neither rewarded nor punished.
         attributes: By name, [T] whole numbers: for WIDER FACE `blur`, `occlusion` and so on.
         subsets: By name, [T]: whether the object belongs to it, for WIDER FACE `easy`, `medium`, `hard`.
         areas: [T] square pixels by which COCO sorts objects into small, medium and large, where these are not the
             boxes' own (in COCO's files, they are those of the outlines).
         image_ids: [I] COCO's numbers of the images, where the truth came with them.
         class_ids: COCO's numbers of the classes, where the truth came with them.
+        singles: [T] which of the regions are one object each (a face that is ignored), and not a crowd: see
+            `components.measure.matching.Matcher`. None: none of them.
     """
 
     images: tuple[str, ...]
@@ -124,10 +130,12 @@ class Truth:
     areas: Floats | None = None
     image_ids: tuple[int, ...] = ()
     class_ids: tuple[int, ...] = ()
+    singles: Booleans | None = None
 
     def __post_init__(self) -> None:
-        areas = {} if self.areas is None else {"areas": self.areas}
-        columns = {"classes": self.classes, "regions": self.regions, **self.attributes, **self.subsets, **areas}
+        optional = {"areas": self.areas, "singles": self.singles}
+        known = {name: values for name, values in optional.items() if values is not None}
+        columns = {"classes": self.classes, "regions": self.regions, **self.attributes, **self.subsets, **known}
         _require(len(self.boxes), self.offsets, **columns)
         if len(self.images) != len(self.offsets) - 1 or len(set(self.images)) != len(self.images):
             raise ValueError("every image has a name of its own and a place in the offsets")
@@ -151,6 +159,7 @@ class Truth:
             attributes={name: values[kept] for name, values in self.attributes.items()},
             subsets={name: values[kept] for name, values in self.subsets.items()},
             areas=None if self.areas is None else self.areas[kept],
+            singles=None if self.singles is None else self.singles[kept],
         )
 
     def placed(self, scales: Floats, offsets: Floats) -> Self:
@@ -160,15 +169,27 @@ class Truth:
             scales: [I, 2] new pixels per old one, in x and y.
             offsets: [I, 2] where the images' left upper corners lie.
         """
-        image = self.image_of_box
-        boxes = self.boxes * np.tile(scales, 2)[image] + np.tile(offsets, 2)[image]
-        return replace(self, boxes=boxes, areas=None)
+        return replace(self, boxes=_placed(self.boxes, self.image_of_box, scales, offsets), areas=None)
+
+    def of_images(self, kept: Booleans) -> Self:
+        """Returns the images for which `kept` [I] is true, with their boxes."""
+        some = self.where(kept[self.image_of_box])
+        return replace(
+            some,
+            images=tuple(name for name, is_kept in zip(self.images, kept.tolist(), strict=True) if is_kept),
+            offsets=offsets_of(np.diff(some.offsets)[kept]),
+            image_ids=tuple(number for number, is_kept in zip(self.image_ids, kept.tolist(), strict=False) if is_kept),
+        )
 
     def of_classes(self, class_names: Sequence[str]) -> Self:
         """Returns the objects of these classes, numbered in this order, and the regions that count for all classes."""
         numbers = [class_names.index(name) if name in class_names else _NO_CLASS for name in self.class_names]
         classes = np.array([*numbers, ANY_CLASS], np.int64)[self.classes]
         return replace(self, class_names=tuple(class_names), classes=classes).where(classes != _NO_CLASS)
+
+
+def _placed(boxes: Floats, image: Integers, scales: Floats, offsets: Floats) -> Floats:
+    return boxes * np.tile(scales, 2)[image] + np.tile(offsets, 2)[image]
 
 
 def _require(rows: int, offsets: Integers, **columns: NDArray[np.generic]) -> None:

@@ -11,6 +11,7 @@ from components.evaluate.report.figures import Chart, Whisker, official_line, po
 from components.evaluate.report.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.rules import MAIN, Protocol, Rules, label
 from components.measure.wider import SUBSETS
+from components.vision.inputs import InputSpec
 
 _PROTOCOLS = {
     Protocol.wider: "the official protocol of WIDER FACE",
@@ -33,7 +34,7 @@ def measuring_page(measurement: Measurement, pictures: Pictures) -> Page:
         rules,
         models,
         pictures.available,
-        pictures.decoded,
+        pictures.fitted(InputSpec(*rules.input)) if rules.input else pictures.decoded,
         title=subject(noun) + ("" if len(models) == 1 else ", models compared"),
         subtitle=(
             f"{len(measurement.truth.images):,} images, {models[0].objects():,} {noun}"
@@ -41,7 +42,7 @@ def measuring_page(measurement: Measurement, pictures: Pictures) -> Page:
         ),
         synthetic=False,
         headline=_headline(measurement),
-        height_axis="Height in the image, pixels",
+        height_axis=f"Height in {'x'.join(map(str, rules.input or ())) or 'the image'}, pixels",
         method=_method(measurement, noun),
         scores=_scores(measurement),
         intervals=_intervals(measurement),
