@@ -55,19 +55,26 @@ def small_net(stride=8, seed=0):
     return GridNet(GridNetConfig(ResNetConfig.of_width(10, 0.125), ("face",), geometry, {}, neck)).eval()
 
 
-def test_the_open_engines_recipe_learns_and_resumes_to_the_same_weights(data, tmp_path):
-    spec = own_spec(tmp_path, data, epochs=100)
-    assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--width", 0.125) == 0
-    assert detectnet_v2("evaluate", "-e", spec, "-m", tmp_path / "r/weights", "-r", tmp_path / "e") == 0
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The results directory of a training by the open engine's recipe."""
+    folder = tmp_path_factory.mktemp("trained")
+    spec = own_spec(folder, data, epochs=80)
+    assert detectnet_v2("train", "-e", spec, "-r", folder / "r", "--width", 0.125) == 0
+    return folder / "r"
+
+
+def losses(results):
+    lines = [json.loads(line) for line in (results / "status.json").read_text().splitlines()]
+    return [line["graphical"]["loss"] for line in lines if "graphical" in line]
+
+
+def test_the_open_engines_recipe_learns(data, trained, tmp_path):
+    spec = own_spec(tmp_path, data)
+    assert detectnet_v2("evaluate", "-e", spec, "-m", trained / "weights", "-r", tmp_path / "e") == 0
     assert json.loads((tmp_path / "e/metrics.json").read_text())["mean_average_precision"] > 0.8
-    network = load_network(tmp_path / "r/weights")
-    assert network.decoder.geometry.stride == 8
-    losses = [
-        json.loads(line)["graphical"]["loss"]
-        for line in (tmp_path / "r/status.json").read_text().splitlines()
-        if "graphical" in line
-    ]
-    assert losses[-1] < 0.5 * losses[0]
+    assert load_network(trained / "weights").decoder.geometry.stride == 8
+    assert losses(trained)[-1] < 0.5 * losses(trained)[0]
 
 
 def test_a_network_has_nothing_to_learn_of_itself():
@@ -84,21 +91,11 @@ def test_a_network_has_nothing_to_learn_of_itself():
     assert float(other[0, 1]) > 0.1
 
 
-def test_a_student_takes_over_what_its_teacher_finds(data, tmp_path):
-    teacher = own_spec(tmp_path, data, epochs=100)
-    assert detectnet_v2("train", "-e", teacher, "-r", tmp_path / "t", "--width", 0.25) == 0
-    (tmp_path / "s").mkdir()
-    line = f'teacher {{ model_file: "{tmp_path / "t/weights/model.safetensors"}" weight: 1.0 }}'
-    student = own_spec(tmp_path / "s", data, line, epochs=100)
-    student.write_text(student.read_text().replace('key: "face" value: "face"', 'key: "face" value: "face"'))
-    assert detectnet_v2("train", "-e", student, "-r", tmp_path / "s/r", "--width", 0.125) == 0
-    image = torch.rand(1, 3, HEIGHT, WIDTH)
-    taught, taught_by = (load_network(path).eval() for path in (tmp_path / "s/r/weights", tmp_path / "t/weights"))
-    with torch.no_grad():
-        untaught = small_net()
-        untaught.expect(0.02, 0.5)
-        target = taught_by(image)[0]
-        assert (taught(image)[0] - target).abs().mean() < 0.5 * (untaught(image)[0] - target).abs().mean()
+def test_a_student_learns_of_its_teacher(data, trained, tmp_path):
+    line = f'teacher {{ model_file: "{trained / "weights/model.safetensors"}" weight: 1.0 }}'
+    spec = own_spec(tmp_path, data, line, epochs=20)
+    assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--width", 0.125) == 0
+    assert losses(tmp_path / "r")[-1] < 0.3 * losses(tmp_path / "r")[0]
 
 
 def test_a_teacher_with_another_grid_is_refused(data, tmp_path, capsys):

@@ -132,6 +132,13 @@ def test_the_focal_loss_lets_known_background_count_for_nothing():
     assert float(of_background) < 0.02 * float(focal_cost(predicted, target, mask))
 
 
+def test_a_box_that_lost_its_area_finds_back():
+    edges = torch.full((1, 4, 1, 1), -0.1, requires_grad=True)
+    ones = torch.ones(1, 1, 1, 1)
+    overlap_cost(edges, torch.ones(1, 1, 4, 1, 1), ones, ones).backward()
+    assert (edges.grad < 0).all()
+
+
 def test_the_overlap_loss_is_the_mean_over_covered_cells():
     random = np.random.default_rng(4)
     predicted, target = (torch.tensor(random.uniform(0.1, 1, (2, 2, 4, 3, 3))) for _ in range(2))
@@ -140,6 +147,7 @@ def test_the_overlap_loss_is_the_mean_over_covered_cells():
     for c in range(2):
         weights = (norm * mask)[:, c]
         losses = 1 - generalised_iou(predicted[:, c], target[:, c], dim=1)
+        losses += (predicted[:, c] - target[:, c]).abs().mean(1)
         assert float(cost[c]) == pytest.approx(float((losses * weights).sum() / max(float(weights.sum()), 2)))
 
 

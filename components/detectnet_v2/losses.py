@@ -79,10 +79,11 @@ def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def overlap_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Tensor) -> Tensor:
-    """Returns 1 - GIoU of each class [C], the mean over its objects' cells, weighted by the normalised coverage.
+    """Returns 1 - GIoU and the absolute error of each class [C], the mean over its objects' cells.
 
-    GIoU is the IoU less the share of the smallest box around both that neither fills: boxes that do not touch are drawn
-    together, too (Rezatofighi et al., 2019). Unlike a distance, it is as strict with small objects as with large ones.
+    GIoU is the IoU less the share of the smallest box around both that neither fills (Rezatofighi et al., 2019). Unlike
+    a distance, it is as strict with small objects as with large ones; but a predicted box without area, inside the
+    object, has no gradient: the distance leads it out of there.
 
     Args:
         predicted: [N, 4C, h, w].
@@ -90,8 +91,8 @@ def overlap_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask:
         coverage_norm: [N, C, h, w].
         mask: As in `coverage_cost`.
     """
-    weight = coverage_norm * mask
-    loss = 1 - generalised_iou(predicted.reshape(target.shape), target, dim=2)
+    predicted, weight = predicted.reshape(target.shape), coverage_norm * mask
+    loss = 1 - generalised_iou(predicted, target, dim=2) + (predicted - target).abs().mean(2)
     return (loss * weight).sum((0, 2, 3)) / _amount(weight)
 
 
