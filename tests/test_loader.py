@@ -621,3 +621,62 @@ def test_a_crop_cuts_boxes_in_either_loader():
     for mode in ("MULTISOURCE", "DEFAULT"):
         framing = sources.framing(experiment(f"dataloader_mode: {mode}", crop))
         assert (framing.corner, framing.scale, framing.clip) == ((10, 20), (0.5, 1.0), True)
+
+
+# ---- open_engine in a spec -------------------------------------------------------------------------------------------
+
+OPEN = """
+open_engine {
+  fit: CROP resampling: CUBIC
+  random_crop {
+    zoom_min: 0.8 zoom_max: 2.5 object_probability: 0.5 hflip_probability: 0.5 rotate_rad_max: 0.35
+    rotate_probability: 0.25 min_object_height: 8 min_visible_share: 0.4 mosaic_probability: 0.1
+    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07
+  }
+}
+"""
+
+
+def test_a_specs_random_crop_reaches_the_loader_whole():
+    spec = experiment(preprocessing="min_bbox_width: 3 min_bbox_height: 4", spatial="zoom_min: 0.5 zoom_max: 1.5")
+    spec.MergeFrom(text_format.Parse(OPEN, spec_pb2.Experiment()))
+    framing = sources.fitting(spec)
+    assert framing.input == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
+    expected = RandomCrop(0.8, 2.5, 0.5, 0.5, 0.35, 0.25, 0.4, 0.1, 0.2, 0.05, 0.06, 0.07)
+    for name in RandomCrop.__slots__:
+        assert getattr(framing.crop, name) == pytest.approx(getattr(expected, name)), name
+    assert framing.smallest == (3.0, 8.0)
+    assert framing.largest_zoom == pytest.approx(2.5 * 2)  # TAO's MULTISOURCE shows twice as much at a zoom of a half
+    spec.dataset_config.dataloader_mode = spec_pb2.DatasetConfig.DEFAULT
+    assert sources.fitting(spec).largest_zoom == pytest.approx(2.5 * 1.5)
+    spec.open_engine.ClearField("random_crop")
+    assert sources.fitting(spec).crop is None
+    assert sources.fitting(spec).smallest == (3.0, 4.0)
+
+
+def test_a_spec_with_open_engine_takes_images_of_any_size_and_either_kind(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    sizes, frames = [(200, 120), (90, 140)], []
+    for index, (width, height) in enumerate(sizes):
+        cv2.imwrite(str(folder / f"{index}.{'png' if index else 'jpg'}"), picture(width, height, index)[..., ::-1])
+        boxes = np.array([[4, 4, 40, 40], [50, 50, 51, 50.5]], np.float32)
+        frames.append(frame_to_example(Frame(str(index), width, height, ["face", "face"], boxes)))
+    write_records(tmp_path / "r-fold-000-of-001", frames)
+    data = f'data_sources {{ tfrecords_path: "{tmp_path}/r-fold*" image_directory_path: "{folder}" }}'
+    spec = experiment(data + " validation_data_source {" + data.partition("{")[2])
+    spec.MergeFrom(text_format.Parse(OPEN.replace("CROP", "LETTERBOX"), spec_pb2.Experiment()))
+    training, validation = sources.training_images(spec), sources.validation_images(spec)
+    assert [training.stored(index)[0].shape[1::-1] for index in range(2)] == sizes
+    np.testing.assert_array_equal(training.pixels, validation.pixels)
+    maker = sources.batch_maker(spec, training)
+    assert maker.mask_spares_objects
+    batch = next(maker.epoch(0))
+    assert batch.images.shape == (2, HEIGHT, WIDTH, 3)
+    assert batch.input == sources.fitting(spec).input
+
+
+def test_images_with_no_label_left_to_learn_from_are_refused(tmp_path):
+    data = source(tmp_path, "a", 2, labels=("face", "car"))
+    with pytest.raises(UserError, match=r"no label is left .*: 2 of class \"car\".*; 2 smaller than 50 x 50 pixels"):
+        sources.training_images(experiment(f"data_sources {{ {data} }}", "min_bbox_width: 50 min_bbox_height: 50"))

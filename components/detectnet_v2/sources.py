@@ -119,6 +119,9 @@ def _load(
     )
     for reason, count in sorted(images.left_out.items()):
         print(f"{title}: {count} objects left out: {reason}", flush=True)
+    if not any(len(objects.boxes) for objects in images.labels):
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(images.left_out.items()))
+        raise UserError(f"{patterns}: no label is left of those of the classes that are trained: {reasons or 'masked'}")
     return images
 
 
