@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
+from components.formats.images import Resampling
 from components.step import UserError
-from components.vision.inputs import InputSpec
+from components.vision.inputs import Fit, InputSpec
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
@@ -35,12 +36,16 @@ class GridNetConfig:
         class_names: Classes in the order of the coverage channels.
         geometry: Input size and grid.
         clustering: By class name, how candidates become detections.
+        fit: How images become its input; see `InputSpec`.
+        resampling: How they are scaled for it.
     """
 
     backbone: ResNetConfig
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+    fit: Fit = "letterbox"
+    resampling: Resampling = "area"
 
     def with_backbone(self, backbone: ResNetConfig) -> Self:
         """Returns the same configuration around another backbone."""
@@ -53,6 +58,8 @@ class GridNetConfig:
             "class_names": list(self.class_names),
             "geometry": asdict(self.geometry),
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+            "fit": self.fit,
+            "resampling": self.resampling,
         }
 
     @classmethod
@@ -63,6 +70,7 @@ class GridNetConfig:
             tuple(values["class_names"]),
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
+            **{name: values[name] for name in ("fit", "resampling") if name in values},  # former files have neither
         )
 
 
@@ -90,7 +98,8 @@ class GridNet(Network, kind="detectnet_v2"):
     @property
     def input(self) -> InputSpec:
         """See `Network`."""
-        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+        size = self.config.geometry.width, self.config.geometry.height
+        return InputSpec(*size, fit=self.config.fit, resampling=self.config.resampling)
 
     @property
     def decoder(self) -> GridDecoder:

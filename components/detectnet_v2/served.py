@@ -42,7 +42,8 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
     }
     fitting = {
         "geometry": asdict(geometry),
-        "preprocessing": settings.preprocessing,
+        "preprocessing": predictor.input.fit if settings.preprocessing == "model" else settings.preprocessing,
+        "resampling": predictor.input.resampling,
         "max_image_pixels": settings.max_image_pixels,
     }
     network = Network(
