@@ -128,8 +128,8 @@ def network_config(spec: spec_pb2.Experiment, width: float = 1.0) -> GridNetConf
 def network_input(spec: spec_pb2.Experiment) -> InputSpec:
     """Returns how images of any size become the network's input, wherever the trained model looks at one.
 
-    Without `open_engine`, TAO's loader stretches them or, as a rule, takes images of the input's size: those of `gridbox
-    widerface convert` have been letterboxed.
+    Without `open_engine`, TAO's loader stretches them or, as a rule, takes images of the input's size, which `gridbox
+    widerface convert` has letterboxed.
     """
     size = spec.augmentation_config.preprocessing
     fit, resampling = _FITS[spec.open_engine.fit], _RESAMPLINGS[spec.open_engine.resampling]
