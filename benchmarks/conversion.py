@@ -61,7 +61,7 @@ def seconds(work: Callable[[Path, Path, int, int], object], source: Path, width:
 
 
 def product(source: Path, output: Path, width: int, height: int) -> None:
-    convert(source, output, Conversion(width, height, False, 8, "ignore", "ignore", "keep", 0))
+    convert(source, output, Conversion(width=width, height=height))
 
 
 def main() -> None:

@@ -63,8 +63,12 @@ def data(graph: Graph) -> Data:
     from components.widerface import component as widerface
 
     checked = deployment.preflight(graph)
-    size = {"image_width": graph["data_picture_width"], "image_height": graph["data_picture_height"]}
-    acquired = graph.stage("data", widerface.acquire, "data", version=checked["data_version"], **size)
+    drawn = {
+        "validation_images": graph["data_test_images"],  # the test images are the source's validation images
+        "image_width": graph["data_picture_width"],
+        "image_height": graph["data_picture_height"],
+    }
+    acquired = graph.stage("data", widerface.acquire, "data", version=checked["data_version"], **drawn)
     kitti = graph.stage("kitti", widerface.convert, "data", dataset=acquired["dataset"])["kitti"]
     pretrained = graph.stage(
         "pretrained", detectnet_v2.pretrained_weights, "pretrained", version=checked["pretrained_version"]
@@ -142,7 +146,7 @@ def measure(
 
 @part("eval", "deploy")
 def serve(graph: Graph, kitti: "Dataset", model: "Model", evaluation: "Artifact") -> None:
-    """Publishes, deploys and promotes; the endpoint is scored on the validation images."""
+    """Publishes, deploys and promotes; the endpoint is scored on the test images."""
     from components.evaluate import component as evaluate
 
     def score(deployment: "Artifact") -> "Artifact":

@@ -41,16 +41,33 @@ PARAMETERS: dict[str, Parameter] = {
     "data_uri": of_run(
         str, "", "WIDER FACE in its official layout: a folder, or an https:// or s3:// URI; empty: a synthetic set."
     ),
-    "data_training_images": of_run(Images, 800, "Pictures to draw for training where data_uri is empty."),
-    "data_validation_images": of_run(Images, 200, "Pictures to draw for validation where data_uri is empty."),
+    "data_training_images": of_run(
+        Images, 800, "Pictures to draw for training and validation where data_uri is empty."
+    ),
+    "data_test_images": of_run(Images, 200, "Pictures to draw for testing where data_uri is empty."),
     "data_seed": bound(Seed, 1, "Seed of the drawn pictures."),
     "data_picture_width": bound(PictureSize, 640, "Width of the drawn pictures in pixels."),
     "data_picture_height": bound(PictureSize, 384, "Height of the drawn pictures in pixels."),
     "data_width": bound(InputSize, 736, "Width of the network's input in pixels, divisible by 16."),
     "data_height": bound(InputSize, 416, "Height of the network's input in pixels, divisible by 16."),
+    "data_resolution": bound(
+        Literal["input", "source"],
+        "input",
+        "`input`: PNGs letterboxed to the network's input, as TAO's program needs them; `source`: JPEGs at their own "
+        "size, for specs with open_engine (open engine only).",
+        is_open_only=True,
+    ),
+    "data_longest_side": bound(
+        Annotated[int, Field(ge=64, le=8192)],
+        1024,
+        "Longest side in pixels of an image at resolution `source`; larger ones are shrunk.",
+    ),
     "data_grayscale": bound(bool, False, "Whether colour becomes grey, in three equal channels."),
     "data_min_face_height": bound(
-        Height, 8, "Faces lower than this in the network's input, in pixels, are small; 0: none is."
+        Height,
+        8,
+        "Faces lower than this in the network's input, in pixels, are small; 0: none is. At resolution `source` none "
+        "is: the spec and the evaluation say what is small.",
     ),
     "data_small_faces": bound(
         Policy, "ignore", "`ignore` or `keep`: whether small faces become regions in which nothing counts."
@@ -62,6 +79,13 @@ PARAMETERS: dict[str, Parameter] = {
     "data_max_images": of_run(
         Annotated[int, Field(ge=0)], 0, "At most so many images of each split, evenly spaced; 0: all."
     ),
+    "data_validation_share": bound(
+        Annotated[float, Field(ge=0, le=0.5)],
+        0.1,
+        "Share of the training images by which models, thresholds and INT8 are chosen; the source's validation images "
+        "tell how good the result is. 0: they do both.",
+    ),
+    "data_split_seed": bound(Seed, 1, "Seed of the draw of these images."),
     "records_spec": bound(RecordsSpec, "facedetect/convert", "Name or text of the dataset-conversion spec."),
     "pretrained_uri": of_run(
         str,
@@ -135,8 +159,8 @@ TAO: dict[str, Any] = {}
 CPU: dict[str, Any] = {
     **_specs("facedetect-cpu"),
     "pool_gpu_count": "0",
-    "data_training_images": 640,
-    "data_validation_images": 160,
+    "data_training_images": 704,  # with the validation images
+    "data_test_images": 160,
     "data_width": 320,
     "data_height": 192,
     "data_min_face_height": 0,
@@ -171,8 +195,9 @@ CPU_REAL: dict[str, Any] = {
 # Shows in seconds that everything hangs together; learns nothing worth having.
 MICRO: dict[str, Any] = {
     **CPU,
-    "data_training_images": 24,
-    "data_validation_images": 8,
+    "data_training_images": 32,
+    "data_validation_share": 0.25,
+    "data_test_images": 8,
     "data_width": 128,
     "data_height": 96,
     "train_epochs": 2,
@@ -184,7 +209,7 @@ MICRO: dict[str, Any] = {
 # The same small data with TAO's values, none of which is the open engine's alone.
 TAO_MICRO: dict[str, Any] = {
     **{name: value for name, value in MICRO.items() if name.partition("_")[0] in ("data", "eval")},
-    "data_training_images": 48,  # TAO wants at least ten steps in an epoch
+    "data_training_images": 64,  # TAO wants at least ten steps in an epoch
     "train_epochs": 2,
     "train_batch_size": 4,
     "retrain_epochs": 2,

@@ -44,7 +44,7 @@ def write_records(folder, kitti):
 def write_spec(folder, name, **values):
     """Writes one of the CPU profile's specs with these values filled in."""
     template = template_text(f"facedetect-cpu/{name}")
-    defaults = dict.fromkeys(placeholders(template), "unused")
+    defaults = dict.fromkeys(placeholders(template), "unused") | {"image_extension": "png"}
     file = folder / f"{name}.txt"
     file.write_text(render(template, {**defaults, **values}))
     return file

@@ -19,7 +19,6 @@ from components.evaluate.measuring import Source
 from components.evaluate.pictures import Pictures
 from components.evaluate.protocols import measure
 from components.evaluate.rules import Protocol, Rules
-from components.formats.images import Letterbox
 from components.formats.kitti import Label
 from components.step import UserError
 from components.vision.endpoint import Answer
@@ -239,9 +238,8 @@ def test_images_without_an_answer_fail_the_measurement(squares):
 
 
 def test_boxes_of_a_model_are_mapped_back_through_the_letterbox():
-    letterbox = Letterbox.fit(400, 100, 96, 64)
-    boxes = np.array([[10.0, 20.0, 300.0, 90.0]])
-    there = Instances(letterbox.boxes_to_frame(boxes), np.array([0.5]), np.array([0]))
+    boxes = np.array([[2.4, 24.8, 72, 41.6]])  # times 0.24, and 20 pixels down
+    there = Instances(boxes, np.array([0.5]), np.array([0]))
     placement = InputSpec(96, 64).place(np.zeros((100, 400, 3), np.uint8))[1]
     np.testing.assert_allclose(there.to_source(placement).rows(), [[10, 20, 300, 90, 0.5]])
 

@@ -72,7 +72,7 @@ def state(folder, names=None):
 def start(tmp_path_factory, kitti, records):
     """What the commands start from."""
     root = tmp_path_factory.mktemp("given")
-    synthesize(root / "wider", 1, 1, 1, 160, 96, 1)
+    synthesize(root / "wider", 2, 1, 1, 160, 96, 1)
     squares = [sample("one", [(1, 1)], [square_detector.face(1, 1)])]
     square_detector.write_kitti(root / "squares", random_samples(2, "t", seed=1), squares)
     write_detector(root / "exported")

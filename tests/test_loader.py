@@ -82,8 +82,9 @@ def test_a_larger_image_shows_its_top_left_and_augmentation_can_reach_the_rest(t
     large = picture(WIDTH * 2, HEIGHT * 2)
     np.testing.assert_array_equal(data.pixels[0], large[:HEIGHT, :WIDTH])
     out = AugmentSettings(zoom_min=2.0, zoom_max=2.0)
-    batch = next(batch_maker(data, augmentation=out, batch_size=1).epoch(0))
-    matrix = augment.draw_spatial(out, WIDTH, HEIGHT, np.random.default_rng((7, 0, 0, 0)))
+    maker = batch_maker(data, augmentation=out, batch_size=1)
+    batch = next(maker.epoch(0))
+    matrix = augment.draw_spatial(out, WIDTH, HEIGHT, maker.order.random(0, 0, 0))
     x, y = WIDTH - 1, HEIGHT - 1
     source = (np.array([x + 0.5, y + 0.5, 1]) @ matrix)[:2]
     assert source.max() > WIDTH  # a pixel beyond what is shown without augmentation
@@ -176,7 +177,7 @@ def test_an_image_is_turned_as_the_size_in_its_record_says(tmp_path, suffix):
     assert upright_size(file.read_bytes()) == (32, 64)
     for width, height in ((32, 64), (64, 32)):
         frame = Frame("turned", width, height, [], np.zeros((0, 4), np.float32))
-        canvas = LabelledImages([frame], [file], MAPPING, GEOMETRY).canvas[0]
+        canvas, _ = LabelledImages([frame], [file], MAPPING, GEOMETRY).stored(0)
         assert canvas[8, 8].mean() > 250
         assert canvas[min(40, height - 2), min(40, width - 2)].mean() < 5
         assert canvas[height - 8, 8].mean() > 250 if width == 64 else canvas[8, width - 8].mean() > 250

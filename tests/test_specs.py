@@ -34,8 +34,14 @@ def load(tmp_path, name):
     return LOADERS[kind](file)
 
 
-def test_both_profiles_have_all_four_specs():
-    assert set(NAMES) == {f"{folder}/{name}" for folder in ("facedetect", "facedetect-cpu") for name in KINDS}
+def test_every_profile_has_all_four_specs():
+    folders = ("facedetect", "facedetect-cpu", "facedetect-open")
+    assert set(NAMES) == {f"{folder}/{name}" for folder in folders for name in KINDS}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("train")])
+def test_only_specs_that_nvidias_program_never_sees_name_what_it_refuses(tmp_path, name):
+    assert load(tmp_path, name).message.HasField("open_engine") is not name.startswith("facedetect/")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -278,7 +278,7 @@ def results(tmp_path_factory, programs):
 
 
 def test_records_have_taos_names(results):
-    for split in SPLITS:
+    for split in SPLITS[:2]:
         names = [path.name for path in (results.root / "records" / split).glob("kitti-fold-*")]
         assert names
         assert all(re.fullmatch(r"kitti-fold-00\d-of-002-shard-0000\d-of-00010", name) for name in names)

@@ -27,7 +27,7 @@ from components.tao.status import status_seconds
 from components.tao.tasks import MODELS, run_task
 from components.tao.workplace import CHECKPOINTS, RUN_ID, STAGE_DIR, unpack, workplace
 
-FOLDERS, SPEC_NAMES = ("facedetect", "facedetect-cpu"), ("convert", "inference", "retrain", "train")
+FOLDERS, SPEC_NAMES = ("facedetect", "facedetect-cpu", "facedetect-open"), ("convert", "inference", "retrain", "train")
 SPEC = """random_seed: ${seed}
 dataset_config {
   data_sources { tfrecords_path: "${training_records}/*" image_directory_path: "${images_training}" }
@@ -348,11 +348,30 @@ def test_models_are_scored_by_the_spec_that_they_were_trained_with(bench, monkey
     seeds = {name: text.split()[1] for name, text in specs.items()}
     assert seeds == {"pretrained": "7", "trained": "7", "pruned": "8", "retrained": "7"}
     spec = specs["trained"]
-    assert f'tfrecords_path: "{bench.root}/records/validation/*"' in spec
-    assert f'image_directory_path: "{bench.root}/stage/scratch/validation"' in spec
+    assert f'tfrecords_path: "{bench.root}/records/test/*"' in spec
+    assert f'image_directory_path: "{bench.root}/stage/scratch/test"' in spec
+    assert "/validation" not in spec
     assert "minimum_height: 12" in spec
     assert "${" not in spec
     assert "pretrained_model_file" not in spec  # what is scored is given by -m
+
+
+def test_a_set_without_test_images_is_told_on_those_that_chose_and_the_stage_says_so(bench, monkeypatch, capfd):
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    for artifact in ("kitti", "records"):
+        shutil.rmtree(bench.root / artifact / "test")
+    assert step.run(bench.evaluate(), run_task) == 0
+    assert f'"{bench.root}/records/validation/*"' in (bench.root / "stage/scratch/trained/spec.txt").read_text()
+    assert f"note: {bench.root}/kitti has no test split; its validation images chose" in capfd.readouterr().out
+
+
+def test_records_of_a_former_set_are_refused_for_a_set_with_test_images(bench, capfd):
+    shutil.rmtree(bench.root / "records/test")
+    assert step.run(bench.evaluate(), run_task) == 2
+    assert (
+        f"{bench.root}/records/test: no records of the split test; convert the KITTI set again"
+        in capfd.readouterr().err
+    )
 
 
 def test_evaluations_say_what_the_workflow_shows(bench):
@@ -413,18 +432,21 @@ def test_prune_passes_excluded_layers_and_the_target_ratio_when_set(bench):
     assert call[call.index("-el") : call.index("--results_dir")] == ["-el", "conv1", "conv2", "--target-ratio", "0.5"]
 
 
-def test_dataset_convert_writes_the_records_of_both_splits_and_what_was_dropped(bench, monkeypatch):
+@pytest.mark.parametrize("splits", [SPLITS, SPLITS[:2]], ids=["three splits", "a former set of two"])
+def test_dataset_convert_writes_the_records_of_every_split_and_what_was_dropped(bench, monkeypatch, splits):
     monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
-    flags = bench.flags("kitti", spec='root: "${root}"', records=bench.root / "out/records")
+    for split in set(SPLITS) - set(splits):
+        shutil.rmtree(bench.root / "kitti" / split)
+    flags = bench.flags("kitti", spec='root: "${root}" .${image_extension}', records=bench.root / "out/records")
     assert step.run(["detectnet_v2", "dataset_convert", *flags], run_task) == 0
     manifest = step.read_manifest(bench.root / "out/records", "records")
     names = ("kitti-fold-000-of-002-shard-00000-of-00001", "kitti_warning.json")
-    assert set(manifest["files"]) == {f"{split}/{name}" for split in SPLITS for name in names}
-    assert manifest["counts"] == {"shards": 2, "bytes": 14}
-    for split, call in zip(SPLITS, bench.calls(), strict=True):
+    assert set(manifest["files"]) == {f"{split}/{name}" for split in splits for name in names}
+    assert manifest["counts"] == {"shards": len(splits), "bytes": 7 * len(splits)}
+    for split, call in zip(splits, bench.calls(), strict=True):
         spec = Path(call[call.index("-d") + 1])
         assert spec == bench.root / "stage/scratch" / split / "spec.txt"
-        assert spec.read_text() == f'root: "{bench.root}/stage/scratch/{split}/{split}"'
+        assert spec.read_text() == f'root: "{bench.root}/stage/scratch/{split}/{split}" .png'
 
 
 def test_export_records_the_true_tensor_names(bench):

@@ -12,21 +12,21 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from exif import turned
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components import program
-from components.formats.images import decode
-from components.formats.kitti import IGNORED_CLASS, read_split
+from components.formats.images import decode, is_jpeg, resize
+from components.formats.kitti import IGNORED_CLASS, SPLITS, read_split
 from components.formats.wider import Face, WiderImage, format_annotations
 from components.step import StageError, UserError, read_manifest
 from components.widerface.acquire import pack
 from components.widerface.commands import app
-from components.widerface.convert import Conversion, convert, convert_image, evenly_spaced, unique_ids
+from components.widerface.convert import Conversion, convert, convert_image, drawn, evenly_spaced, unique_ids
 from components.widerface.workers import ordered_map
 
 ROOT = Path(__file__).resolve().parent.parent
-SPLITS = {"training": "train", "validation": "val"}
 
 
 def conversion(**changes):
@@ -39,8 +39,12 @@ def conversion(**changes):
         "invalid_faces": "ignore",
         "occluded_faces": "keep",
         "max_images": 0,
+        "validation_share": 0,
     }
     return Conversion(**(values | changes))
+
+
+SOURCE = {"resolution": "source", "longest_side": 128}
 
 
 def picture(width=128, height=96, seed=0):
@@ -91,7 +95,7 @@ def test_image_and_box_are_letterboxed_as_the_reference_converter_does(tmp_path)
     source = picture(100, 60)
     data = cv2.imencode(".png", source)[1].tobytes()
     write_set(tmp_path / "set", {"0--Parade/a.jpg": (data, [Face((10, 6, 33, 21), occlusion=1)])})
-    convert(tmp_path / "set", tmp_path / "kitti", conversion(), workers=1)
+    convert(tmp_path / "set", tmp_path / "kitti", conversion(resampling="cubic"), workers=1)
 
     scale = min(64 / 100, 48 / 60)
     inner_width, inner_height = int(100 * scale), int(60 * scale)
@@ -167,8 +171,8 @@ def test_boxes_without_area_or_outside_are_rejected_and_boxes_across_the_edge_cl
 def test_doubtful_faces_become_ignore_regions_or_stay_as_the_switch_says(switch, face, count):
     keep = {"invalid_faces": "keep", "occluded_faces": "keep", "small_faces": "keep"}
     image = WiderImage("0--Parade/a.jpg", (face,))
-    kept = convert_image(picture(), image, "a", conversion(**(keep | {"min_face_height": 21})))
-    ignored = convert_image(picture(), image, "a", conversion(**(keep | switch)))
+    kept = convert_image(encoded(), image, "a", conversion(**(keep | {"min_face_height": 21})))
+    ignored = convert_image(encoded(), image, "a", conversion(**(keep | switch)))
     assert [label.class_name for label in kept.sample.labels] == ["face"]
     assert [label.class_name for label in ignored.sample.labels] == [IGNORED_CLASS]
     assert kept.sample.labels[0].box == ignored.sample.labels[0].box
@@ -177,7 +181,7 @@ def test_doubtful_faces_become_ignore_regions_or_stay_as_the_switch_says(switch,
 
 def test_a_face_exactly_as_high_as_the_limit_counts():
     image = WiderImage("0--Parade/a.jpg", (Face((10, 10, 40, 40)),))
-    result = convert_image(picture(), image, "a", conversion(min_face_height=20))
+    result = convert_image(encoded(), image, "a", conversion(min_face_height=20))
     assert result.counts["faces"] == 1
 
 
@@ -249,22 +253,145 @@ def twenty(tmp_path_factory):
     return write_set(root, training)
 
 
-def test_equal_bytes_whatever_the_number_of_workers_and_from_archives(twenty, tmp_path):
+@pytest.mark.parametrize("changes", [{}, SOURCE | {"longest_side": 100}], ids=["input", "source"])
+def test_equal_bytes_whatever_the_number_of_workers_and_from_archives(twenty, tmp_path, changes):
+    settings = conversion(validation_share=0.3, **changes)
     archives = tmp_path / "archives"
     archives.mkdir()
     for part in ("WIDER_train", "WIDER_val", "wider_face_split"):
         pack(twenty, part, archives / f"{part}.zip")
-    convert(twenty, tmp_path / "one", conversion(), workers=1)
-    convert(twenty, tmp_path / "two", conversion(), workers=2)
-    convert(archives, tmp_path / "packed", conversion(), workers=1)
+    convert(twenty, tmp_path / "one", settings, workers=1)
+    convert(twenty, tmp_path / "two", settings, workers=2)
+    convert(archives, tmp_path / "packed", settings, workers=1)
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two") == fingerprint(tmp_path / "packed")
-    assert list(samples(tmp_path / "two")) == [f"{n:02d}" for n in range(20)]
+    assert len(samples(tmp_path / "two")) == 14
+
+
+def test_jpegs_within_bounds_are_kept_byte_for_byte_and_their_labels_unscaled(tmp_path):
+    face = Face((10, 6, 33, 21))
+    training = {"0--Parade/a.jpg": (encoded(), [face]), "0--Parade/b.jpg": (encoded(height=128, width=2), [])}
+    write_set(tmp_path / "set", training)
+    counts = convert(tmp_path / "set", tmp_path / "kitti", conversion(**SOURCE), workers=1)
+    found = samples(tmp_path / "kitti")
+    assert {found[name].file_name: found[name].image for name in found} == {
+        "a.jpg": training["0--Parade/a.jpg"][0],
+        "b.jpg": training["0--Parade/b.jpg"][0],
+    }
+    (label,) = found["a"].labels
+    assert label.box == (10, 6, 43, 27)
+    assert counts["training_copied_images"] == 2
+
+
+@pytest.mark.parametrize("size", [(129, 96), (96, 300), (1000, 3)])
+def test_larger_images_are_shrunk_to_the_bound_and_their_labels_with_them(size):
+    width, height = size
+    image = WiderImage("0--Parade/a.jpg", (Face((0, 0, width, height)),))
+    result = convert_image(encoded(width=width, height=height), image, "a", conversion(**SOURCE))
+    stored = decode(result.sample.image)
+    assert max(stored.shape) == 128
+    assert min(stored.shape[:2]) == max(1, round(128 * min(size) / max(size)))
+    assert result.sample.labels[0].box == (0, 0, stored.shape[1], stored.shape[0])
+    assert result.counts["copied_images"] == 0
+    wanted = resize(decode(encoded(width=width, height=height)), (stored.shape[1], stored.shape[0]))
+    assert np.abs(stored.astype(int) - wanted).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_is_stored_upright_so_that_no_reader_can_be_wrong_about_it(orientation):
+    content = turned(encoded(width=100, height=60), orientation)
+    upright = decode(content)
+    width = upright.shape[1]
+    image = WiderImage("0--Parade/a.jpg", (Face((width - 20, 10, 20, 30)),))
+    result = convert_image(content, image, "a", conversion(**SOURCE))
+    stored = decode(result.sample.image, upright=False)
+    assert stored.shape == upright.shape
+    assert np.abs(stored.astype(int) - upright).mean() < 3
+    assert (result.sample.image == content) == (orientation == 1)
+    assert result.sample.labels[0].box == (width - 20, 10, width, 40)
+
+
+def test_other_formats_become_jpegs_whatever_they_are_called(tmp_path):
+    write_set(tmp_path / "set", {"0--Parade/a.jpg": (encoded(".png"), []), "0--Parade/b.bmp": (encoded(".bmp"), [])})
+    convert(tmp_path / "set", tmp_path / "kitti", conversion(**SOURCE), workers=1)
+    for sample in read_split(tmp_path / "kitti", "training"):
+        assert sample.file_name == f"{sample.id}.jpg"
+        assert is_jpeg(sample.image)
+        assert np.abs(decode(sample.image).astype(int) - picture()).mean() < 3
+
+
+def test_grey_at_source_resolution_has_three_equal_channels():
+    image = WiderImage("0--Parade/a.jpg", ())
+    grey = decode(convert_image(encoded(), image, "a", conversion(**SOURCE, grayscale=True)).sample.image)
+    assert (grey == grey[..., :1]).all()
+    assert np.abs(grey[..., 0] - decode(encoded()) @ (0.114, 0.587, 0.299)).mean() < 2
+
+
+def test_nothing_is_small_at_source_resolution_and_the_manifest_says_so(tmp_path):
+    faces = [Face((10, 10, 4, 4)), Face((10, 10, 4, 4), invalid=1)]
+    write_set(tmp_path / "set", {"0--Parade/a.jpg": (encoded(), faces)})
+    convert(tmp_path / "set", tmp_path / "kitti", conversion(**SOURCE, min_face_height=20), workers=1)
+    assert [label.class_name for label in samples(tmp_path / "kitti")["a"].labels] == ["face", IGNORED_CLASS]
+    settings = read_manifest(tmp_path / "kitti", "kitti_set")["settings"]
+    assert settings == {
+        "resolution": "source",
+        "longest_side": 128,
+        "resampling": "area",
+        "grayscale": False,
+        "min_face_height": 0,
+        "small_faces": "keep",
+        "invalid_faces": "ignore",
+        "occluded_faces": "keep",
+        "max_images": 0,
+        "validation_share": 0,
+        "split_seed": 1,
+    }
+
+
+def test_a_jpeg_that_no_loader_could_read_is_rejected_though_its_header_is_whole(tmp_path):
+    whole = encoded()
+    start = whole.index(b"\xff\xc0")  # the frame: eight bits a value become twelve, which no baseline decoder takes
+    strange = whole[: start + 4] + b"\x0c" + whole[start + 5 :]
+    write_set(tmp_path / "set", {"0--Parade/a.jpg": (strange, []), "0--Parade/b.jpg": (whole, [])})
+    convert(tmp_path / "set", tmp_path / "kitti", conversion(**SOURCE), workers=1)
+    (entry,) = rejected(tmp_path / "kitti")
+    assert (entry["image"], "OpenCV" in entry["reason"]) == ("0--Parade/a.jpg", True)
+
+
+@pytest.mark.parametrize("changes", [{}, SOURCE], ids=["input", "source"])
+def test_three_splits_share_no_image_and_test_is_the_sources_validation(twenty, tmp_path, changes):
+    counts = convert(twenty, tmp_path / "kitti", conversion(validation_share=0.2, **changes), workers=1)
+    found = {split: list(samples(tmp_path / "kitti", split)) for split in SPLITS}
+    assert {split: len(ids) for split, ids in found.items()} == {"training": 16, "validation": 4, "test": 1}
+    assert sorted(found["training"] + found["validation"]) == [f"{n:02d}" for n in range(20)]
+    assert found["test"] == ["v"]
+    for split in SPLITS:
+        assert found[split] == sorted(found[split])
+        assert counts[f"{split}_images"] == len(found[split])
+
+
+def test_the_draw_follows_seed_and_share_and_keeps_its_order_as_the_set_grows():
+    names = [f"0--Parade/{n}.jpg" for n in range(1000)]
+    assert len(drawn(names, 0.1, 1)) == 100
+    assert drawn(names, 0.1, 1) == drawn(names[::-1], 0.1, 1) < drawn(names, 0.2, 1)
+    assert len(drawn(names, 0.1, 1) & drawn(names, 0.1, 2)) < 30
+    grown = drawn(names + [f"1--Rally/{n}.jpg" for n in range(1000)], 0.1, 1)
+    assert len(drawn(names, 0.1, 1) & grown) > 80
+    with pytest.raises(UserError, match=r"^1 training image cannot be dealt"):
+        drawn(names[:1], 0.1, 1)
+
+
+def test_without_a_share_the_sources_validation_images_choose_and_tell(twenty, tmp_path):
+    convert(twenty, tmp_path / "kitti", conversion(), workers=1)
+    assert [len(samples(tmp_path / "kitti", split)) for split in SPLITS[:2]] == [20, 1]
+    assert not (tmp_path / "kitti/test").exists()
 
 
 def test_max_images_takes_that_many_of_each_split(twenty, tmp_path):
     counts = convert(twenty, tmp_path / "few", conversion(max_images=5), workers=1)
     assert list(samples(tmp_path / "few")) == ["00", "04", "08", "12", "16"]
     assert counts["validation_images"] == 1
+    counts = convert(twenty, tmp_path / "three", conversion(max_images=5, validation_share=0.4), workers=1)
+    assert [counts[f"{split}_images"] for split in SPLITS] == [5, 5, 1]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +402,12 @@ def test_max_images_takes_that_many_of_each_split(twenty, tmp_path):
         ({"height": -16}, "for example 16"),
         ({"min_face_height": -1}, "--min-face-height -1: must be 0 or more"),
         ({"small_faces": "drop"}, "--small-faces 'drop': must be 'ignore' or 'keep'"),
+        ({"resolution": "full"}, "--resolution 'full': must be 'input' or 'source'"),
+        ({"resampling": "nearest"}, "--resampling 'nearest': must be 'area' or 'cubic'"),
+        ({"longest_side": 63}, "--longest-side 63: must be 64 or more"),
+        ({"validation_share": 0.6}, "--validation-share 0.6: must be from 0 to 0.5"),
+        ({"validation_share": float("nan")}, "--validation-share nan: must be from 0 to 0.5"),
+        ({"split_seed": -1}, "--split-seed -1: must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, words):
@@ -310,9 +443,10 @@ def test_the_summary_counts_every_reason(twenty, tmp_path, capsys):
     arguments = ("convert", "--dataset", twenty, "--kitti", tmp_path / "k", "--width", 64, "--height", 48)
     assert run_command(*arguments) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert "training images: 20" in printed
-    assert "training rejected faces no area: 6" in printed
+    assert "training images: 18" in printed
+    assert sum(int(line.rpartition(" ")[2]) for line in printed if "rejected faces no area" in line) == 6
     assert "validation rejected images: 0" in printed
+    assert "test images: 1" in printed
 
 
 SCRIPT = (
@@ -405,7 +539,8 @@ def test_real_images_convert_with_nothing_unaccounted(real_data, tmp_path):
     if not source.is_dir():
         pytest.skip(f"no WIDER FACE at {source}")
     started = time.monotonic()
-    counts = convert(source, tmp_path / "kitti", conversion(width=480, height=272, min_face_height=8, max_images=16))
+    settings = conversion(width=480, height=272, min_face_height=8, max_images=16, validation_share=0.1)
+    counts = convert(source, tmp_path / "kitti", settings)
     assert time.monotonic() - started < 20
     for split in SPLITS:
         labels = [label for sample in read_split(tmp_path / "kitti", split) for label in sample.labels]

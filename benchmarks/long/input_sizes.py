@@ -70,7 +70,10 @@ def prepare(raw: Path, folder: Path, size: tuple[int, int]) -> Path:
     for split in ("training", "validation"):
         images = unpack(folder / "kitti", split, folder / "images")
         spec = folder / f"{split}.txt"
-        spec.write_text(render_spec(template_text("facedetect-cpu/convert"), {"root": images}), encoding="utf-8")
+        spec.write_text(
+            render_spec(template_text("facedetect-cpu/convert"), {"root": images, "image_extension": "png"}),
+            encoding="utf-8",
+        )
         call("dataset_convert", "-d", spec, "-o", folder / "records" / split / "kitti")
     return folder
 
@@ -91,6 +94,7 @@ def train(data: Path, results: Path, configuration: Configuration, epochs: int) 
         template_text("facedetect-cpu/train"),
         {
             "seed": 42,
+            "image_extension": "png",
             "training_records": data / "records/training",
             "validation_records": data / "records/validation",
             "images_training": data / "images/training",

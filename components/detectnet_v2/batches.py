@@ -1,5 +1,6 @@
 """Training batches of DetectNet_v2: augmented images and grid targets."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,12 +14,16 @@ from components.decode.grid.encode import CoverageShape, encode
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.augment import AugmentSettings, draw_colour, draw_spatial
 from components.detectnet_v2.dataset import LabelledImages
+from components.detectnet_v2.framing import Fitting, Framing
 from components.vision.data.annotations import Annotations
 from components.vision.data.cache import Pixels
+from components.vision.data.crops import Composer
 from components.vision.data.order import EpochOrder, made_ahead
 from components.vision.data.warp import Resampling, recolour, warp_image
 from components.vision.inputs import InputSpec
 from components.vision.threads import available_cores
+
+_LARGEST_CANVAS = 4  # times the network's input: what a batch on a GPU may cost beside it
 
 
 class BatchTensors(NamedTuple):
@@ -37,7 +42,7 @@ class Batch:
 
     Attributes:
         input: What the network takes.
-        images: [N, H, W, 3]: the network's input, or the canvas where there is a resampling.
+        images: [N, H, W, 3]: the network's input, or TAO's canvas where there is a resampling.
         coverage: [N, C, h, w].
         coverage_norm: [N, C, h, w].
         bbox: [N, C, 4, h, w].
@@ -82,8 +87,9 @@ class BatchMaker:
         world_size: Number of processes that train together.
         uniform_sources: Draw each image's data source with equal probability (`sampling_mode: UNIFORM`); otherwise
             every image is taken once an epoch.
-        on_device: Leave the sampling of pixels to `Batch.to_tensors`. Batches then lie in pinned memory, where CUDA is
-            available, and several threads make them.
+        on_device: Train on a GPU. Batches then lie in pinned memory, where CUDA is available, and several threads make
+            them. The sampling of pixels is left to `Batch.to_tensors`, but for crops (`open_engine`) and for canvases
+            of more than four times the network's input, which the threads sample.
     """
 
     data: LabelledImages
@@ -132,10 +138,11 @@ class BatchMaker:
         """Makes a batch of the images with these indices, with the draws that belong to this epoch and step."""
         count, classes = len(indices), len(self.shapes)
         grid = (self.geometry.rows, self.geometry.columns)
-        resampling = self._resampling(count)
-        height, width = self.data.canvas.shape[1:3] if resampling else (self.geometry.height, self.geometry.width)
+        framing, resampling = self.data.framing, self._resampling(count)
+        size = self.geometry.width, self.geometry.height
+        width, height = self.data.canvas if resampling else size
         batch = Batch(
-            InputSpec(self.geometry.width, self.geometry.height),
+            framing.input if isinstance(framing, Fitting) else InputSpec(*size),
             self._empty((count, height, width, 3), torch.uint8).numpy(),
             self._empty((count, classes, *grid)).numpy(),
             self._empty((count, classes, *grid)).numpy(),
@@ -153,42 +160,65 @@ class BatchMaker:
 
     def _resampling(self, count: int) -> Resampling | None:
         """Returns room for what the device is to do."""
-        if not self.on_device or self.augmentation is None:
+        framing, size = self.data.framing, (self.geometry.width, self.geometry.height)
+        if not self.on_device or self.augmentation is None or isinstance(framing, Fitting):
             return None
-        return Resampling(
-            self._empty((count, 3, 3)).numpy(),
-            self._empty((count, 4, 3)).numpy(),
-            (self.geometry.width, self.geometry.height),
-            self.data.framing.border,
-        )
+        if math.prod(self.data.canvas) > _LARGEST_CANVAS * math.prod(size):
+            return None
+        return Resampling(self._empty((count, 3, 3)).numpy(), self._empty((count, 4, 3)).numpy(), size, framing.border)
 
     def _fill(self, batch: Batch, position: int, index: int, random: np.random.Generator) -> None:
         framing, settings = self.data.framing, self.augmentation
-        objects, weight = self.data.labels[index], float(self.data.weights[index])
-        size = (self.geometry.width, self.geometry.height)
-        matrix = framing.window
         if settings is None:
             batch.images[position] = self.data.pixels[index]
+            objects = self.data.objects[index]
+            if isinstance(framing, Fitting):
+                objects = objects.shown(self.data.canvas, framing.smallest, 0.0)
+        elif isinstance(framing, Fitting):
+            batch.images[position], objects = self._composer(framing, settings).compose(index, random)
         else:
-            matrix = draw_spatial(settings, *size, random) @ matrix
-            colour = draw_colour(settings, random)
-            if batch.resampling:
-                batch.images[position] = self.data.canvas[index]
-                batch.resampling.matrices[position] = matrix
-                batch.resampling.colours[position] = colour
-            else:
-                warped = warp_image(self.data.canvas[index], matrix, size, framing.border)
-                batch.images[position] = recolour(warped, colour)
-        if settings or not framing.is_plain:
-            objects = objects.moved(matrix)
-        self._encode(batch, position, framing.cut(objects, self.geometry), weight)
+            objects = self._augmented(batch, position, index, framing, settings, random)
+        self._encode(batch, position, objects, float(self.data.weights[index]))
+
+    def _composer(self, framing: Fitting, settings: AugmentSettings) -> Composer:
+        return Composer(
+            self.data,
+            framing.input,
+            framing.crop,
+            lambda size, random: draw_spatial(settings, *size, random),
+            lambda random: draw_colour(settings, random),
+            framing.smallest,
+        )
+
+    def _augmented(
+        self,
+        batch: Batch,
+        position: int,
+        index: int,
+        framing: Framing,
+        settings: AugmentSettings,
+        random: np.random.Generator,
+    ) -> Annotations:
+        """Augments an image as TAO does, here or on the device, and returns its objects."""
+        size = (self.geometry.width, self.geometry.height)
+        image, objects = self.data.stored(index)
+        matrix = draw_spatial(settings, *size, random) @ framing.window
+        colour = draw_colour(settings, random)
+        if batch.resampling:
+            batch.images[position] = image
+            batch.resampling.matrices[position] = matrix
+            batch.resampling.colours[position] = colour
+        else:
+            batch.images[position] = recolour(warp_image(image, matrix, size, framing.border), colour)
+        return framing.cut(objects.moved(matrix), self.geometry)
 
     def _encode(self, batch: Batch, position: int, objects: Annotations, weight: float) -> None:
         targets = encode(objects.boxes, objects.class_ids, self.shapes, self.geometry, self.deadzone_radius)
         batch.coverage[position] = targets.coverage
         batch.coverage_norm[position] = targets.coverage_norm
         batch.bbox[position] = targets.bbox
-        region = np.broadcast_to(covered_cells(objects.masked, self.geometry), targets.coverage.shape)
+        cells = touched_cells if isinstance(self.data.framing, Fitting) else covered_cells
+        region = np.broadcast_to(cells(objects.masked, self.geometry), targets.coverage.shape)
         if self.mask_spares_objects:
             region = region & (targets.coverage == 0)
         batch.mask[position] = np.where(region, self.mask_multiplier * weight, weight)
@@ -196,6 +226,8 @@ class BatchMaker:
 
 def covered_cells(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.bool_]:
     """Returns [rows, columns]: the cells of which one of 5 x 5 sample points lies inside a box [M, 4] (pixels).
+
+    At a stride of 16, two boxes of 2 x 2 pixels in three hold no sample point, and mask nothing.
 
     Source: TAO 5.0, `rasterizers/loss_mask_rasterizer.py` and `core/processors/polygon_rasterizer.py`.
     """
@@ -206,3 +238,12 @@ def covered_cells(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray
         rows = ((y > y1) & (y < y2)).reshape(-1, 5).any(1)
         covered |= rows[:, None] & columns
     return covered
+
+
+def touched_cells(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.bool_]:
+    """Returns [rows, columns]: the cells that a box [M, 4] (pixels) has any part of, however small."""
+    touched = np.zeros((geometry.rows, geometry.columns), bool)
+    low, high = np.floor(boxes[:, :2] / geometry.stride), np.ceil(boxes[:, 2:] / geometry.stride)
+    for (left, top), (right, bottom) in zip(np.maximum(low, 0).astype(int), high.astype(int), strict=True):
+        touched[top : max(bottom, top), left : max(right, left)] = True
+    return touched

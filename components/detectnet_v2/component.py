@@ -50,13 +50,13 @@ def pretrained_weights(uri: str, version: str, model: Output[Model], program: Ou
 def dataset_convert(
     program: Input[Artifact], kitti: Input[Dataset], spec: str, records: Output[Dataset]
 ) -> dsl.ContainerSpec:
-    """Writes the labels of both splits as TFRecords.
+    """Writes the labels of every split as TFRecords.
 
     Args:
         program: The program of the stage.
         kitti: The KITTI set.
         spec: Name or text of the dataset-conversion spec, with `${root}` where a split's folder goes.
-        records: `training/` and `validation/` with TFRecords named as TAO names them.
+        records: `training/`, `validation/` and `test/` with TFRecords named as TAO names them.
     """
     return _task("dataset_convert", program)
 
@@ -85,7 +85,7 @@ def train(
     Args:
         program: The program of the stage.
         kitti: The KITTI set whose images the records name.
-        records: TFRecords of both splits.
+        records: TFRecords of every split.
         pretrained: The model to start from; an artifact without a model starts from random weights.
         spec: Name or text of the experiment spec, with `${…}` for paths and for the parameters below.
         image_width: Width of the network's input in pixels, divisible by 16.
@@ -119,12 +119,12 @@ def evaluate(
     annotated: Output[Artifact],
     metrics: Output[Metrics],
 ) -> dsl.ContainerSpec:
-    """Scores the four models on the validation split, and draws what the last one finds there.
+    """Scores the four models on the test split, and draws what the last one finds there.
 
     Args:
         program: The program of the stage.
         kitti: The KITTI set whose images the records name.
-        records: TFRecords of both splits.
+        records: TFRecords of every split.
         pretrained: The model that training started from, scored by the spec of the trained one; skipped if absent.
         trained: The trained model.
         pruned: The pruned model.

@@ -1,4 +1,4 @@
-"""How a source image becomes the network's input (`augmentation_config.preprocessing`)."""
+"""How a source image becomes the network's input: as TAO's loaders do it, or as `open_engine` says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,17 @@ import numpy as np
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.records import Frame
 from components.vision.data.annotations import Annotations
+from components.vision.data.crops import RandomCrop
 from components.vision.data.warp import Matrix, translation
+from components.vision.inputs import InputSpec
+
+# An image is kept smaller than it is stored only where the largest zoom would show it this much reduced.
+_WORTH_SHRINKING = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How a source image becomes the network's input.
+    """How a source image becomes the network's input in TAO's loaders (`augmentation_config.preprocessing`).
 
     The image is resized, padded with black at the right and at the bottom to the canvas that all images share, scaled,
     and cropped.
@@ -70,3 +75,34 @@ class Framing:
     def cut(self, objects: Annotations, geometry: GridGeometry) -> Annotations:
         """Cuts objects to the network's input, if boxes are to be cut."""
         return objects.cut((geometry.width, geometry.height), self.smallest) if self.clip else objects
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """How a source image of any size becomes the network's input under `open_engine`.
+
+    Attributes:
+        input: What the network takes; its `fit` places an image in it.
+        crop: What training draws of an image; None for the whole image, as it fits.
+        largest_zoom: How much larger than it fits an image may be shown.
+        smallest: Width and height under which an object masks the loss, pixels of the network's input.
+    """
+
+    input: InputSpec
+    crop: RandomCrop | None = None
+    largest_zoom: float = 1.0
+    smallest: tuple[float, float] = (0.0, 0.0)
+
+    def kept_size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size at which an image is kept for crops: its own, unless no zoom could show so much."""
+        scale = max(self.input.placement(width, height).scale) * self.largest_zoom
+        if scale * _WORTH_SHRINKING >= 1:
+            return width, height
+        return max(round(width * scale), 1), max(round(height * scale), 1)
+
+    def fitted(self, objects: Annotations, width: int, height: int) -> Annotations:
+        """Returns an image's objects in pixels of the network's input, cut to it."""
+        placement = self.input.placement(width, height)
+        scale = np.diag([1 / placement.scale[0], 1 / placement.scale[1], 1.0])
+        matrix = translation(-placement.offset[0], -placement.offset[1]) @ scale
+        return objects.moved(matrix).cut((self.input.width, self.input.height))

@@ -7,6 +7,7 @@ Source of the loaders' rules: TAO 5.0, `cv/detectnet_v2/dataloader/*.py`.
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,11 +17,20 @@ from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import BatchMaker
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
 from components.detectnet_v2.experiment import class_names, geometry
-from components.detectnet_v2.framing import Framing
+from components.detectnet_v2.framing import Fitting, Framing
 from components.detectnet_v2.records import Frame, load_frames
 from components.step import UserError
+from components.vision.data.crops import RandomCrop
+from components.vision.inputs import InputSpec
 
 _NAMED = 20  # of the classes in the records
+_FITS: dict[int, Literal["letterbox", "stretch", "crop"]] = {
+    spec_pb2.OpenEngineConfig.LETTERBOX: "letterbox",
+    spec_pb2.OpenEngineConfig.STRETCH: "stretch",
+    spec_pb2.OpenEngineConfig.CROP: "crop",
+}
+# What an image of a set may be called where it is not called as the spec says: sets keep JPEGs as they were.
+_EXTENSIONS = "png", "jpg", "jpeg"
 
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
@@ -41,7 +51,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Labelle
     ]
     if not sources:
         raise UserError("dataset_config has no data_sources; add one with tfrecords_path and image_directory_path")
-    return _load(spec, sources, tao5, "Training data")
+    return _load(spec, sources, tao5, "Training data", augmented=True)
 
 
 def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
@@ -63,14 +73,14 @@ def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Label
         sources = [(load_frames(source.tfrecords_path, only_fold=fold), source) for source in config.data_sources]
     else:
         raise UserError("dataset_config names no validation data; add validation_data_source or validation_fold")
-    return _load(spec, sources, tao5, "Validation data")
+    return _load(spec, sources, tao5, "Validation data", augmented=False)
 
 
 def _has_validation_fold(spec: spec_pb2.Experiment) -> bool:
     return bool(spec.dataset_config.WhichOneof("dataset_split_type") == "validation_fold")
 
 
-def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str) -> LabelledImages:
+def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str, augmented: bool) -> LabelledImages:
     extension = spec.dataset_config.image_extension.lstrip(".") or "png"
     frames: list[Frame] = []
     files: list[Path] = []
@@ -78,7 +88,7 @@ def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str) 
     source_ids: list[int] = []
     for number, (source_frames, source) in enumerate(sources):
         frames += source_frames
-        files += [Path(source.image_directory_path) / f"{frame.id}.{extension}" for frame in source_frames]
+        files += [_image_file(Path(source.image_directory_path), frame.id, extension) for frame in source_frames]
         weights += [source.source_weight or 1.0] * len(source_frames)
         source_ids += [number] * len(source_frames)
     patterns = ", ".join(source.tfrecords_path for _, source in sources)
@@ -90,10 +100,20 @@ def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str) 
         held = ", ".join(f"{count} of {name!r}" for name, count in labelled.most_common(_NAMED)) or "none at all"
         wanted = ", ".join(map(repr, sorted(mapping.classes)))
         raise UserError(f"{patterns}: target_class_mapping takes labels of {wanted}, but the records hold {held}")
-    images = LabelledImages(frames, files, mapping, geometry(spec), framing(spec), weights, source_ids)
+    framed = fitting(spec) if spec.HasField("open_engine") else framing(spec)
+    images = LabelledImages(frames, files, mapping, geometry(spec), framed, weights, source_ids, augmented=augmented)
     for reason, count in sorted(images.left_out.items()):
         print(f"{title}: {count} objects left out: {reason}", flush=True)
     return images
+
+
+def _image_file(folder: Path, name: str, extension: str) -> Path:
+    """Returns an image's file: as the spec calls it, unless only another kind is there."""
+    for each in (extension, *_EXTENSIONS):
+        file = folder / f"{name}.{each}"
+        if file.is_file():
+            return file
+    return folder / f"{name}.{extension}"
 
 
 def _composes_forward(spec: spec_pb2.Experiment) -> bool:
@@ -101,8 +121,38 @@ def _composes_forward(spec: spec_pb2.Experiment) -> bool:
     return bool(spec.dataset_config.dataloader_mode != spec_pb2.DatasetConfig.MULTISOURCE)
 
 
+def fitting(spec: spec_pb2.Experiment) -> Fitting:
+    """Returns how images become the network's input where the spec has an `open_engine`."""
+    config = spec.open_engine
+    size = geometry(spec)
+    drawn = config.random_crop
+    smallest = spec.augmentation_config.preprocessing
+    spatial = augmentation(spec)
+    crop = RandomCrop(
+        zoom_min=drawn.zoom_min or 1.0,
+        zoom_max=drawn.zoom_max or 1.0,
+        object_probability=drawn.object_probability,
+        hflip_probability=drawn.hflip_probability,
+        rotate_max=drawn.rotate_rad_max,
+        rotate_probability=drawn.rotate_probability or 1.0,
+        min_visible_share=drawn.min_visible_share,
+        mosaic_probability=drawn.mosaic_probability,
+        copy_paste_probability=drawn.copy_paste_probability,
+        blur_probability=drawn.blur_probability,
+        jpeg_probability=drawn.jpeg_probability,
+        grey_probability=drawn.grey_probability,
+    )
+    enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
+    return Fitting(
+        InputSpec(size.width, size.height, fit=_FITS[config.fit]),
+        crop if config.HasField("random_crop") else None,
+        crop.zoom_max * enlarged,
+        (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),
+    )
+
+
 def framing(spec: spec_pb2.Experiment) -> Framing:
-    """Returns how images become the network's input.
+    """Returns how images become the network's input in TAO's loaders.
 
     In the DEFAULT loader boxes are always cut to the network's input, in MULTISOURCE if a crop is set. Only the DEFAULT
     loader drops boxes by their size after augmentation.
@@ -146,6 +196,8 @@ def _smallest_box(spec: spec_pb2.Experiment, tao5: bool) -> tuple[float, float]:
     """Returns the width and height under which a label is dropped before augmentation."""
     if _composes_forward(spec):
         return 0.0, 0.0  # that loader looks at the sizes after augmentation
+    if spec.HasField("open_engine"):
+        return 1.0, 1.0  # of the stored image; see `fitting` for what the network sees
     config = spec.augmentation_config.preprocessing
     return (1.0, 1.0) if tao5 else (config.min_bbox_width or 1.0, config.min_bbox_height or 1.0)
 
@@ -166,7 +218,8 @@ def batch_maker(
         deadzone_radius=spec.bbox_rasterizer_config.deadzone_radius,
         augmentation=augmentation(spec, tao5=tao5),
         mask_multiplier=mask.mask_multiplier,
-        mask_spares_objects=mask.preserve_ground_truth,
+        # An object that is too small or half hidden masks its cells, but never those of a neighbour that is learned.
+        mask_spares_objects=mask.preserve_ground_truth or spec.HasField("open_engine"),
         batch_size=spec.training_config.batch_size_per_gpu,
         seed=spec.random_seed,
         rank=rank,

@@ -169,7 +169,7 @@ _EXPERIMENT_REQUIRED = (
     "dataset_config.data_sources.image_directory_path",
     "dataset_config.target_class_mapping",
     "dataset_config.image_extension",
-    "open_engine.teacher?.model_file",
+    "open_engine?.teacher?.model_file",
 )
 _INFERENCE_REQUIRED = (
     "inferencer_config.model_config_type",

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
@@ -38,15 +39,18 @@ EXPERIMENT_VALUES = ("image_width", "image_height", "epochs", "batch_size", "lea
 # Lowest object that counts, pixels. Only evaluate has a parameter for it: training's own validation need not be trained
 # anew for another one.
 MINIMUM_HEIGHT, TAO_MINIMUM_HEIGHT = "minimum_height", 4
+# Derived: the files' suffix in the KITTI set at hand, without its dot.
+IMAGE_EXTENSION = "image_extension"
 # Derived: a hundredth of learning_rate, as in TAO's face-detection spec.
 MINIMUM_LEARNING_RATE = "minimum_learning_rate"
 IMAGE_SIZE = ("image_width", "image_height")
 PLACEHOLDERS = {
-    "convert": ("root",),
-    "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, MINIMUM_LEARNING_RATE, MINIMUM_HEIGHT),
+    "convert": ("root", IMAGE_EXTENSION),
+    "experiment": (*EXPERIMENT_PATHS, *EXPERIMENT_VALUES, IMAGE_EXTENSION, MINIMUM_LEARNING_RATE, MINIMUM_HEIGHT),
     "inference": ("model", *IMAGE_SIZE, "batch_size"),
 }
-SPLITS = ("training", "validation")
+# By validation one chooses, by test one tells; where a set has no test, validation does both.
+SPLITS = ("training", "validation", "test")
 # A model artifact's spec: filled, but for the paths and the lowest object that counts.
 SPEC_FILE = "experiment_spec.txt"
 # What DetectNet_v2 alone says of its failures; see `components.tao.failures`.
@@ -96,8 +100,11 @@ def _tao(place: Workplace, task: str, *arguments: object) -> None:
     call_task("detectnet_v2", task, arguments, place.results, FAILURES, has_key=task != "dataset_convert")
 
 
-def _records_values(options: argparse.Namespace) -> Dict[str, Any]:
-    return {f"{split}_records": options.records / split for split in SPLITS}
+def _extension(folder: Path) -> str:
+    """Returns the suffix that most images of a folder have, without its dot; of equal numbers the first one."""
+    names = sorted(file.name for file in folder.iterdir())
+    suffixes = Counter(name.rpartition(".")[2] for name in names if "." in name.lstrip("."))
+    return suffixes.most_common(1)[0][0] if suffixes else ""
 
 
 def _symbolic(values: Mapping[str, Any]) -> Dict[str, Any]:
@@ -134,9 +141,12 @@ def _dataset_convert(options: argparse.Namespace) -> None:
     with workplace() as place, publish(options.records) as scratch:
         counts = {"shards": 0, "bytes": 0}
         for split in SPLITS:
+            if split == "test" and not (options.kitti / split).is_dir():
+                continue
             part = place.part(split)
             root = unpack(options.kitti, split, part.scratch)
-            spec = _write_spec(part, template_text(options.spec), {"root": root})
+            values = {"root": root, IMAGE_EXTENSION: _extension(root / "images")}
+            spec = _write_spec(part, template_text(options.spec), values)
             _tao(part, "dataset_convert", "-d", spec, "-o", part.results / "kitti")
             shards = sorted(path.name for path in part.results.glob("kitti-fold-*"))
             if not shards:
@@ -150,12 +160,15 @@ def _dataset_convert(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     started = time.monotonic()
     with workplace(keep_results=True) as place:
+        images = unpack(options.kitti, "training", place.scratch)
         values = dict(
             _settings(options, *EXPERIMENT_VALUES),
-            **_records_values(options),
+            image_extension=_extension(images / "images"),
             minimum_learning_rate=float(options.learning_rate) / 100,
             minimum_height=TAO_MINIMUM_HEIGHT,
-            images_training=unpack(options.kitti, "training", place.scratch),
+            training_records=options.records / "training",
+            validation_records=options.records / "validation",
+            images_training=images,
             images_validation=unpack(options.kitti, "validation", place.scratch),
             pretrained_model=weights_file(options.pretrained) if is_present(options.pretrained) else "",
         )
@@ -183,24 +196,35 @@ def _write_model_manifest(model: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    """Scores the four models, and draws what the last one finds.
+    """Scores the four models on the test images, and draws what the last one finds there.
 
     The pretrained one has no spec of its own and is scored by that of the training.
     """
     metrics: Dict[str, Any] = {}
+    told = "test" if (options.kitti / "test").is_dir() else "validation"
+    if told != "test":
+        print(f"note: {options.kitti} has no test split; its validation images chose the models, and now score them")
+    records = options.records / told
+    if not records.is_dir():
+        raise UserError(f"{records}: no records of the split {told}; convert the KITTI set again")
     with workplace() as place, publish(options.evaluations) as scratch:
-        images = unpack(options.kitti, "validation", place.scratch)
+        images = unpack(options.kitti, told, place.scratch)
         for name in MODELS:
             artifact = getattr(options, name)
             if is_detector(artifact):
                 part = place.part(name)
                 owner = options.trained if name == "pretrained" else artifact
-                values = {MINIMUM_HEIGHT: options.minimum_height, "images_validation": images}
-                part.write_spec(_kept_spec(owner, dict(values, **_records_values(options))))
+                values = {
+                    MINIMUM_HEIGHT: options.minimum_height,
+                    "training_records": options.records / "training",
+                    "validation_records": records,
+                    "images_validation": images,
+                }
+                part.write_spec(_kept_spec(owner, values))
                 figures = _evaluate_model(part, weights_file(artifact))
                 copy_results(part.results, scratch / name, (STATUS_FILE,))
-                told = ("mean_average_precision", "parameters", "file_bytes")
-                metrics.update({f"{name}/{key}": figures[key] for key in told if key in figures})
+                shown = ("mean_average_precision", "parameters", "file_bytes")
+                metrics.update({f"{name}/{key}": figures[key] for key in shown if key in figures})
             else:
                 print(f"{name}: skipped, there is no such model, or a backbone alone, which detects nothing yet")
                 figures = {"skipped": True}
@@ -256,7 +280,7 @@ def _prune(options: argparse.Namespace) -> None:
 
 
 def _inference(place: Workplace, options: argparse.Namespace, images: Path) -> None:
-    """Draws the retrained model's detections on the validation images."""
+    """Draws the retrained model's detections on the images of a folder."""
     model = weights_file(options.retrained)
     size = _image_size(_kept_spec(options.retrained, {}))
     values = dict(size, batch_size=options.batch_size, model=model)

@@ -83,7 +83,7 @@ class _Detection(Task[BatchTensors]):
             "spec": text_format.MessageToString(_without_paths(spec)),
             "network": network.config.to_json(),
             "start": _start(spec),
-            "images": len(images),
+            "images": images.digest,
             "tao5": options.tao5,
         }
 

@@ -1,7 +1,10 @@
 """KITTI labels, and the KITTI-set artifact: images and labels in tar shards.
 
-Layout of a set (see `docs/architecture.md`): `training/shard-00000.tar …` and `validation/shard-00000.tar …`, whose
-members are `images/<id>.png` and `labels/<id>.txt`, image before label; `rejected.jsonl`; `manifest.json`.
+Layout of a set (see `docs/architecture.md`): a folder a split, `training/shard-00000.tar …`, whose members are
+`images/<id>.png` (or `.jpg`) and `labels/<id>.txt`, image before label; `rejected.jsonl`; `manifest.json`.
+
+By `validation` one chooses (epochs, thresholds, whether INT8 is good enough), by `test` one tells how good the result
+is. A set without `test`, as former releases wrote them, is told on `validation`: see `telling_split`.
 """
 
 import io
@@ -16,7 +19,7 @@ from components.formats.listing import IMAGE_SUFFIXES, is_foreign, list_files
 from components.formats.reading import Entry, decode_text, read_bytes, read_text, to_number
 from components.step import UserError
 
-SPLITS = ("training", "validation")
+SPLITS = ("training", "validation", "test")
 # The class of what is not to be judged (KITTI's own name, lower-cased as TAO does): a region where truncation or
 # occlusion is -1, as in KITTI's own labels, else one object that is ignored.
 IGNORED_CLASS = "dontcare"
@@ -34,7 +37,7 @@ class Label:
     Attributes:
         class_name: Lower-cased class.
         truncation: 0 (whole) to 1 (leaves the image).
-        occlusion: 0 visible, 1 partly, 2 largely occluded, 3 unknown.
+        occlusion: 0 visible, 1 partly, 2 largely occluded, 3 unknown; -1 for KITTI's regions.
         box: x1, y1, x2, y2 in pixels of the image, x2 and y2 exclusive.
         score: Confidence of a detection; None for ground truth.
         angle: The observation angle alpha, radians.
@@ -158,6 +161,11 @@ class ShardWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def telling_split(kitti_set: Path) -> str:
+    """Returns the split that tells how good a model is: `test`, or `validation` where a set has no other."""
+    return "test" if (kitti_set / "test").is_dir() else "validation"
 
 
 def read_split(kitti_set: Path, split: str) -> Iterator[Sample]:

@@ -12,8 +12,11 @@ from components.decode.instances import Placement
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from components.formats.images import Resampling
+
 Image = NDArray[np.uint8]
 Images = NDArray[np.uint8]
+Fit = Literal["letterbox", "stretch", "crop"]
 # What a server calls images that are prepared, whatever the network calls its input: it is TAO's name.
 PIXELS = "input_1"
 
@@ -32,6 +35,7 @@ class InputSpec:
         scale: What remains is divided by this; one for all channels or one for each.
         fit: `letterbox` keeps the aspect ratio and leaves the rest black, `stretch` does not keep it, `crop` keeps it
             and cuts off what is beyond the input.
+        resampling: `area` averages where it shrinks, `cubic` is TAO's; see `components.formats.images.resize`.
     """
 
     width: int
@@ -41,7 +45,8 @@ class InputSpec:
     layout: Literal["CHW", "HWC"] = "CHW"
     mean: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (255.0,)
-    fit: Literal["letterbox", "stretch", "crop"] = "letterbox"
+    fit: Fit = "letterbox"
+    resampling: "Resampling" = "area"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -71,18 +76,17 @@ class InputSpec:
         """
         import cv2
 
-        from components.formats.images import Letterbox
+        from components.formats.images import Letterbox, resize
 
         height, width = image.shape[:2]
         size = self.width, self.height
         if self.fit == "letterbox":
-            fitted = image if (width, height) == size else Letterbox.fit(width, height, *size).apply(image)
+            fitted = Letterbox.fit(width, height, *size).apply(image, self.resampling)
         elif self.fit == "stretch":
-            fitted = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+            fitted = resize(image, size, self.resampling)
         else:
             whole, left, top = self._covering(width, height)
-            scaled = np.asarray(cv2.resize(image, whole, interpolation=cv2.INTER_AREA), np.uint8)
-            fitted = scaled[top : top + self.height, left : left + self.width]
+            fitted = resize(image, whole, self.resampling)[top : top + self.height, left : left + self.width]
         placement = self.placement(width, height)
         if self.channels == 1:
             return np.asarray(cv2.cvtColor(fitted, cv2.COLOR_BGR2GRAY), np.uint8)[..., None], placement

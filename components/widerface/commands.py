@@ -54,14 +54,32 @@ def convert(
         Path, typer.Option(help="Folder in the official layout, or one that holds the official archives.")
     ],
     kitti: Annotated[Path, typer.Option(help="Folder to make: the KITTI set, rejected.jsonl and a manifest.")],
+    resolution: Annotated[
+        Literal["input", "source"],
+        typer.Option(
+            help="'input': PNGs letterboxed to one network's input (--width, --height), as TAO's program needs them. "
+            "'source': JPEGs at their own size up to --longest-side, for specs with open_engine."
+        ),
+    ] = "input",
     width: Annotated[int, typer.Option(help="Width of the network's input in pixels, a multiple of 16.")] = 736,
     height: Annotated[int, typer.Option(help="Height of the network's input in pixels, a multiple of 16.")] = 416,
+    longest_side: Annotated[
+        int, typer.Option(min=64, help="Longest side of a stored image in pixels, where the resolution is 'source'.")
+    ] = 1024,
+    resampling: Annotated[
+        Literal["area", "cubic"],
+        typer.Option(help="How images are shrunk: 'area' averages; 'cubic', NVIDIA's reference converter's, aliases."),
+    ] = "area",
     grayscale: Annotated[
         bool, typer.Option("--grayscale/--no-grayscale", help="Turn colour into grey, in three equal channels.")
     ] = False,
     min_face_height: Annotated[
         int,
-        typer.Option(min=0, help="Faces lower than this many pixels in the network's input are small; 0: none is."),
+        typer.Option(
+            min=0,
+            help="Faces lower than this many pixels in the network's input are small; 0: none is. At resolution "
+            "'source' none is: the spec and the evaluation say what is small.",
+        ),
     ] = 8,
     small_faces: Annotated[
         Policy, typer.Option(help="Small faces: 'ignore' makes them regions in which nothing counts.")
@@ -75,8 +93,18 @@ def convert(
     max_images: Annotated[
         int, typer.Option(min=0, help="At most so many images of each split, evenly spaced; 0: all.")
     ] = 0,
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.5,
+            help="Share of the training images that is drawn as the split 'validation', by which one chooses; the "
+            "source's validation images are then 'test', by which one tells. 0: no draw, and no test.",
+        ),
+    ] = 0.1,
+    split_seed: Annotated[int, typer.Option(min=0, help="Seed of that draw, 0 or more.")] = 1,
 ) -> None:
-    """Convert WIDER FACE to a KITTI set, letterboxed to the network's input.
+    """Convert WIDER FACE to a KITTI set of three splits: training, validation and test.
 
     Nothing is dropped silently: rejected.jsonl names every image and box that was left out and why.
     """
@@ -84,14 +112,19 @@ def convert(
     from components.widerface.convert import convert as run
 
     conversion = Conversion(
-        width,
-        height,
-        grayscale,
-        min_face_height,
-        small_faces,
-        invalid_faces,
-        occluded_faces,
-        max_images,
+        resolution=resolution,
+        width=width,
+        height=height,
+        longest_side=longest_side,
+        resampling=resampling,
+        grayscale=grayscale,
+        min_face_height=min_face_height,
+        small_faces=small_faces,
+        invalid_faces=invalid_faces,
+        occluded_faces=occluded_faces,
+        max_images=max_images,
+        validation_share=validation_share,
+        split_seed=split_seed,
     )
     _summary(run(dataset, kitti, conversion))
 

@@ -45,28 +45,36 @@ def acquire(
 @dsl.container_component  # type: ignore[untyped-decorator]
 def convert(
     dataset: Input[Dataset],
+    resolution: str,
     width: int,
     height: int,
+    longest_side: int,
     grayscale: bool,
     min_face_height: int,
     small_faces: str,
     invalid_faces: str,
     occluded_faces: str,
     max_images: int,
+    validation_share: float,
+    split_seed: int,
     kitti: Output[Dataset],
 ) -> dsl.ContainerSpec:
-    """Converts WIDER FACE to a KITTI set, letterboxed to the network's input.
+    """Converts WIDER FACE to a KITTI set of three splits.
 
     Args:
         dataset: The three official archives.
+        resolution: `input`: PNGs letterboxed to the network's input; `source`: JPEGs at their own size.
         width: Width of the network's input in pixels, a multiple of 16.
         height: Height of the network's input in pixels, a multiple of 16.
+        longest_side: Longest side of a stored image in pixels, where the resolution is `source`.
         grayscale: Whether colour becomes grey, in three equal channels.
         min_face_height: Faces lower than this in the network's input, in pixels, are small; 0 means that none is.
         small_faces: `ignore` or `keep`: whether small faces become regions in which nothing counts.
         invalid_faces: `ignore` or `keep`: the same for faces that the annotators flagged invalid.
         occluded_faces: `ignore` or `keep`: the same for heavily occluded faces.
         max_images: At most so many images of each split, evenly spaced; 0 means all.
+        validation_share: Share of the training images that is drawn as validation; 0 to 0.5.
+        split_seed: Seed of that draw, 0 or more.
         kitti: The KITTI set; what was rejected stands in its `rejected.jsonl`, its counts are the metadata.
     """
     return _task("convert")

@@ -1,14 +1,19 @@
-"""Converts WIDER FACE in its official layout to a KITTI set at the network's input size.
+"""Converts WIDER FACE in its official layout to a KITTI set, for networks of any input size or for one.
+
+The set has three splits. What WIDER FACE calls validation is `test`; `validation` is drawn from its training images, by
+image, so that what chooses a model never tells how good it is.
 
 The caller chooses how doubtful faces are treated. The defaults of the command rest on counts over 1,050 real training
 images (10,990 boxes with an area), letterboxed to 480x272 and, in brackets, to 736x416:
 
-- Small faces (below 8 pixels, half a cell of the network's grid) are ignored: they are 49 % (30 %) of all faces.
+- Small faces (below 8 pixels, half a cell of the network's grid) are ignored: they are 49 % (30 %) of all faces. At
+  source resolution nothing is small yet: whoever trains or scores says what is, in the network's input.
 - Faces flagged invalid are ignored: 91 boxes, every one below 8 pixels at either size, the median at 2.5 (3.8).
 - Heavily occluded faces are kept: they are 20 % of all faces and still 11 % (12 %) of those of 16 pixels and more,
   where a detector is expected to find them.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -21,25 +26,33 @@ from typing import Literal, TextIO
 import cv2
 import numpy as np
 
-from components.formats.images import Image, ImageError, Letterbox, decode
-from components.formats.kitti import IGNORED_CLASS, SPLITS, Label, Sample, ShardWriter
-from components.formats.wider import Face, WiderImage, WiderSource
+from components.decode.instances import Placement
+from components.formats.images import Image, ImageError, Resampling, decode, is_jpeg, is_upright, resize, upright_size
+from components.formats.kitti import IGNORED_CLASS, Label, Sample, ShardWriter
+from components.formats.wider import OFFICIAL_NAMES, Face, WiderImage, WiderSource
 from components.progress import track
 from components.step import MANIFEST, UserError, publish, read_manifest, write_manifest
+from components.vision.inputs import InputSpec
 from components.widerface.workers import ordered_map
 
 FACE_CLASS = "face"
 STRIDE = 16
 HEAVILY_OCCLUDED = 2
 Policy = Literal["ignore", "keep"]
+Resolution = Literal["input", "source"]
+SMALLEST_LONGEST_SIDE = 64
+LARGEST_VALIDATION_SHARE = 0.5
+# Of what is encoded anew; what it takes from small faces is less than their enlargement shows.
+JPEG_QUALITY = 95
 # The counts that are shown first.
-SHOWN = ("training_images", "training_faces", "validation_images", "validation_faces")
+SHOWN = ("training_images", "training_faces", "validation_images", "test_images")
 # Every count of a split, so that zeros are shown too.
 COUNTS = (
     "images",
     "rejected_images",
     "unlisted_images",
     "renamed_images",
+    "copied_images",
     "faces",
     "ignored_faces",
     "ignored_faces_invalid",
@@ -53,29 +66,41 @@ COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
     """Settings of a conversion.
 
     Attributes:
-        width: Width of the network's input, pixels, divisible by 16.
-        height: Height of the network's input, pixels, divisible by 16.
-        grayscale: Convert colour to luma, replicated to three channels.
-        min_face_height: Faces below this height in the network's input, pixels, are small; 0 for none.
-        small_faces: Whether small faces are kept as faces, or become ignored regions.
+        resolution: `input`: PNGs, letterboxed to one network's input, as TAO's program needs them. `source`: JPEGs for
+            a loader that frames them itself; bytes of the source as they are where it is an upright JPEG within bounds.
+        width: Width of the network's input, pixels, divisible by 16; of resolution `input`.
+        height: Height of the network's input, pixels, divisible by 16; of resolution `input`.
+        longest_side: Of a stored image, pixels, 64 or more; larger ones are shrunk; of resolution `source`.
+        resampling: How images are shrunk; `cubic` as NVIDIA's reference converter does, which aliases.
+        grayscale: Convert colour to luma, in three equal channels when it is read.
+        min_face_height: Faces below this height in the network's input, pixels, are small; 0 for none; of `input`.
+        small_faces: Whether small faces are kept as faces, or become ignored regions; of resolution `input`.
         invalid_faces: The same for faces that the annotators flagged invalid.
         occluded_faces: The same for heavily occluded faces (occlusion 2).
         max_images: Maximum number of images of each split, evenly spaced; 0 means all.
+        validation_share: Share of the source's training images that becomes the split `validation`, at most a half. 0
+            makes two splits, in which the source's validation images both choose and tell.
+        split_seed: Of the draw, 0 or more.
     """
 
-    width: int
-    height: int
-    grayscale: bool
-    min_face_height: int
-    small_faces: Policy
-    invalid_faces: Policy
-    occluded_faces: Policy
-    max_images: int
+    resolution: Resolution = "input"
+    width: int = 736
+    height: int = 416
+    longest_side: int = 1024
+    resampling: Resampling = "area"
+    grayscale: bool = False
+    min_face_height: int = 8
+    small_faces: Policy = "ignore"
+    invalid_faces: Policy = "ignore"
+    occluded_faces: Policy = "keep"
+    max_images: int = 0
+    validation_share: float = 0.1
+    split_seed: int = 1
 
     def __post_init__(self) -> None:
         for name in ("width", "height"):
@@ -83,12 +108,36 @@ class Conversion:
             if value <= 0 or value % STRIDE:
                 near = max(STRIDE, round(value / STRIDE) * STRIDE)
                 raise UserError(f"--{name} {value}: must be a positive multiple of {STRIDE}, for example {near}")
-        for name in ("min_face_height", "max_images"):
+        if self.longest_side < SMALLEST_LONGEST_SIDE:
+            raise UserError(f"--longest-side {self.longest_side}: must be {SMALLEST_LONGEST_SIDE} or more")
+        if not 0 <= self.validation_share <= LARGEST_VALIDATION_SHARE:
+            share = f"{self.validation_share:g}"
+            raise UserError(f"--validation-share {share}: must be from 0 to {LARGEST_VALIDATION_SHARE:g}")
+        for name in ("min_face_height", "max_images", "split_seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 or more")
         for name in ("small_faces", "invalid_faces", "occluded_faces"):
-            if getattr(self, name) not in ("ignore", "keep"):
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: must be 'ignore' or 'keep'")
+            self._check_choice(name, "ignore", "keep")
+        self._check_choice("resolution", "input", "source")
+        self._check_choice("resampling", "area", "cubic")
+
+    def _check_choice(self, name: str, *choices: str) -> None:
+        if getattr(self, name) not in choices:
+            wanted = " or ".join(map(repr, choices))
+            raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: must be {wanted}")
+
+    @property
+    def smallest_face(self) -> int:
+        """Height below which faces are ignored, pixels of the network's input; 0: none is for being small."""
+        return self.min_face_height if self.resolution == "input" and self.small_faces == "ignore" else 0
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what has a say in the set, for its manifest."""
+        others = ("longest_side",) if self.resolution == "input" else ("width", "height")
+        settings = {name: value for name, value in asdict(self).items() if name not in others}
+        settings["min_face_height"] = self.smallest_face
+        settings["small_faces"] = "ignore" if self.smallest_face else "keep"
+        return settings
 
 
 @dataclass(slots=True)
@@ -114,24 +163,26 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
     Args:
         source: A folder in the official layout, or one that holds the official archives.
         output: The artifact directory to make, of kind `kitti_set`.
-        conversion: Size, colour and treatment of doubtful faces.
+        conversion: Resolution, colour, treatment of doubtful faces, and splits.
         workers: Parallel processes; 0 means one for every core.
 
     Returns:
         The counts of the manifest, named `<split>_<what>`.
 
     Raises:
-        UserError: The source is missing, malformed or empty, or more than half of the images of a split is unusable.
+        UserError: The source is missing, malformed or empty, more than half of the images of one of its splits is
+            unusable, or there are too few to draw from.
     """
     wider = WiderSource(source)
     counts: dict[str, object] = {"synthetic": _is_synthetic(source)}
     with publish(output) as scratch:
         scratch.mkdir()
         with (scratch / "rejected.jsonl").open("w", encoding="utf-8") as rejected:
-            for split in SPLITS:
-                found = _convert_split(wider, split, scratch / split, rejected, conversion, workers)
-                counts.update({f"{split}_{name}": count for name, count in found.items()})
-        write_manifest(scratch, "kitti_set", counts, asdict(conversion), shown=SHOWN)
+            for origin in OFFICIAL_NAMES:
+                found = _convert_origin(wider, origin, scratch, rejected, conversion, workers)
+                for split, totals in found.items():
+                    counts.update({f"{split}_{name}": count for name, count in totals.items()})
+        write_manifest(scratch, "kitti_set", counts, conversion.to_json(), shown=SHOWN)
     return counts
 
 
@@ -140,43 +191,78 @@ def _is_synthetic(source: Path) -> bool:
     return (source / MANIFEST).is_file() and bool(read_manifest(source, "raw_faces")["counts"].get("synthetic"))
 
 
-def _convert_split(
-    wider: WiderSource, split: str, directory: Path, rejected: TextIO, conversion: Conversion, workers: int
-) -> Counter[str]:
-    images = wider.images(split)
-    totals = Counter(dict.fromkeys(COUNTS, 0))
-    for name in sorted(set(wider.files(split)) - {image.name for image in images}):
-        totals["unlisted_images"] += 1
-        _reject(rejected, split, {"image": name, "reason": "the annotations do not list this file"})
+def _convert_origin(
+    wider: WiderSource, origin: str, directory: Path, rejected: TextIO, conversion: Conversion, workers: int
+) -> dict[str, Counter[str]]:
+    """Converts `training` or `validation` of the source; returns the counts of the splits that are made of it."""
+    images = wider.images(origin)
     ids = unique_ids([image.name for image in images])
-    totals["renamed_images"] = sum(
-        sample_id != plain_id(image.name) for sample_id, image in zip(ids, images, strict=True)
-    )
-    chosen = [(images[index], ids[index]) for index in evenly_spaced(len(images), conversion.max_images)]
-
-    first_rejected: dict[str, object] = {}
-    with (
-        closing(
-            ordered_map(_convert_in_worker, chosen, workers, _open_source, (wider.root, split, conversion))
-        ) as results,
-        ShardWriter(directory) as shards,
-    ):
-        for result in track(results, len(chosen), f"converting {split}"):
-            totals.update(result.counts)
-            for entry in result.rejected:
-                _reject(rejected, split, entry)
-            if result.sample is None:
-                totals["rejected_images"] += 1
-                first_rejected = first_rejected or result.rejected[0]
-            else:
-                shards.add(result.sample)
-                totals["images"] += 1
-    if 2 * totals["rejected_images"] > len(chosen):
+    splits = _splits(origin, list(zip(images, ids, strict=True)), conversion)
+    found = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in splits}
+    unlisted, first_rejected = next(iter(splits)), ""
+    for name in sorted(set(wider.files(origin)) - {image.name for image in images}):
+        found[unlisted]["unlisted_images"] += 1
+        _reject(rejected, unlisted, {"image": name, "reason": "the annotations do not list this file"})
+    for split, items in splits.items():
+        totals = found[split]
+        totals["renamed_images"] = sum(sample_id != plain_id(image.name) for image, sample_id in items)
+        chosen = [items[index] for index in evenly_spaced(len(items), conversion.max_images)]
+        with (
+            closing(
+                ordered_map(_convert_in_worker, chosen, workers, _open_source, (wider.root, origin, conversion))
+            ) as results,
+            ShardWriter(directory / split) as shards,
+        ):
+            for result in track(results, len(chosen), f"converting {split}"):
+                totals.update(result.counts)
+                for entry in result.rejected:
+                    _reject(rejected, split, entry)
+                if result.sample is None:
+                    totals["rejected_images"] += 1
+                    first_rejected = first_rejected or "{image}: {reason}".format(**result.rejected[0])
+                else:
+                    shards.add(result.sample)
+                    totals["images"] += 1
+    lost, whole = (sum(totals[name] for totals in found.values()) for name in ("rejected_images", "images"))
+    if lost > whole or not all(totals["images"] for totals in found.values()):
         raise UserError(
-            f"{wider.root}: {totals['rejected_images']} of {len(chosen)} {split} images are unusable, the first is "
-            f"{first_rejected['image']}: {first_rejected['reason']}; do the annotations describe these images?"
+            f"{wider.root}: {lost} of {lost + whole} {origin} images are unusable, the first is {first_rejected}; do "
+            "the annotations describe these images?"
         )
-    return totals
+    return found
+
+
+def _splits(
+    origin: str, items: Sequence[tuple[WiderImage, str]], conversion: Conversion
+) -> dict[str, list[tuple[WiderImage, str]]]:
+    """Deals the images of one of the source's splits, with their ids, to those of the set; see `drawn`."""
+    if not conversion.validation_share:
+        return {origin: list(items)}
+    if origin == "validation":
+        return {"test": list(items)}
+    chosen = drawn([image.name for image, _ in items], conversion.validation_share, conversion.split_seed)
+    return {
+        "training": [item for item in items if item[0].name not in chosen],
+        "validation": [item for item in items if item[0].name in chosen],
+    }
+
+
+def drawn(names: Sequence[str], share: float, seed: int) -> set[str]:
+    """Draws a share of images, at least one.
+
+    An image's place in the draw is a digest of the seed and its name alone: the images that a larger set adds do not
+    change the order of the others.
+
+    Raises:
+        UserError: None would be left.
+    """
+    count = max(1, round(share * len(names)))
+    if count >= len(names):
+        raise UserError(
+            f"{len(names)} training image{'s' * (len(names) > 1)} cannot be dealt to training and validation; give "
+            "more, or --validation-share 0"
+        )
+    return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
 
 
 def _reject(stream: TextIO, split: str, entry: dict[str, object]) -> None:
@@ -219,41 +305,84 @@ def unique_ids(names: Sequence[str]) -> list[str]:
 _worker_source: tuple[WiderSource, str, Conversion]
 
 
-def _open_source(root: Path, split: str, conversion: Conversion) -> None:
+def _open_source(root: Path, origin: str, conversion: Conversion) -> None:
     global _worker_source
     cv2.setNumThreads(1)  # the parallelism is in the processes
-    _worker_source = WiderSource(root), split, conversion
+    _worker_source = WiderSource(root), origin, conversion
 
 
 def _convert_in_worker(item: tuple[WiderImage, str]) -> Converted:
-    wider, split, conversion = _worker_source
+    wider, origin, conversion = _worker_source
     image, sample_id = item
     try:
-        pixels = decode(wider.read(split, image.name))
+        return convert_image(wider.read(origin, image.name), image, sample_id, conversion)
     except ImageError as error:
         lost: Counter[str] = Counter(faces_of_rejected_images=len(image.faces))
         return Converted(None, [{"image": image.name, "reason": str(error)}], lost)
-    return convert_image(pixels, image, sample_id, conversion)
 
 
-def convert_image(pixels: Image, image: WiderImage, sample_id: str, conversion: Conversion) -> Converted:
-    """Letterboxes one image and maps its faces.
+def convert_image(content: bytes, image: WiderImage, sample_id: str, conversion: Conversion) -> Converted:
+    """Makes one image what the set stores, and maps its faces.
 
     Args:
-        pixels: The decoded image [h, w, 3], BGR.
+        content: The encoded image.
         image: Its annotation.
         sample_id: Name of the image and label files of the set.
-        conversion: Size, colour and treatment of doubtful faces.
+        conversion: Resolution, colour and treatment of doubtful faces.
+
+    Raises:
+        ImageError: It cannot be read.
     """
-    height, width = pixels.shape[:2]
-    letterbox = Letterbox.fit(width, height, conversion.width, conversion.height)
-    frame = letterbox.apply(pixels)
+    stored = (_at_source_resolution if conversion.resolution == "source" else _at_input_size)(content, conversion)
+    result = Converted(None, counts=Counter(copied_images=int(stored.content is content)))
+    labels = list(_labels(image, stored, conversion, result))
+    result.sample = Sample(sample_id, sample_id + stored.suffix, stored.content, labels)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image as the set has it.
+
+    Attributes:
+        content: Encoded.
+        suffix: Of its file.
+        size: Width and height of the source's, upright, pixels.
+        placement: How that one lies in it.
+    """
+
+    content: bytes
+    suffix: str
+    size: tuple[int, int]
+    placement: Placement
+
+
+def _at_input_size(content: bytes, conversion: Conversion) -> Stored:
+    """Letterboxes an image into the network's input."""
+    pixels = decode(content)
+    spec = InputSpec(conversion.width, conversion.height, order="BGR", resampling=conversion.resampling)
+    frame, placement = spec.place(pixels)
     if conversion.grayscale:
         frame = np.asarray(cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR), np.uint8)
-    result = Converted(None)
-    labels = list(_labels(image, (width, height), letterbox, conversion, result))
-    result.sample = Sample(sample_id, f"{sample_id}.png", encode_png(frame), labels)
-    return result
+    return Stored(encode_png(frame), ".png", (pixels.shape[1], pixels.shape[0]), placement)
+
+
+def _at_source_resolution(content: bytes, conversion: Conversion) -> Stored:
+    """Leaves an upright JPEG within bounds as it is; turns, shrinks and encodes others."""
+    width, height = size = upright_size(content)
+    longest = conversion.longest_side
+    if is_jpeg(content) and max(size) <= longest and not conversion.grayscale and is_upright(content):
+        decode(content, eighth=True)  # what cannot be read is found here, not in training
+        return Stored(content, ".jpg", size, Placement())
+    pixels = decode(content)
+    if max(size) > longest:
+        # In whole numbers: the longest side is exact, the other one rounded.
+        shrunk = [max(1, (2 * side * longest + max(size)) // (2 * max(size))) for side in size]
+        pixels = resize(pixels, (shrunk[0], shrunk[1]), conversion.resampling)
+    if conversion.grayscale:
+        pixels = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), np.uint8)
+    encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return Stored(encoded, ".jpg", size, Placement((pixels.shape[1] / width, pixels.shape[0] / height)))
 
 
 def encode_png(image: Image) -> bytes:
@@ -265,14 +394,13 @@ def encode_png(image: Image) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def _labels(
-    image: WiderImage, size: tuple[int, int], letterbox: Letterbox, conversion: Conversion, result: Converted
-) -> Iterator[Label]:
-    """Yields the labels of an image of `size` (width, height); counts and rejected boxes go into `result`."""
+def _labels(image: WiderImage, stored: Stored, conversion: Conversion, result: Converted) -> Iterator[Label]:
+    """Yields the labels of an image in its stored pixels; counts and rejected boxes go into `result`."""
+    width, height = stored.size
     for face in image.faces:
         x, y, w, h = face.box
-        x1, x2 = (min(max(edge, 0), size[0]) for edge in (x, x + w))
-        y1, y2 = (min(max(edge, 0), size[1]) for edge in (y, y + h))
+        x1, x2 = (min(max(edge, 0), width) for edge in (x, x + w))
+        y1, y2 = (min(max(edge, 0), height) for edge in (y, y + h))
         if w <= 0 or h <= 0:
             result.reject_face(image, face, "no_area", "the box has no area")
             continue
@@ -281,7 +409,7 @@ def _labels(
             continue
         truncation = 1 - (x2 - x1) * (y2 - y1) / (w * h)
         result.counts["clipped_faces"] += truncation > 0
-        left, top, right, bottom = letterbox.boxes_to_frame(np.array([x1, y1, x2, y2], np.float64)).tolist()
+        left, top, right, bottom = stored.placement.to_input(np.array([x1, y1, x2, y2], np.float64)).tolist()
         ignored = _reason_to_ignore(face, bottom - top, conversion)
         if ignored:
             result.counts["ignored_faces"] += 1
@@ -293,11 +421,11 @@ def _labels(
 
 
 def _reason_to_ignore(face: Face, height: float, conversion: Conversion) -> str | None:
-    """Returns why a face of `height` pixels in the network's input is ignored, or None."""
+    """Returns why a face that is stored `height` pixels high is ignored, or None."""
     if face.invalid and conversion.invalid_faces == "ignore":
         return "invalid"
     if face.occlusion >= HEAVILY_OCCLUDED and conversion.occluded_faces == "ignore":
         return "occluded"
-    if height < conversion.min_face_height and conversion.small_faces == "ignore":
+    if height < conversion.smallest_face:
         return "small"
     return None

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 T = TypeVar("T")
+_ORDER, _IMAGE = range(2)  # what a stream of random numbers is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class EpochOrder:
 
     def joined(self, epoch: int) -> NDArray[np.int64]:
         """Draws the images of all steps and processes of an epoch."""
-        random = np.random.default_rng((self.seed, epoch))
+        random = self._stream(_ORDER, epoch)
         total = self.steps * self.world_size * self.batch_size
         if not self.uniform_sources:
             return np.resize(random.permutation(len(self.source_ids)), total)
@@ -64,7 +65,11 @@ class EpochOrder:
 
     def random(self, epoch: int, step: int, position: int) -> np.random.Generator:
         """Returns what draws for the image at a position of this process's batch."""
-        return np.random.default_rng((self.seed, epoch, step, self.rank * self.batch_size + position))
+        return self._stream(_IMAGE, epoch, step, self.rank * self.batch_size + position)
+
+    def _stream(self, *key: int) -> np.random.Generator:
+        # Spawn keys, for NumPy fills short seeds up with zeros: (7, 0) and (7, 0, 0, 0) would be one stream.
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
 
 
 def made_ahead(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
