@@ -404,6 +404,18 @@ def test_a_repository_for_this_machine_is_served_as_it_is(built, tmp_path):
     assert not (tmp_path / "local").exists()
 
 
+def test_the_score_to_show_from_is_kept_unless_another_is_asked_for(exported, tmp_path):
+    build_repository(exported, tmp_path / "cluster", RepositorySettings(min_score=0.4))
+    build_repository(exported, tmp_path / "here", RepositorySettings("python", min_score=0.4))
+    for model in ("cluster", "here"):
+        for number, (asked, shown) in enumerate(((None, 0.4), (0.4, 0.4), (0.2, 0.2), (0.0, 0.0))):
+            repository = local_repository(
+                tmp_path / model, tmp_path / f"{model}-{number}", local_settings(min_score=asked)
+            )
+            assert parameters(configs(repository.parent)["facenet_ensemble"])["min_score"] == shown
+            assert (repository.parent == tmp_path / "here") is (model == "here" and shown == 0.4)
+
+
 @given(st.text(), st.integers(min_value=-(2**31), max_value=2**31 - 1), st.booleans())
 def test_any_text_survives_in_a_configuration(text, number, flag):
     text = text.encode(errors="replace").decode()

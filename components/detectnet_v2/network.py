@@ -1,13 +1,14 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from components.decode.description import OPERATING_POINT
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
@@ -36,6 +37,8 @@ class GridNetConfig:
         class_names: Classes in the order of the coverage channels.
         geometry: Input size and grid.
         clustering: By class name, how candidates become detections.
+        operating_point: By class name, the score from which on detections are shown, of these weights; empty where it
+            is not known.
         fit: How images become its input; see `InputSpec`.
         resampling: How they are scaled for it.
     """
@@ -44,12 +47,13 @@ class GridNetConfig:
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+    operating_point: Mapping[str, float] = field(default_factory=dict)
     fit: Fit = "letterbox"
     resampling: Resampling = "area"
 
     def with_backbone(self, backbone: ResNetConfig) -> Self:
-        """Returns the same configuration around another backbone."""
-        return replace(self, backbone=backbone)
+        """Returns the same configuration around another backbone, whose scores are others."""
+        return replace(self, backbone=backbone, operating_point={})
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -60,6 +64,7 @@ class GridNetConfig:
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
             "fit": self.fit,
             "resampling": self.resampling,
+            **({OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}),
         }
 
     @classmethod
@@ -70,6 +75,7 @@ class GridNetConfig:
             tuple(values["class_names"]),
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
+            values.get(OPERATING_POINT, {}),
             **{name: values[name] for name in ("fit", "resampling") if name in values},  # former files have neither
         )
 
@@ -104,7 +110,9 @@ class GridNet(Network, kind="detectnet_v2"):
     @property
     def decoder(self) -> GridDecoder:
         """See `Network`."""
-        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
+        config = self.config
+        point = config.operating_point
+        return GridDecoder(config.geometry, config.class_names, config.clustering, operating_point=point)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""

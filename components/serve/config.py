@@ -54,6 +54,7 @@ class RepositorySettings:
         workers: Processes that decode, and as many that cluster; for `python` only what is asked of these models alone.
         max_image_pixels: Larger images are refused before they are decoded.
         gridbox_version: Of the code that the models before and after the network need in the image.
+        min_score: What scores less is left out, unless a request asks otherwise; None for the model's operating point.
     """
 
     backend: Backend = "onnxruntime"
@@ -65,6 +66,7 @@ class RepositorySettings:
     workers: int = 1
     max_image_pixels: int = 40_000_000
     gridbox_version: str = GRIDBOX_VERSION
+    min_score: float | None = None
 
     @property
     def is_gpu(self) -> bool:
