@@ -1,18 +1,20 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from components.decode.description import OPERATING_POINT
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
+from components.formats.images import Resampling
 from components.step import UserError
-from components.vision.inputs import InputSpec
+from components.vision.inputs import Fit, InputSpec
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
@@ -35,16 +37,23 @@ class GridNetConfig:
         class_names: Classes in the order of the coverage channels.
         geometry: Input size and grid.
         clustering: By class name, how candidates become detections.
+        operating_point: By class name, the score from which on detections are shown, of these weights; empty where it
+            is not known.
+        fit: How images become its input; see `InputSpec`.
+        resampling: How they are scaled for it.
     """
 
     backbone: ResNetConfig
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+    operating_point: Mapping[str, float] = field(default_factory=dict)
+    fit: Fit = "letterbox"
+    resampling: Resampling = "area"
 
     def with_backbone(self, backbone: ResNetConfig) -> Self:
-        """Returns the same configuration around another backbone."""
-        return replace(self, backbone=backbone)
+        """Returns the same configuration around another backbone, whose scores are others."""
+        return replace(self, backbone=backbone, operating_point={})
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -53,6 +62,9 @@ class GridNetConfig:
             "class_names": list(self.class_names),
             "geometry": asdict(self.geometry),
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+            "fit": self.fit,
+            "resampling": self.resampling,
+            **({OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}),
         }
 
     @classmethod
@@ -63,6 +75,8 @@ class GridNetConfig:
             tuple(values["class_names"]),
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
+            values.get(OPERATING_POINT, {}),
+            **{name: values[name] for name in ("fit", "resampling") if name in values},  # former files have neither
         )
 
 
@@ -90,12 +104,15 @@ class GridNet(Network, kind="detectnet_v2"):
     @property
     def input(self) -> InputSpec:
         """See `Network`."""
-        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+        size = self.config.geometry.width, self.config.geometry.height
+        return InputSpec(*size, fit=self.config.fit, resampling=self.config.resampling)
 
     @property
     def decoder(self) -> GridDecoder:
         """See `Network`."""
-        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
+        config = self.config
+        point = config.operating_point
+        return GridDecoder(config.geometry, config.class_names, config.clustering, operating_point=point)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""

@@ -7,7 +7,6 @@ Source of the loaders' rules: TAO 5.0, `cv/detectnet_v2/dataloader/*.py`.
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,24 +15,14 @@ from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import BatchMaker
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
-from components.detectnet_v2.experiment import class_names, geometry
+from components.detectnet_v2.experiment import class_names, geometry, network_input
 from components.detectnet_v2.framing import Fitting, Framing
 from components.detectnet_v2.records import Frame, load_frames
 from components.step import UserError
 from components.vision.data.crops import RandomCrop
 from components.vision.distributed import Group
-from components.vision.inputs import InputSpec
 
 _NAMED = 20  # of the classes in the records
-_FITS: dict[int, Literal["letterbox", "stretch", "crop"]] = {
-    spec_pb2.OpenEngineConfig.LETTERBOX: "letterbox",
-    spec_pb2.OpenEngineConfig.STRETCH: "stretch",
-    spec_pb2.OpenEngineConfig.CROP: "crop",
-}
-_RESAMPLINGS: dict[int, Literal["area", "cubic"]] = {
-    spec_pb2.OpenEngineConfig.AREA: "area",
-    spec_pb2.OpenEngineConfig.CUBIC: "cubic",
-}
 # What an image of a set may be called where it is not called as the spec says: sets keep JPEGs as they were.
 _EXTENSIONS = "png", "jpg", "jpeg"
 
@@ -142,7 +131,6 @@ def _composes_forward(spec: spec_pb2.Experiment) -> bool:
 def fitting(spec: spec_pb2.Experiment) -> Fitting:
     """Returns how images become the network's input where the spec has an `open_engine`."""
     config = spec.open_engine
-    size = geometry(spec)
     drawn = config.random_crop
     smallest = spec.augmentation_config.preprocessing
     spatial = augmentation(spec)
@@ -162,7 +150,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(
-        InputSpec(size.width, size.height, fit=_FITS[config.fit], resampling=_RESAMPLINGS[config.resampling]),
+        network_input(spec),
         crop if config.HasField("random_crop") else None,
         crop.zoom_max * enlarged,
         (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),

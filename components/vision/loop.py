@@ -149,6 +149,7 @@ class _Loop(Generic[Targets]):
         task.close()
         model = self.options.results / "weights" / f"{self.options.name}{SUFFIX}"
         if self.status:
+            task.describe(self.network)
             save_network(model, self.network)
             kpi = {"size": model.stat().st_size / 2**20, "param_count": count_parameters(self.network) / 1e6}
             self.status.write("SUCCESS", f"{self.title} training job complete", kpi=kpi)
@@ -201,6 +202,7 @@ class _Loop(Generic[Targets]):
         epochs, results, interval = self.state.epoch, self.options.results, self.task.checkpoint_interval
         self.state.save(results)
         if interval and epochs % interval == 0:
+            self.task.describe(self.network)
             save_network(results / f"model.epoch-{epochs}{SUFFIX}", self.network)
 
     def _report_epoch(self, clock: EpochClock, loss: float, rate: float, validation: Validation | None) -> None:
