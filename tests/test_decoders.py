@@ -17,7 +17,7 @@ import components.decode
 from components.convert.int8 import Gate, convert
 from components.convert.quantize import Runtime
 from components.decode.decoder import load_decoder
-from components.decode.description import upgraded
+from components.decode.description import at_operating_point, operating_point, upgraded
 from components.decode.grid.decoder import GridDecoder
 from components.decode.instances import Instances, Placement
 from components.measure.metric import Score
@@ -181,9 +181,9 @@ def test_tritons_models_take_any_input_and_any_kind(monkeypatch):
     before = importlib.import_module(f"{models}.preprocess").Preprocess(parameters, Path())
     after = importlib.import_module(f"{models}.postprocess").Postprocess(parameters, Path())
     content = np.frombuffer(cv2.imencode(".png", picture(1))[1].tobytes(), np.uint8)
-    prepared = before({"input_image_data": content[None]})
+    prepared = before({"input_image_data": content[None]}, {})
     np.testing.assert_array_equal(prepared["input_1"], SPEC.prepare([SPEC.place(picture(1))[0]]))
-    answer = after({**prepared, "logits": np.float32([[0.5, 3, 1]])})
+    answer = after({**prepared, "logits": np.float32([[0.5, 3, 1]])}, {})
     assert (answer["true_class"].tolist(), answer["true_proba"].tolist()) == ([[[1]]], [[[3.0]]])
     # 60x20 is scaled to 48x16, and of that the middle 24 columns are the input: columns 15 to 45 of the image.
     np.testing.assert_allclose(answer["true_boxes"], [[[15, 0, 45, 20]]])
@@ -210,6 +210,21 @@ def test_descriptions_of_former_releases_say_the_same_as_those_of_this_one():
     again = load_decoder({**modern, "decoder": decoder.settings()})
     assert again == decoder
     assert (decoder.geometry.scale, decoder.geometry.offset) == (30.0, 0.5)
+
+
+def test_operating_point_stands_with_the_decoder_in_either_layout_and_can_be_replaced():
+    former = {"class_names": ["face"], "geometry": {"width": 64, "height": 32}, "operating_point": {"face": 0.3}}
+    modern = upgraded(former)
+    assert "operating_point" not in modern
+    for description in (former, modern):
+        assert operating_point(description) == {"face": 0.3}
+        decoder = load_decoder(upgraded(description))
+        assert decoder.operating_point == {"face": 0.3}
+        assert load_decoder({**modern, "decoder": decoder.settings()}) == decoder
+        replaced = at_operating_point(description, {"face": 0.4})
+        assert operating_point(replaced) == {"face": 0.4}
+        assert operating_point(at_operating_point(replaced, {})) == {}
+        assert operating_point(description) == {"face": 0.3}  # is left as it was
 
 
 # ---- Inputs ----------------------------------------------------------------------------------------------------------

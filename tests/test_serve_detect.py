@@ -12,6 +12,7 @@ from components.formats.kitti import parse_labels
 from components.formats.video import VideoReader, VideoWriter
 from components.serve import detect_command
 from components.vision import sinks
+from components.vision.endpoint import Endpoint
 
 WIDTH, HEIGHT = 192, 128
 
@@ -85,6 +86,16 @@ def test_folder_gets_labels_in_kitti_or_json_and_what_is_no_image_is_named(tmp_p
 def test_scores_below_the_least_are_left_out(tmp_path, detect, capsys):
     assert detect(write_image(tmp_path / "photo.png", (3, 2)), "--min-score", 0.95) == 0
     assert "1 images, 0 detections" in capsys.readouterr().out
+
+
+def test_an_operating_point_is_the_servers_default_and_is_told(tmp_path, detect, capsys, monkeypatch):
+    monkeypatch.setattr(Endpoint, "shown_from", property(lambda _: {"face": 0.42}))
+    photo = write_image(tmp_path / "photo.png", (3, 2))
+    assert detect(photo) == 0
+    line = "shown from a score of 0.42 on, where the model's F1 was best; --min-score 0 shows everything"
+    assert line in capsys.readouterr().out
+    assert detect(photo, "--min-score", 0) == 0
+    assert "shown from" not in capsys.readouterr().out
 
 
 def test_broken_image_is_named_and_the_others_are_done(tmp_path, detect, capsys):

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ import sys
 import threading
 import time
 import types
+import urllib.error
+import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -33,6 +36,7 @@ import pytest
 from square_detector import HEIGHT, WIDTH, cell_box, picture, write_detector
 from triton_server import Client, leftovers, needs_triton, texts
 
+from components.decode.description import at_operating_point
 from components.decode.grid.clustering import Clustering
 from components.detectnet_v2.served import served
 from components.serve import config, wheel
@@ -236,8 +240,9 @@ def test_a_stretched_image_fills_the_network(monkeypatch):
     values = {"geometry": geometry, "preprocessing": "stretch", "max_image_pixels": MAX_PIXELS}
     preprocess = importlib.import_module("components.serve.models.preprocess").Preprocess(values, Path())
     wide = cv2.resize(picture([(2, 1)]), (WIDTH * 4, HEIGHT // 2), interpolation=cv2.INTER_NEAREST)
-    outputs = preprocess({"input_image_data": np.frombuffer(encoded(wide), np.uint8)[None]})
-    stretched = cv2.resize(wide, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[..., ::-1].transpose(2, 0, 1)
+    outputs = preprocess({"input_image_data": np.frombuffer(encoded(wide), np.uint8)[None]}, {})
+    narrow = cv2.resize(wide, (WIDTH, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+    stretched = cv2.resize(narrow, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)[..., ::-1].transpose(2, 0, 1)
     np.testing.assert_array_equal(outputs["input_1"], stretched[None].astype(np.float32) / np.float32(255))
     assert outputs["placement"].tolist() == [[1 / 4, 2, 0, 0]]
     assert outputs["true_image_size"].tolist() == [[HEIGHT // 2, WIDTH * 4, 3]]
@@ -273,20 +278,115 @@ def test_requests_of_a_batch_are_worked_on_side_by_side(monkeypatch):
     tensors = importlib.import_module("components.serve.models.tensors")
     monkeypatch.setattr(tensors, "pb_utils", types.SimpleNamespace(InferenceResponse=list))
     monkeypatch.setattr(tensors, "available_cores", lambda: 3)
-    together = threading.Barrier(3)
+    together, seen = threading.Barrier(3), []
+    asked = ['{"min_score": "0.3"}', '{"min_score": 0.4}', ""]
+    requests = [types.SimpleNamespace(parameters=lambda text=text: text) for text in asked]
 
     class Waiting(tensors.Step):
         def __init__(self, parameters, folder):
             pass
 
-        def __call__(self, _inputs):
+        def __call__(self, _inputs, asked):
             together.wait(10)
+            seen.append(asked)
             return {}
 
     model = type("Model", (tensors.Model,), {"step": Waiting})()
     model.initialize({"model_config": '{"parameters": {}, "input": []}', "model_repository": "."})
-    assert model.execute(["first", "second", "third"]) == [[], [], []]
+    assert model.execute(requests) == [[], [], []]
     model.finalize()
+    assert sorted(seen, key=str) == [{"min_score": "0.3"}, {"min_score": 0.4}, {}]
+
+
+# --- from which score on objects are shown ----------------------------------------------------------------------------
+
+POINT = 0.9
+# By red of a cell, its score.
+SHARES = {0.62: 0.69, 0.65: 0.88, 0.66: 0.917, 0.9: 1.0}
+
+
+def shades():
+    """A cell for each share of red."""
+    image = picture([])
+    for column, share in enumerate(SHARES):
+        image[16:32, 16 * column : 16 * column + 16] = (0, 0, round(255 * share))
+    return encoded(image)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def graded(request, tmp_path_factory):
+    """A server whose model says at which score its F1 is best."""
+    folder = tmp_path_factory.mktemp("serve")
+    model = write_detector(folder / "exported")
+    settings = read_manifest(model, "exported_model")["settings"]
+    write_manifest(model, "exported_model", {}, at_operating_point(settings, {"face": POINT}))
+    with LocalServer(LAYOUTS[request.param](model, folder / "built"), folder / "server.log") as running:
+        yield running
+
+
+def test_served_from_the_operating_point_on_unless_the_request_says_otherwise(graded):
+    for url in (graded.http_url, graded.grpc_url):
+        for asked, scores in (
+            (None, [1.0, 0.917]),
+            (0.0, [1.0, 0.917, 0.88, 0.69]),
+            (0.7, [1.0, 0.917, 0.88]),
+            (2, []),
+        ):
+            with Endpoint(url, "facenet_ensemble", min_score=asked) as endpoint:
+                assert endpoint.shown_from == {"face": POINT}
+                assert endpoint.detect([shades()])[0]["face"][:, 4].tolist() == pytest.approx(scores, abs=0.01)
+
+
+def ask_rest(server, **parameters):
+    tensor = {"name": "input_image_data", "shape": [1, len(shades())], "datatype": "UINT8", "data": [*shades()]}
+    url = f"{server.http_url}/v2/models/facenet_ensemble/infer"
+    with urllib.request.urlopen(url, json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()) as answer:
+        outputs = {output["name"]: output["data"] for output in json.loads(answer.read())["outputs"]}
+    return outputs["num_detections"]
+
+
+def test_a_plain_request_of_kserves_protocol_says_it_as_a_number_or_as_text(graded):
+    assert [ask_rest(graded), ask_rest(graded, min_score=0.7), ask_rest(graded, min_score="0.7")] == [[2], [3], [3]]
+    assert [ask_rest(graded, min_score=0), ask_rest(graded, min_score=1)] == [[4], [0]]
+    for wrong in ("high", True, "nan"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask_rest(graded, min_score=wrong)
+        assert f"min_score {wrong!r}: give a number, for example 0.3" in refused.value.read().decode()
+
+
+def test_requests_of_one_batch_keep_their_own_scores(graded):
+    client = Client(graded)
+    started = [
+        client.start(shades(), parameters={} if asked is None else {"min_score": str(asked)})
+        for asked in (None, 0, 0.7, 2) * 8
+    ]
+    counts = [request.get_result().as_numpy("num_detections").tolist() for request in started]
+    client.close()
+    assert counts == [[[2]], [[4]], [[3]], [[0]]] * 8
+
+
+def test_a_repository_may_show_objects_from_another_score_on(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    postprocess = importlib.import_module("components.serve.models.postprocess").Postprocess
+    model = write_detector(tmp_path / "exported")
+    write_manifest(
+        model,
+        "exported_model",
+        {},
+        at_operating_point(read_manifest(model, "exported_model")["settings"], {"face": POINT}),
+    )
+    predictor = load_predictor(model)
+    pixels, placement = network_input(shades(), "shades", predictor.input)
+    inputs = {
+        **predictor(pixels[None]),
+        "placement": np.array([[*placement.scale, *placement.offset]]),
+        "true_image_size": np.array([[HEIGHT, WIDTH, 3]]),
+    }
+    for own, asked, count in ((None, None, 2), (0.0, None, 4), (0.7, None, 3), (0.7, 2, 0)):
+        settings = RepositorySettings("python", min_score=own)
+        step = served(model / "model.onnx", settings).steps["facenet_postprocess"]
+        answer = postprocess(step.parameters, tmp_path)(inputs, {} if asked is None else {"min_score": asked})
+        assert answer["num_detections"].tolist() == [[count]]
 
 
 # --- several images ---------------------------------------------------------------------------------------------------

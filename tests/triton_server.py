@@ -38,17 +38,17 @@ class Client:
             server.http_url.removeprefix("http://"), concurrency=32, network_timeout=60, connection_timeout=60
         )
 
-    def start(self, *images, model="facenet_ensemble"):
+    def start(self, *images, model="facenet_ensemble", parameters=None):
         """Sends one request with these encoded images, the shorter ones filled up with zeros."""
         rows = np.zeros((len(images), max(map(len, images))), np.uint8)
         for row, image in zip(rows, images, strict=True):
             row[: len(image)] = np.frombuffer(image, np.uint8)
-        return self.start_tensor(rows, "UINT8", model=model)
+        return self.start_tensor(rows, "UINT8", model=model, parameters=parameters)
 
-    def start_tensor(self, array, kind, name="input_image_data", model="facenet_ensemble"):
+    def start_tensor(self, array, kind, name="input_image_data", model="facenet_ensemble", parameters=None):
         tensor = self._module.InferInput(name, list(array.shape), kind)
         tensor.set_data_from_numpy(array)
-        return self.raw.async_infer(model, [tensor])
+        return self.raw.async_infer(model, [tensor], parameters=parameters or None)
 
     def ask(self, *images):
         """Returns the outputs by name."""

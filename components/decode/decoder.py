@@ -41,7 +41,11 @@ class Decoder(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Returns the `decoder` of a description: its `kind`, and what `load_decoder` needs besides."""
+        """Returns the `decoder` of a description: its `kind`, and what `load_decoder` needs besides.
+
+        Where it is known, the `operating_point` is there, too: by class the score at which F1 is best, from which on
+        detections are shown. Decoders leave nothing out by it.
+        """
         ...
 
 

@@ -13,6 +13,8 @@ from components.decode.grid.geometry import STRIDE, GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, Objectives
 from components.detectnet_v2.network import GridNetConfig
+from components.formats.images import Resampling
+from components.vision.inputs import Fit, InputSpec
 from components.vision.neck import STRIDE as FINE_STRIDE
 from components.vision.neck import FineNeck
 from components.vision.resnet import ResNetConfig
@@ -30,6 +32,17 @@ _ALGORITHMS: dict[int, Literal["dbscan", "nms", "hybrid"]] = {
 _CONFIDENCE_MODELS: dict[str, Literal["aggregate_cov", "mean_cov"]] = {
     "aggregate_cov": "aggregate_cov",
     "mean_cov": "mean_cov",
+}
+
+# How a spec's `open_engine` has images fitted into the input.
+_FITS: dict[int, Fit] = {
+    spec_pb2.OpenEngineConfig.LETTERBOX: "letterbox",
+    spec_pb2.OpenEngineConfig.STRETCH: "stretch",
+    spec_pb2.OpenEngineConfig.CROP: "crop",
+}
+_RESAMPLINGS: dict[int, Resampling] = {
+    spec_pb2.OpenEngineConfig.AREA: "area",
+    spec_pb2.OpenEngineConfig.CUBIC: "cubic",
 }
 
 # How a spec's regulariser is called in `WeightPenalty`.
@@ -110,7 +123,29 @@ def network_config(spec: spec_pb2.Experiment, width: float = 1.0) -> GridNetConf
         round(model.dropout_rate, 6),
     )
     neck = FineNeck.channels_of_width(width) if spec.open_engine.grid_stride == FINE_STRIDE else {}
-    return GridNetConfig(backbone, class_names(spec), geometry(spec), clustering(spec), neck)
+    taken = network_input(spec)
+    return GridNetConfig(
+        backbone,
+        class_names(spec),
+        geometry(spec),
+        clustering(spec),
+        neck=neck,
+        fit=taken.fit,
+        resampling=taken.resampling,
+    )
+
+
+def network_input(spec: spec_pb2.Experiment) -> InputSpec:
+    """Returns how images of any size become the network's input, wherever the trained model looks at one.
+
+    Without `open_engine`, TAO's loader stretches them or, as a rule, takes images of the input's size, which `gridbox
+    widerface convert` has letterboxed.
+    """
+    size = spec.augmentation_config.preprocessing
+    fit, resampling = _FITS[spec.open_engine.fit], _RESAMPLINGS[spec.open_engine.resampling]
+    if not spec.HasField("open_engine") and size.enable_auto_resize and not size.output_image_min:
+        fit = "stretch"
+    return InputSpec(size.output_image_width, size.output_image_height, fit=fit, resampling=resampling)
 
 
 def objectives(spec: spec_pb2.Experiment, device: str | torch.device = "cpu") -> Objectives:

@@ -187,7 +187,10 @@ def _with_clustering(config: GridNetConfig, spec: spec_pb2.Experiment, model: Pa
     if names != config.class_names:
         known = ", ".join(config.class_names)
         raise UserError(f"{model}: its classes are {known}, the spec's are {', '.join(names)}; use its own spec")
-    return replace(config, clustering=experiment.clustering(spec))
+    clustering = experiment.clustering(spec)
+    # Other clusters have other scores.
+    point = config.operating_point if clustering == config.clustering else {}
+    return replace(config, clustering=clustering, operating_point=point)
 
 
 def _check_cache(cache: Path) -> None:

@@ -9,11 +9,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from components.decode.description import OPERATING_POINT
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
+from components.formats.images import Resampling
 from components.step import UserError
-from components.vision.inputs import InputSpec
+from components.vision.inputs import Fit, InputSpec
 from components.vision.neck import FineNeck
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
@@ -37,6 +39,10 @@ class GridNetConfig:
         class_names: Classes in the order of the coverage channels.
         geometry: Input size and grid.
         clustering: By class name, how candidates become detections.
+        operating_point: By class name, the score from which on detections are shown, of these weights; empty where it
+            is not known.
+        fit: How images become its input; see `InputSpec`.
+        resampling: How they are scaled for it.
         neck: Channels of the neck of a network whose grid has a stride of 8; empty for 16, TAO's.
     """
 
@@ -44,11 +50,14 @@ class GridNetConfig:
     class_names: tuple[str, ...]
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
+    operating_point: Mapping[str, float] = field(default_factory=dict)
+    fit: Fit = "letterbox"
+    resampling: Resampling = "area"
     neck: Mapping[str, int] = field(default_factory=dict)
 
     def with_graph(self, backbone: ResNetConfig, neck: Mapping[str, int]) -> Self:
-        """Returns the same configuration around another backbone and neck."""
-        return replace(self, backbone=backbone, neck=neck)
+        """Returns the same configuration around another backbone and neck, whose scores are others."""
+        return replace(self, backbone=backbone, neck=neck, operating_point={})
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -57,6 +66,9 @@ class GridNetConfig:
             "class_names": list(self.class_names),
             "geometry": asdict(self.geometry),
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+            "fit": self.fit,
+            "resampling": self.resampling,
+            **({OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}),
             "neck": dict(self.neck),
         }
 
@@ -68,7 +80,9 @@ class GridNetConfig:
             tuple(values["class_names"]),
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
-            values.get("neck", {}),  # models of former releases have none
+            values.get(OPERATING_POINT, {}),
+            # Files of former releases have none of them.
+            **{name: values[name] for name in ("fit", "resampling", "neck") if name in values},
         )
 
 
@@ -113,12 +127,15 @@ class GridNet(Network, kind="detectnet_v2"):
     @property
     def input(self) -> InputSpec:
         """See `Network`."""
-        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+        size = self.config.geometry.width, self.config.geometry.height
+        return InputSpec(*size, fit=self.config.fit, resampling=self.config.resampling)
 
     @property
     def decoder(self) -> GridDecoder:
         """See `Network`."""
-        return GridDecoder(self.config.geometry, self.config.class_names, self.config.clustering)
+        config = self.config
+        point = config.operating_point
+        return GridDecoder(config.geometry, config.class_names, config.clustering, operating_point=point)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""

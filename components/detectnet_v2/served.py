@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from components.decode.description import OPERATING_POINT
 from components.decode.grid.decoder import BBOX, COVERAGE, INPUT
 from components.detectnet_v2.decoding import grid_decoder
 from components.measure.metric import AVERAGE_PRECISION
@@ -16,6 +17,7 @@ from components.serve.task import (
     ServedTask,
     Step,
     Tensor,
+    found_from,
     image_step,
     tensor_names,
 )
@@ -39,12 +41,13 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
         "class_names": list(decoder.class_names),
         "geometry": asdict(geometry),
         "clustering": {name: asdict(value) for name, value in decoder.clustering.items()},
+        **({OPERATING_POINT: dict(decoder.operating_point)} if decoder.operating_point else {}),
     }
     fitting = {
-        "geometry": asdict(geometry),
-        "preprocessing": settings.preprocessing,
-        "max_image_pixels": settings.max_image_pixels,
+        "preprocessing": predictor.input.fit if settings.preprocessing == "model" else settings.preprocessing,
+        "resampling": predictor.input.resampling,
     }
+    prepared = {"geometry": asdict(geometry), **fitting, "max_image_pixels": settings.max_image_pixels}
     network = Network(
         file=file,
         # TAO's client of Triton asks for the order of the dimensions, and refuses a model that leaves it open.
@@ -65,13 +68,13 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
         ],
         outputs=DETECTIONS,
         wires={BBOX: "bbox", COVERAGE: "coverage"},
-        parameters=parameters,
+        parameters={**parameters, **found_from(settings.min_score)},
     )
     return ServedTask(
         PREFIX,
-        [image_step(pixels, fitting), network, clustering],
+        [image_step(pixels, prepared), network, clustering],
         DETECTION,
         AVERAGE_PRECISION,
         parameters,
-        {**parameters, "parameters": predictor.parameters, "tensors": names},
+        {**parameters, **fitting, "parameters": predictor.parameters, "tensors": names},
     )

@@ -16,8 +16,9 @@ from components.detectnet_v2.losses import WeightPenalty
 from components.detectnet_v2.network import HEADS, GridNet
 from components.detectnet_v2.teacher import Teacher
 from components.detectnet_v2.transfer import build_network, freeze
-from components.detectnet_v2.validation import CostMeter, Order, scored_by_tao5
+from components.detectnet_v2.validation import CostMeter, OperatingPoint, Order, scored_by_tao5
 from components.detectnet_v2.visualizer import Visualizer
+from components.measure.summary import operating_point
 from components.step import UserError, sha256
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group
@@ -75,7 +76,7 @@ class _Detection(Task[BatchTensors]):
             config.regularizer.weight,
             _convolution_parameters(network),
         )
-        images = sources.training_images(spec, tao5=options.tao5)
+        images = sources.training_images(spec, tao5=options.tao5, group=group)
         self._batches = sources.batch_maker(spec, images, group.rank, group.size, tao5=options.tao5)
         self._validation = self._validation_images()
         self._visualizer: Visualizer | None = None
@@ -84,7 +85,8 @@ class _Detection(Task[BatchTensors]):
         self.checkpoint_interval = config.checkpoint_interval or 10
         geometry = network.config.geometry
         self.data = f"{len(images)} images of {geometry.width}x{geometry.height}"
-        self.parts = {"objectives": self._objectives}
+        self._operating_point = OperatingPoint()
+        self.parts = {"objectives": self._objectives, "operating_point": self._operating_point}
         self.settings = {
             "spec": text_format.MessageToString(_without_paths(spec)),
             "network": network.config.to_json(),
@@ -172,6 +174,9 @@ class _Detection(Task[BatchTensors]):
         targets = sources.batch_maker(spec, self._validation, tao5=tao5)
         meter = CostMeter(predictor, targets, self._objectives, order)
         figures = evaluate(meter, self._validation, config, decoder, batch_size=batch_size, tao5=tao5, order=order)
+        # TAO's defects make other detections of the same outputs, which nobody is shown.
+        is_own = decoder.clustering == network.config.clustering and not tao5
+        self._operating_point.scores = operating_point(figures) if is_own else {}
         print(f"Epoch {epochs}/{self.epochs}\n{'=' * 25}", flush=True)
         print_evaluation(figures, meter.cost)
         if self._visualizer:
@@ -181,6 +186,11 @@ class _Detection(Task[BatchTensors]):
     def end_epoch(self) -> None:
         """See `Task`."""
         self._objectives.end_epoch()
+
+    def describe(self, network: Network) -> None:
+        """See `Task`."""
+        assert isinstance(network, GridNet)
+        network.config = replace(network.config, operating_point=self._operating_point.scores)
 
     def close(self) -> None:
         """See `Task`."""

@@ -1,6 +1,8 @@
 """The cost of a network on the validation images, taken along while it is scored on them."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,25 @@ def scored_by_tao5(images: int, batch_size: int, validations: int | None = None)
             "lower batch_size_per_gpu, or leave --compat tao5 out"
         )
     return (start + np.arange(batches * batch_size)) % max(images, 1)
+
+
+@dataclass
+class OperatingPoint:
+    """Where F1 was best at the last validation, which a training that is resumed after it still knows.
+
+    Attributes:
+        scores: By class.
+    """
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """See `components.vision.training.Resumable`."""
+        return dict(self.scores)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `components.vision.training.Resumable`."""
+        self.scores = dict(state)
 
 
 class CostMeter:

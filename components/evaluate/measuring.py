@@ -108,6 +108,7 @@ class Serving:
             in_flight=self.in_flight,
             host=self.host,
             certificates=self.certificates,
+            min_score=0.0,  # a curve needs everything
         )
 
 

@@ -40,6 +40,11 @@ def summarise(
     }
 
 
+def operating_point(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Returns by class the score at which F1 is best, of what `summarise` returned; not of classes without objects."""
+    return {name: best["threshold"] for name, best in figures["best_f1"].items() if best}
+
+
 def mean_average_precision(curves: Sequence[PrecisionRecall], mode: AveragePrecisionMode = "integrate") -> float | None:
     """Returns the mean, 0 to 1, over the curves that have objects; None when none has."""
     values = [curve.average_precision(mode) for curve in curves if curve.objects]

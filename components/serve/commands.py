@@ -14,6 +14,15 @@ from components.serve.config import Backend, Preprocessing
 if TYPE_CHECKING:
     from components.serve.server import LocalServer
 
+MinScore = Annotated[
+    float | None,
+    typer.Option(
+        "--min-score",
+        help="Leave out what scores less, unless a request asks otherwise (its parameter min_score); by default, than "
+        "the model's operating point.",
+        show_default=False,
+    ),
+]
 # What `gridbox serve` without a word is, and with a word that is no command.
 DEFAULT_COMMAND = "start"
 
@@ -50,6 +59,7 @@ def start(
     grpc_port: Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="0 is any free port.")] = 8001,
     metrics_port: Annotated[int, typer.Option("--metrics-port", min=0, max=65535, help="0 is any free port.")] = 8002,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of the network; 0 for all cores.")] = 0,
+    min_score: MinScore = None,
     log: Annotated[
         Path | None, typer.Option("--log", help="File for what Triton prints; by default one in the cache folder.")
     ] = None,
@@ -64,7 +74,7 @@ def start(
     model = find_model(run or RUNS)
     ports = Ports(http_port, grpc_port, metrics_port)
     with tempfile.TemporaryDirectory(prefix="gridbox-repository-") as folder:
-        repository = local_repository(model, Path(folder, "local"), local_settings(threads))
+        repository = local_repository(model, Path(folder, "local"), local_settings(threads, min_score))
         with LocalServer(repository, log or _log_file(http_port), ports, say=_say) as server:
             try:
                 introduce(server, model)
@@ -113,9 +123,9 @@ def build(
     preprocessing: Annotated[
         Preprocessing,
         typer.Option(
-            "--preprocessing", help="Keep the aspect ratio, as the data sets here do, or stretch, as TAO does."
+            "--preprocessing", help="How images are fitted into the network's input; 'model': as it was trained."
         ),
-    ] = "letterbox",
+    ] = "model",
     triton_release: Annotated[
         str, typer.Option("--triton-release", help="Release of the Triton image that shall serve it; ours by default.")
     ] = "",
@@ -138,6 +148,7 @@ def build(
         Path | None,
         typer.Option("--plan", help="For tensorrt: the model's plan (artifact), of gridbox serve tensorrt."),
     ] = None,
+    min_score: MinScore = None,
 ) -> None:
     """Write a Triton model repository: the network, what decodes before it and clusters after it, and the ensemble."""
     from components.serve.config import RepositorySettings
@@ -153,6 +164,7 @@ def build(
         threads,
         workers,
         max_image_pixels,
+        min_score=min_score,
     )
     build_repository(exported, repository, settings, plan)
     typer.echo(f"{repository}: a Triton model repository for the backend {backend}")

@@ -64,7 +64,6 @@ def detect(
     labels: LabelFormat = "none",
     window: Window | None = None,
     overlays: bool = True,
-    min_score: float = 0.0,
 ) -> Done:
     """Sends images to an endpoint, several at once, and draws and writes what it finds in their order.
 
@@ -79,7 +78,6 @@ def detect(
         labels: What is written in addition to overlays: nothing, a KITTI file for each image, or lines of JSON.
         window: Shows each image.
         overlays: Whether images with boxes are written.
-        min_score: Detections with a lower score are left out.
 
     Raises:
         UserError: Nothing of the source can be read.
@@ -93,7 +91,7 @@ def detect(
             sinks.append(kitti_labels(stack, output))
         if output and labels == "json":
             sinks.append(json_lines(stack, output))
-        results = stack.enter_context(closing(_results(endpoint, source, min_score)))
+        results = stack.enter_context(closing(_results(endpoint, source)))
         if window:
             stack.callback(window.close)
         done = write_results(_watched(results, window) if window else results, source, sinks)
@@ -105,14 +103,14 @@ def detect(
     return done
 
 
-def _results(endpoint: Endpoint, source: Source, min_score: float) -> Generator[Result | str, None, None]:
+def _results(endpoint: Endpoint, source: Source) -> Generator[Result | str, None, None]:
     """Yields what the endpoint finds in each image, or why it has no answer; several are under way at once."""
     with closing(endpoint.stream((image, image.encoded()) for image in source)) as answers:
         for image, answer in answers:
             if answer.error:
                 yield f"{image.name}: {answer.error}"
             else:
-                yield Result(image, (answer.width, answer.height), _found(answer, min_score))
+                yield Result(image, (answer.width, answer.height), _found(answer))
 
 
 def _watched(results: Iterable[Result | str], window: Window) -> Iterator[Result | str]:
@@ -123,10 +121,10 @@ def _watched(results: Iterable[Result | str], window: Window) -> Iterator[Result
             return
 
 
-def _found(answer: Answer, min_score: float) -> list[Found]:
+def _found(answer: Answer) -> list[Found]:
     found = []
     for index, (name, rows) in enumerate(answer.detections.items()):
         drawing = Drawing(name, _COLOURS[index % len(_COLOURS)])
-        for x1, y1, x2, y2, score in rows[rows[:, 4] >= min_score].tolist():
+        for x1, y1, x2, y2, score in rows.tolist():
             found.append(Found(Label(name, 0.0, 0, (x1, y1, x2, y2), score), drawing))
     return found

@@ -42,7 +42,15 @@ def detect(
     show: Annotated[
         bool, typer.Option("--show", help="Show a window; files are then written only with --output. q ends it.")
     ] = False,
-    min_score: Annotated[float, typer.Option("--min-score", help="Leave out detections with a lower score.")] = 0.0,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            help="Leave out detections with a lower score; 0 shows everything. By default, the operating point of the "
+            "model.",
+            show_default=False,
+        ),
+    ] = None,
     in_flight: Annotated[int, typer.Option("--in-flight", min=1, help="Images under way at once.")] = 4,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Hand images over in shared memory, to a server on this machine.")
@@ -82,15 +90,22 @@ def detect(
             in_flight=in_flight,
             host=host,
             certificates=certificates,
+            min_score=min_score,
         )
 
     with connect(url) if url else _local(connect) as endpoint:
         overlays = output is not None or not show
-        done = run(endpoint, images, folder, labels, window, overlays, min_score)
+        done = run(endpoint, images, folder, labels, window, overlays)
+        shown = endpoint.shown_from
     where = f": {folder}" if folder else ""
     noun = "images" if images.rate is None else "frames"
     rate = done.images / max(done.seconds, 1e-9)
     print(f"{done.images} {noun}, {done.detections} detections, {rate:.1f} {noun}/s{where}")
+    if min_score is None and shown:
+        scores = ", ".join(
+            f"{score:.3g}" if len(shown) == 1 else f"{name} {score:.3g}" for name, score in shown.items()
+        )
+        print(f"shown from a score of {scores} on, where the model's F1 was best; --min-score 0 shows everything")
 
 
 def _local(connect: "Callable[[str], Endpoint]") -> "Endpoint":

@@ -54,13 +54,14 @@ def _newest_first(folders: Iterable[Path]) -> list[Path]:
 MOST_INSTANCES = 4
 
 
-def local_settings(threads: int = 0) -> RepositorySettings:
+def local_settings(threads: int = 0, min_score: float | None = None) -> RepositorySettings:
     """Returns settings for this machine; 0 threads are those of the cores that may be used.
 
     Copies of the ensemble decode and cluster side by side; the network of one at a time has all cores.
     """
     cores = available_cores()
-    return RepositorySettings(backend="python", instances=min(cores, MOST_INSTANCES), threads=threads or cores)
+    instances = min(cores, MOST_INSTANCES)
+    return RepositorySettings(backend="python", instances=instances, threads=threads or cores, min_score=min_score)
 
 
 def local_repository(model: Path, folder: Path, settings: RepositorySettings) -> Path:
@@ -76,9 +77,10 @@ def local_repository(model: Path, folder: Path, settings: RepositorySettings) ->
     """
     if (model / REPOSITORY).is_dir():
         own = read_manifest(model, KIND)["settings"]
-        if own["backend"] == settings.backend:
+        shown = settings.min_score if settings.min_score is not None else own.get("min_score")
+        if own["backend"] == settings.backend and shown == own.get("min_score"):
             return model / REPOSITORY
         kept = ("preprocessing", "max_batch_size", "max_image_pixels")
-        settings = replace(settings, **{name: own[name] for name in kept})
+        settings = replace(settings, min_score=shown, **{name: own[name] for name in kept})
     build_repository(model, folder, settings)
     return folder / REPOSITORY

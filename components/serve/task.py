@@ -154,6 +154,11 @@ def image_step(shape: Sequence[int], parameters: Mapping[str, Any]) -> Step:
     )
 
 
+def found_from(min_score: float | None) -> dict[str, float]:
+    """Returns the parameter of a step `postprocess` that says from which score on objects are shown, if it is set."""
+    return {} if min_score is None else {endpoint.MIN_SCORE: min_score}
+
+
 def tensor_names(file: Path, wanted: Mapping[str, str]) -> dict[str, str]:
     """Returns what a graph calls tensors, which may have `:0` behind their names.
 

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from components.decode.description import operating_point
 from components.step import StageError, UserError
 from components.vision.endpoint_connection import Address, Connection, Protocol, RefusedError, Regions
 
@@ -27,9 +28,12 @@ BOXES, SCORES, CLASSES, COUNT, SIZE = (
     "true_image_size",
 )
 CLASS_NAMES = "class_names"
+# A request's parameter, and one of a model's configuration.
+MIN_SCORE = "min_score"
 # How a model of the ensemble begins the error of an image that it cannot work on; all others mean that it fails.
 IMAGE_ERROR = "image: "
 IN_FLIGHT = 4
+_NOT_WANTED = -1
 TIMEOUT_SECONDS = 60.0
 
 Key = TypeVar("Key")
@@ -76,6 +80,7 @@ class Endpoint:
         in_flight: int = IN_FLIGHT,
         host: str = "",
         certificates: Path | None = None,
+        min_score: float | None = None,
     ) -> None:
         """Connects, and reads what the model is.
 
@@ -88,6 +93,8 @@ class Endpoint:
             in_flight: Images that may be on their way at once.
             host: Name to ask for, where a gateway in front of several services needs it.
             certificates: PEM file of the authorities to trust in place of the system's, for https and grpcs.
+            min_score: What scores less is not wanted; None leaves it to the server, which by default leaves out what
+                scores less than the model's operating point.
 
         Raises:
             UserError: The client is not installed, nothing listens there, or the model is unknown or another kind.
@@ -96,7 +103,7 @@ class Endpoint:
         if in_flight < 1 or timeout <= 0:
             raise UserError(f"in_flight {in_flight}, timeout {timeout:g}: both have to be above 0")
         self._connection = Connection(Address.parse(url, protocol), host, certificates, timeout)
-        self._model, self.in_flight = model, in_flight
+        self._model, self.in_flight, self._min_score = model, in_flight, min_score
         self._regions = Regions(self._connection) if shared_memory else None
         self.class_names: tuple[str, ...] = ()
         self.network_size: tuple[int, int] | None = None
@@ -146,6 +153,13 @@ class Endpoint:
             dims = [int(size) for size in tensor["dims"]]
             if len(dims) == 3 and dims[0] == 3 and min(dims) > 0:
                 self.network_size = dims[2], dims[1]
+
+    @property
+    def shown_from(self) -> dict[str, float]:
+        """By class, from which score on the server shows objects of itself; empty where it does not say it."""
+        if MIN_SCORE in self.parameters:
+            return dict.fromkeys(self.class_names, float(self.parameters[MIN_SCORE]))
+        return operating_point(self.parameters)
 
     def detect(self, images: Sequence[bytes]) -> list[Detections]:
         """Detects in encoded images.
@@ -201,13 +215,17 @@ class Endpoint:
             return Answer(error=reason, seconds=time.perf_counter() - begin)
         return self._read(result, time.perf_counter() - begin)
 
+    @property
+    def _asked(self) -> dict[str, float]:
+        return {} if self._min_score is None else {MIN_SCORE: self._min_score}
+
     async def _infer(self, content: bytes) -> Any:  # noqa: ANN401 - an untyped client's result
         if self._regions is None:
-            return await self._connection.infer(self._model, INPUT, content)
+            return await self._connection.infer(self._model, INPUT, content, asked=self._asked)
         region = await self._regions.take(len(content))
         region.write(content)
         try:
-            result = await self._connection.infer(self._model, INPUT, content, region)
+            result = await self._connection.infer(self._model, INPUT, content, region, self._asked)
         except RefusedError:
             self._regions.give_back(region)
             raise
@@ -228,6 +246,8 @@ class Endpoint:
                 raise ValueError(f"{count} detections are announced, {len(rows)} boxes came")
         except (AttributeError, IndexError, ValueError) as error:
             raise StageError(f"{self}: an answer that makes no sense: {error}") from error
+        if self._min_score is not None:  # servers of other models do not know the parameter
+            classes = np.where(rows[:, 4] >= self._min_score, classes, _NOT_WANTED)
         found = {name: rows[classes == index] for index, name in enumerate(self.class_names)}
         return Answer(found, width, height, seconds)
 

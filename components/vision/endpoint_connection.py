@@ -6,9 +6,11 @@ import importlib
 import os
 import ssl
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -137,7 +139,14 @@ class Connection:
         config = await self._call("get_model_config", model, **more)
         return dict(config.get("config", config))
 
-    async def infer(self, model: str, name: str, content: bytes, region: "Region | None" = None) -> Any:  # noqa: ANN401
+    async def infer(
+        self,
+        model: str,
+        name: str,
+        content: bytes,
+        region: "Region | None" = None,
+        asked: Mapping[str, float] = MappingProxyType({}),
+    ) -> Any:  # noqa: ANN401 - an untyped client's result
         """Runs a model whose one input is UINT8 [1, bytes] and returns its `InferResult`.
 
         Args:
@@ -145,6 +154,7 @@ class Connection:
             name: The input.
             content: What it gets; with `region`, it already lies there.
             region: A registered region of shared memory.
+            asked: Parameters of the request.
 
         Raises:
             RefusedError: The server answers, and refuses this request.
@@ -155,7 +165,9 @@ class Connection:
             tensor.set_shared_memory(region.name, len(content))
         else:
             tensor.set_data_from_numpy(np.frombuffer(content, np.uint8)[None])
-        return await self._call("infer", model, [tensor])
+        # As text: KServe's protocol knows no fractions among the parameters.
+        more = {"parameters": {key: f"{value:.9g}" for key, value in asked.items()}} if asked else {}
+        return await self._call("infer", model, [tensor], **more)
 
     async def register(self, region: "Region") -> None:
         """Tells the server of a region of shared memory.

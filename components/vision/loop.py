@@ -23,6 +23,7 @@ from components.vision.training import EpochClock, StopRequest, TrainingState, s
 
 # A GPU is not waited for after every step just to look at its loss.
 _STEPS_BETWEEN_LOOKS = 50
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,9 @@ class _Loop(Generic[Targets]):
             "precision": self.trainer.precision,
             "ema": self.options.ema,
         }
-        return TrainingState(modules, task.optimizer, {**parts, **task.parts}, {**settings, **task.settings})
+        return TrainingState(
+            modules, task.optimizer, {**parts, **task.parts}, {**settings, **task.settings}, task.if_diverged
+        )
 
     def _resume(self) -> None:
         state, results = self.state, self.options.results
@@ -147,6 +150,7 @@ class _Loop(Generic[Targets]):
         task.close()
         model = self.options.results / "weights" / f"{self.options.name}{SUFFIX}"
         if self.status:
+            task.describe(self.network)
             save_network(model, self.network)
             kpi = {"size": model.stat().st_size / 2**20, "param_count": count_parameters(self.network) / 1e6}
             self.status.write("SUCCESS", f"{self.title} training job complete", kpi=kpi)
@@ -199,6 +203,7 @@ class _Loop(Generic[Targets]):
         epochs, results, interval = self.state.epoch, self.options.results, self.task.checkpoint_interval
         self.state.save(results)
         if interval and epochs % interval == 0:
+            self.task.describe(self.network)
             save_network(results / f"model.epoch-{epochs}{SUFFIX}", self.network)
 
     def _report_epoch(self, clock: EpochClock, loss: float, rate: float, validation: Validation | None) -> None:
@@ -222,7 +227,7 @@ def _average(network: nn.Module, decay: float) -> "torch.optim.swa_utils.Average
     # Takes a second to import, which a training without an average need not.
     from torch.optim.swa_utils import AveragedModel
 
-    def average(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    def average(averages: _Tensors, values: _Tensors, count: Tensor | int) -> None:
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, values)
             return
@@ -230,4 +235,4 @@ def _average(network: nn.Module, decay: float) -> "torch.optim.swa_utils.Average
         share = min(decay, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_(averages, values, 1 - share)
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -117,5 +117,8 @@ class Task(ABC, Generic[Targets]):
     def end_epoch(self) -> None:
         """Is called after each epoch, and after its validation."""
 
+    def describe(self, network: Network) -> None:
+        """Writes into a network what is known of it besides its weights, before it is saved."""
+
     def close(self) -> None:
         """Is called at the end of the training."""

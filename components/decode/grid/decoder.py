@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.decode.decoder import Tensors
+from components.decode.description import OPERATING_POINT
 from components.decode.grid.clustering import Clustering, detect
 from components.decode.grid.geometry import GridGeometry
 from components.decode.instances import Instances
@@ -28,6 +29,7 @@ class GridDecoder:
         class_names: Classes in the order of the coverage channels.
         clustering: By class name, how candidates become detections; classes without an entry are not looked for.
         detector: How candidates become detections: on the evaluation's or on the inference's path.
+        operating_point: By class name, the score from which on detections are shown, where it is known.
         assumed: See `Decoder`.
     """
 
@@ -35,6 +37,7 @@ class GridDecoder:
     class_names: tuple[str, ...]
     clustering: Mapping[str, Clustering]
     detector: Detector = detect
+    operating_point: Mapping[str, float] = field(default_factory=dict)
     assumed: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -64,7 +67,8 @@ class GridDecoder:
     def settings(self) -> dict[str, Any]:
         """See `Decoder`."""
         clustering = {name: asdict(value) for name, value in self.clustering.items()}
-        return {"kind": KIND, "geometry": asdict(self.geometry), "clustering": clustering}
+        known = {OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}
+        return {"kind": KIND, "geometry": asdict(self.geometry), "clustering": clustering, **known}
 
 
 def load(description: Mapping[str, Any]) -> GridDecoder:
@@ -79,4 +83,5 @@ def load(description: Mapping[str, Any]) -> GridDecoder:
         drawn = "" if values else f"input {geometry.width}x{geometry.height} from the graph; "
         assumed.append(f"{drawn}box scale {geometry.scale:g} and offset {geometry.offset:g}")
     clustering = {name: Clustering(**settings.get("clustering", {}).get(name, {})) for name in names}
-    return GridDecoder(geometry, names, clustering, assumed=tuple(assumed))
+    point = settings.get(OPERATING_POINT, {})
+    return GridDecoder(geometry, names, clustering, operating_point=point, assumed=tuple(assumed))

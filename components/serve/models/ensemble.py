@@ -26,11 +26,11 @@ class Ensemble(tensors.Step):
         self._network = Network(parameters, folder)
         self._postprocess = Postprocess(parameters, folder)
 
-    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
+    def __call__(self, inputs: tensors.Arrays, asked: tensors.Asked) -> tensors.Arrays:
         """Takes `input_image_data`; gives the ensemble's outputs."""
-        prepared = self._preprocess(inputs)
+        prepared = self._preprocess(inputs, asked)
         outputs = dict(zip(self._outputs, self._network.run(prepared[PIXELS]), strict=True))
-        found = self._postprocess({**prepared, **outputs})
+        found = self._postprocess({**prepared, **outputs}, asked)
         return {**found, **{name: prepared[name] for name in ("true_image_size", "image_error")}}
 
 

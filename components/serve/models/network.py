@@ -51,7 +51,7 @@ class Network(tensors.Step):
         finally:
             fcntl.flock(self._turns, fcntl.LOCK_UN)
 
-    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
+    def __call__(self, inputs: tensors.Arrays, asked: tensors.Asked) -> tensors.Arrays:  # noqa: ARG002
         """Returns the outputs by name."""
         return dict(zip(self._outputs, self.run(inputs[self._input]), strict=True))
 

@@ -59,7 +59,7 @@ class Preprocess(tensors.Step):
         cv2.setNumThreads(1)
         self._images = images
 
-    def __call__(self, inputs: tensors.Arrays) -> tensors.Arrays:
+    def __call__(self, inputs: tensors.Arrays, asked: tensors.Asked) -> tensors.Arrays:  # noqa: ARG002
         """Takes encoded images, `input_image_data` [N, bytes]; gives what `Prepared` holds."""
         prepared = [self._prepare(row.tobytes()) for row in inputs["input_image_data"]]
         errors = [image.error for image in prepared]

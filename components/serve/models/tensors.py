@@ -27,6 +27,7 @@ _set_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+Asked = Mapping[str, Any]
 
 
 class RefusedError(Exception):
@@ -34,14 +35,17 @@ class RefusedError(Exception):
 
 
 class Step(ABC):
-    """What a model does, in arrays; a call takes a request's inputs and gives its outputs, both by name."""
+    """What a model does, in arrays; a call takes a request's inputs and gives its outputs, both by name.
+
+    A request may have parameters of its own, `asked`; Triton hands those of an ensemble to all of its models.
+    """
 
     @abstractmethod
     def __init__(self, parameters: Mapping[str, Any], folder: Path) -> None:
         """Takes the parameters of the model's configuration, and its folder."""
 
     @abstractmethod
-    def __call__(self, inputs: Arrays) -> Arrays:
+    def __call__(self, inputs: Arrays, asked: Asked) -> Arrays:
         """Returns outputs, each with at least one element; the inputs must not be kept or changed.
 
         Several threads call at once.
@@ -80,7 +84,8 @@ class Model:
 
     def _respond(self, request: Any) -> Any:  # noqa: ANN401 - the backend has no types
         try:
-            outputs = self._answer({name: _read(request, name) for name in self._inputs})
+            asked = json.loads(request.parameters() or "{}")
+            outputs = self._answer({name: _read(request, name) for name in self._inputs}, asked)
             return pb_utils.InferenceResponse([_tensor(name, array) for name, array in outputs.items()])
         except RefusedError as error:
             return _error(str(error))
