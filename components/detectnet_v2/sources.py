@@ -147,6 +147,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         blur_probability=drawn.blur_probability,
         jpeg_probability=drawn.jpeg_probability,
         grey_probability=drawn.grey_probability,
+        size=(drawn.width, drawn.height) if drawn.width else None,
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(

@@ -247,7 +247,10 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
         yield from _missing(spec, path)
     yield from _out_of_range(spec, _EXPERIMENT_RANGES)
     size = "augmentation_config.preprocessing.output_image"
-    yield from _divisible(spec, f"{size}_width", f"{size}_height")
+    yield from _divisible(spec, f"{size}_width", f"{size}_height", f"{RANDOM_CROP}.width", f"{RANDOM_CROP}.height")
+    drawn = spec.open_engine.random_crop
+    if bool(drawn.width) != bool(drawn.height):
+        yield Fault.at(RANDOM_CROP, "needs width and height, or neither for the network's input")
     yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_EXPERIMENT)
     yield from _check_preprocessing(spec)
     yield from _check_model(spec.model_config)

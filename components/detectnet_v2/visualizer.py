@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,13 @@ class Visualizer:
         self._network.eval()
         coverage, bbox = (output.float().cpu().numpy() for output in self._network(images))
         self._network.train(was_training)
+        height, width = images.shape[2:]
+        geometry = replace(self._network.config.geometry, width=width, height=height)  # crops may be smaller
         drawn = []
         for index, image in enumerate((images * 255).byte().permute(0, 2, 3, 1).cpu().numpy()):
             canvas = np.ascontiguousarray(image)
             for channel, name in enumerate(self._network.config.class_names):
-                boxes = decode(bbox[index, 4 * channel : 4 * channel + 4], self._network.config.geometry)
+                boxes = decode(bbox[index, 4 * channel : 4 * channel + 4], geometry)
                 shown = boxes[coverage[index, channel] > self._thresholds.get(name, 0.5)]
                 for x1, y1, x2, y2 in shown.round().astype(int).tolist():
                     cv2.rectangle(canvas, (x1, y1), (x2, y2), _GREEN, 1)
