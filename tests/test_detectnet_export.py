@@ -262,7 +262,8 @@ def test_deepstream_settings(network, tmp_path):
         "batch-size": "4",
         "net-scale-factor": "0.0039215697906911373",
         "model-color-format": "0",
-        "maintain-aspect-ratio": "0",
+        "maintain-aspect-ratio": "1",
+        "symmetric-padding": "1",
         "network-type": "0",
         "num-detected-classes": "2",
         "output-blob-names": "output_bbox/BiasAdd:0;output_cov/Sigmoid:0",
@@ -275,6 +276,15 @@ def test_deepstream_settings(network, tmp_path):
     modes = {precision: settings_of(network.config, precision)["property"] for precision in ("fp32", "fp16")}
     assert {name: section["network-mode"] for name, section in modes.items()} == {"fp32": "0", "fp16": "2"}
     assert "int8-calib-file" not in modes["fp32"]
+
+
+def test_deepstream_fits_images_as_training_did(network):
+    keys = ("maintain-aspect-ratio", "symmetric-padding")
+    for fit, expected in (("letterbox", ["1", "1"]), ("stretch", ["0", "0"])):
+        section = settings_of(replace(network.config, fit=fit))["property"]
+        assert [section[key] for key in keys] == expected
+    with pytest.raises(UserError, match="DeepStream cannot cut images"):
+        settings_of(replace(network.config, fit="crop"))
 
 
 @pytest.mark.parametrize(

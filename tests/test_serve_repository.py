@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from components.serve.local import find_model, local_repository, local_settings
 from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 from components.serve.repository import build_repository
 from components.step import UserError, read_manifest, write_json, write_manifest
+from components.vision.inputs import InputSpec
 from components.vision.predictor import load_predictor
 
 model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -342,11 +344,29 @@ def test_settings_reach_the_models(exported, tmp_path):
     assert parameters(found["facenet_preprocess"]) == {
         "geometry": GEOMETRY,
         "preprocessing": "stretch",
+        "resampling": "area",
         "max_image_pixels": 1000,
     }
     assert parameters(found["facenet_postprocess"])["geometry"] == GEOMETRY
     build_repository(exported, tmp_path / "other", RepositorySettings(instances=3))
     assert [group.count for group in configs(tmp_path / "other")["facenet"].instance_group] == [3]
+
+
+def test_images_are_served_as_the_model_was_trained(exported, tmp_path):
+    described = read_manifest(exported, "exported_model")
+    taken = {"width": WIDTH, "height": HEIGHT, "fit": "crop", "resampling": "cubic"}
+    shutil.copytree(exported, tmp_path / "exported")
+    decoder = {"kind": "grid", **{name: described["settings"][name] for name in ("geometry", "clustering")}}
+    settings = {**described["settings"], "input": taken, "decoder": decoder}
+    write_json(tmp_path / "exported/manifest.json", {**described, "settings": settings})
+    build_repository(tmp_path / "exported", tmp_path / "built", RepositorySettings())
+    told = parameters(configs(tmp_path / "built")["facenet_preprocess"])
+    assert (told["preprocessing"], told["resampling"]) == ("crop", "cubic")
+    spec = load_predictor(tmp_path / "exported").input
+    assert (spec.fit, spec.resampling) == ("crop", "cubic")
+    assert load_predictor(tmp_path / "built/repository/facenet/1/model.onnx").input == spec
+    local = local_repository(tmp_path / "built", tmp_path / "local", local_settings(2)).parent
+    assert InputSpec.from_json(read_manifest(local, "model_repository")["settings"]["input"]) == spec
 
 
 def test_the_network_in_a_repository_is_an_exported_model_like_any_other(exported, built):
@@ -553,6 +573,7 @@ def test_settings_are_written_with_their_resolved_batch(built):
     written = read_manifest(built["python"], "model_repository")["settings"]
     assert {name: written[name] for name in asdict(RepositorySettings())} == {
         **asdict(RepositorySettings("python")),
+        "preprocessing": "letterbox",  # as the model says
         "max_batch_size": 8,
     }
 

@@ -241,7 +241,8 @@ def test_a_stretched_image_fills_the_network(monkeypatch):
     preprocess = importlib.import_module("components.serve.models.preprocess").Preprocess(values, Path())
     wide = cv2.resize(picture([(2, 1)]), (WIDTH * 4, HEIGHT // 2), interpolation=cv2.INTER_NEAREST)
     outputs = preprocess({"input_image_data": np.frombuffer(encoded(wide), np.uint8)[None]}, {})
-    stretched = cv2.resize(wide, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[..., ::-1].transpose(2, 0, 1)
+    narrow = cv2.resize(wide, (WIDTH, HEIGHT // 2), interpolation=cv2.INTER_AREA)
+    stretched = cv2.resize(narrow, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)[..., ::-1].transpose(2, 0, 1)
     np.testing.assert_array_equal(outputs["input_1"], stretched[None].astype(np.float32) / np.float32(255))
     assert outputs["placement"].tolist() == [[1 / 4, 2, 0, 0]]
     assert outputs["true_image_size"].tolist() == [[HEIGHT // 2, WIDTH * 4, 3]]

@@ -155,6 +155,12 @@ def test_pretrained_frozen_and_stopped_training_is_told(tmp_path):
     assert "parameters" not in section(whole, "Network")
 
 
+def test_what_nvidias_program_refuses_is_told(tmp_path):
+    told = words(tmp_path, FACENET_TAO_4_0 + "open_engine { fit: STRETCH }\n")
+    assert "images of any size: they are stretched to it" in section(told, "Input")
+    assert told.endswith("NVIDIA's program refuses this spec: it does not know open_engine.\n")
+
+
 def test_several_sources_are_told_with_their_weights(tmp_path):
     second = 'data_sources { tfrecords_path: "/b/*" image_directory_path: "/b" source_weight: 0.25 }\n  data_sources'
     data = section(words(tmp_path, edited("data_sources", second)), "Data")

@@ -24,9 +24,13 @@ def upgraded(description: Mapping[str, Any]) -> dict[str, Any]:
         return {**description, "input": description.get("input_spec", description.get("input"))}
     former = {name: description[name] for name in _FORMER if name in description}
     size = {name: value for name, value in former.get("geometry", {}).items() if name in ("width", "height")}
-    fit = {"fit": description["preprocessing"]} if "preprocessing" in description else {}
-    rest = {name: value for name, value in description.items() if name not in (*former, "preprocessing")}
-    return {**rest, "input": {**size, **fit}, "decoder": {"kind": "grid", **former}}
+    fitting = {
+        field: description[name]
+        for field, name in (("fit", "preprocessing"), ("resampling", "resampling"))
+        if name in description
+    }
+    rest = {name: value for name, value in description.items() if name not in (*former, "preprocessing", "resampling")}
+    return {**rest, "input": {**size, **fitting}, "decoder": {"kind": "grid", **former}}
 
 
 def operating_point(description: Mapping[str, Any]) -> dict[str, float]:

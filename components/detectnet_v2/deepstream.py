@@ -65,6 +65,8 @@ def nvinfer_config(
             f"DeepStream decodes boxes with scale {usual.scale:g} and offset {usual.offset:g}, this model has "
             f"{geometry.scale:g} and {geometry.offset:g}; train with those of DeepStream"
         )
+    if config.fit == "crop":
+        raise UserError("DeepStream cannot cut images to the network's input; train with fit: LETTERBOX or STRETCH")
     algorithms = {config.clustering[name].algorithm for name in config.class_names}
     if len(algorithms) > 1:
         words = " and ".join(sorted(algorithms))
@@ -78,8 +80,9 @@ def nvinfer_config(
         f"net-scale-factor={_NET_SCALE_FACTOR}",
         "# RGB",
         "model-color-format=0",
-        "# Images are stretched to the network's input, as in training with enable_auto_resize.",
-        "maintain-aspect-ratio=0",
+        f"# Images are fitted into the network's input as in training: {config.fit}",
+        f"maintain-aspect-ratio={int(config.fit == 'letterbox')}",
+        f"symmetric-padding={int(config.fit == 'letterbox')}",
         "# A detector",
         "network-type=0",
         f"num-detected-classes={len(config.class_names)}",

@@ -13,6 +13,8 @@ from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
 from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
 from components.detectnet_v2.network import GridNetConfig
+from components.formats.images import Resampling
+from components.vision.inputs import Fit, InputSpec
 from components.vision.resnet import ResNetConfig
 from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
 
@@ -28,6 +30,17 @@ _ALGORITHMS: dict[int, Literal["dbscan", "nms", "hybrid"]] = {
 _CONFIDENCE_MODELS: dict[str, Literal["aggregate_cov", "mean_cov"]] = {
     "aggregate_cov": "aggregate_cov",
     "mean_cov": "mean_cov",
+}
+
+# How a spec's `open_engine` has images fitted into the input.
+_FITS: dict[int, Fit] = {
+    spec_pb2.OpenEngineConfig.LETTERBOX: "letterbox",
+    spec_pb2.OpenEngineConfig.STRETCH: "stretch",
+    spec_pb2.OpenEngineConfig.CROP: "crop",
+}
+_RESAMPLINGS: dict[int, Resampling] = {
+    spec_pb2.OpenEngineConfig.AREA: "area",
+    spec_pb2.OpenEngineConfig.CUBIC: "cubic",
 }
 
 # How a spec's regulariser is called in `WeightPenalty`.
@@ -106,7 +119,23 @@ def network_config(spec: spec_pb2.Experiment, width: float = 1.0) -> GridNetConf
         # As written: the message holds 32 bits, 0.1 would become 0.10000000149.
         round(model.dropout_rate, 6),
     )
-    return GridNetConfig(backbone, class_names(spec), geometry(spec), clustering(spec))
+    taken = network_input(spec)
+    return GridNetConfig(
+        backbone, class_names(spec), geometry(spec), clustering(spec), fit=taken.fit, resampling=taken.resampling
+    )
+
+
+def network_input(spec: spec_pb2.Experiment) -> InputSpec:
+    """Returns how images of any size become the network's input, wherever the trained model looks at one.
+
+    Without `open_engine`, TAO's loader stretches them or, as a rule, takes images of the input's size, which `gridbox
+    widerface convert` has letterboxed.
+    """
+    size = spec.augmentation_config.preprocessing
+    fit, resampling = _FITS[spec.open_engine.fit], _RESAMPLINGS[spec.open_engine.resampling]
+    if not spec.HasField("open_engine") and size.enable_auto_resize and not size.output_image_min:
+        fit = "stretch"
+    return InputSpec(size.output_image_width, size.output_image_height, fit=fit, resampling=resampling)
 
 
 def objective_weights(spec: spec_pb2.Experiment, device: str | torch.device = "cpu") -> ObjectiveWeights:

@@ -105,6 +105,8 @@ class ImageDetector:
         """
         config = spec.inferencer_config
         self._predictor = load_predictor(model, tuple(config.target_classes))
+        # TAO stretches images, however the network was trained.
+        self._input = replace(self._predictor.input, fit="stretch") if tao5 else self._predictor.input
         _check_model(model, self._predictor, config)
         names = tuple(spec.bbox_handler_config.postproc_classes) or tuple(config.target_classes)
         self._drawings = {name: _drawing(spec, name) for name in names}
@@ -117,19 +119,18 @@ class ImageDetector:
         )
 
     def __call__(self, images: Sequence[Image]) -> list[list[Found]]:
-        """Detects in images [H, W, 3] BGR of any sizes: TAO stretches them to the network's input."""
-        spec = replace(self._predictor.input, fit="stretch")
-        width, height = spec.width, spec.height
-        stretched = np.stack([spec.place(image)[0] for image in images])
-        found = detect_images(self._predictor, stretched, self._decoder)
+        """Detects in images [H, W, 3] BGR of any sizes, fitted into the network's input as the model was trained."""
+        placed = [self._input.place(image) for image in images]
+        found = detect_images(self._predictor, np.stack([pixels for pixels, _ in placed]), self._decoder)
         drawings = [(self._decoder.class_names.index(name), drawing) for name, drawing in self._drawings.items()]
         return [
             [
-                Found(_label(row, (image.shape[1] / width, image.shape[0] / height), drawing.output_name), drawing)
+                Found(label, drawing)
                 for kind, drawing in drawings
-                for row in instances.select(kind).rows().tolist()
+                for row in instances.select(kind).to_source(placement).rows().tolist()
+                if (label := _label(row, (image.shape[1], image.shape[0]), drawing.output_name))
             ]
-            for image, instances in zip(images, found, strict=True)
+            for image, instances, (_, placement) in zip(images, found, placed, strict=True)
         ]
 
 
@@ -153,10 +154,11 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _label(row: Sequence[float], scale: tuple[float, float], name: str) -> Label:
-    """Maps a detection (x1, y1, x2, y2, score), which lies inside the network's input, to the image's own pixels."""
-    x1, y1, x2, y2, score = row
-    return Label(name, 0.0, 0, (x1 * scale[0], y1 * scale[1], x2 * scale[0], y2 * scale[1]), score)
+def _label(row: Sequence[float], size: tuple[int, int], name: str) -> Label | None:
+    """Cuts a detection (x1, y1, x2, y2, score) to an image of `size` (width, height); None if it lies beside it."""
+    x1, x2 = (min(max(edge, 0.0), float(size[0])) for edge in row[0:4:2])
+    y1, y2 = (min(max(edge, 0.0), float(size[1])) for edge in row[1:4:2])
+    return Label(name, 0.0, 0, (x1, y1, x2, y2), row[4]) if x1 < x2 and y1 < y2 else None
 
 
 def kitti_line(label: Label) -> str:

@@ -12,8 +12,9 @@ from components.decode.description import OPERATING_POINT
 from components.decode.grid.clustering import Clustering
 from components.decode.grid.decoder import BBOX, COVERAGE, GridDecoder
 from components.decode.grid.geometry import GridGeometry
+from components.formats.images import Resampling
 from components.step import UserError
-from components.vision.inputs import InputSpec
+from components.vision.inputs import Fit, InputSpec
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
@@ -38,6 +39,8 @@ class GridNetConfig:
         clustering: By class name, how candidates become detections.
         operating_point: By class name, the score from which on detections are shown, of these weights; empty where it
             is not known.
+        fit: How images become its input; see `InputSpec`.
+        resampling: How they are scaled for it.
     """
 
     backbone: ResNetConfig
@@ -45,6 +48,8 @@ class GridNetConfig:
     geometry: GridGeometry
     clustering: Mapping[str, Clustering]
     operating_point: Mapping[str, float] = field(default_factory=dict)
+    fit: Fit = "letterbox"
+    resampling: Resampling = "area"
 
     def with_backbone(self, backbone: ResNetConfig) -> Self:
         """Returns the same configuration around another backbone, whose scores are others."""
@@ -57,6 +62,8 @@ class GridNetConfig:
             "class_names": list(self.class_names),
             "geometry": asdict(self.geometry),
             "clustering": {name: asdict(value) for name, value in self.clustering.items()},
+            "fit": self.fit,
+            "resampling": self.resampling,
             **({OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}),
         }
 
@@ -69,6 +76,7 @@ class GridNetConfig:
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
             values.get(OPERATING_POINT, {}),
+            **{name: values[name] for name in ("fit", "resampling") if name in values},  # former files have neither
         )
 
 
@@ -96,7 +104,8 @@ class GridNet(Network, kind="detectnet_v2"):
     @property
     def input(self) -> InputSpec:
         """See `Network`."""
-        return InputSpec(self.config.geometry.width, self.config.geometry.height)
+        size = self.config.geometry.width, self.config.geometry.height
+        return InputSpec(*size, fit=self.config.fit, resampling=self.config.resampling)
 
     @property
     def decoder(self) -> GridDecoder:

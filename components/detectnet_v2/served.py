@@ -44,10 +44,10 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
         **({OPERATING_POINT: dict(decoder.operating_point)} if decoder.operating_point else {}),
     }
     fitting = {
-        "geometry": asdict(geometry),
-        "preprocessing": settings.preprocessing,
-        "max_image_pixels": settings.max_image_pixels,
+        "preprocessing": predictor.input.fit if settings.preprocessing == "model" else settings.preprocessing,
+        "resampling": predictor.input.resampling,
     }
+    prepared = {"geometry": asdict(geometry), **fitting, "max_image_pixels": settings.max_image_pixels}
     network = Network(
         file=file,
         # TAO's client of Triton asks for the order of the dimensions, and refuses a model that leaves it open.
@@ -72,9 +72,9 @@ def served(file: Path, settings: RepositorySettings) -> ServedTask:
     )
     return ServedTask(
         PREFIX,
-        [image_step(pixels, fitting), network, clustering],
+        [image_step(pixels, prepared), network, clustering],
         DETECTION,
         AVERAGE_PRECISION,
         parameters,
-        {**parameters, "parameters": predictor.parameters, "tensors": names},
+        {**parameters, **fitting, "parameters": predictor.parameters, "tensors": names},
     )

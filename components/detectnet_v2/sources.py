@@ -7,7 +7,6 @@ Source of the loaders' rules: TAO 5.0, `cv/detectnet_v2/dataloader/*.py`.
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,31 +15,27 @@ from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import BatchMaker
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
-from components.detectnet_v2.experiment import class_names, geometry
+from components.detectnet_v2.experiment import class_names, geometry, network_input
 from components.detectnet_v2.framing import Fitting, Framing
 from components.detectnet_v2.records import Frame, load_frames
 from components.step import UserError
 from components.vision.data.crops import RandomCrop
-from components.vision.inputs import InputSpec
+from components.vision.distributed import Group
 
 _NAMED = 20  # of the classes in the records
-_FITS: dict[int, Literal["letterbox", "stretch", "crop"]] = {
-    spec_pb2.OpenEngineConfig.LETTERBOX: "letterbox",
-    spec_pb2.OpenEngineConfig.STRETCH: "stretch",
-    spec_pb2.OpenEngineConfig.CROP: "crop",
-}
 # What an image of a set may be called where it is not called as the spec says: sets keep JPEGs as they were.
 _EXTENSIONS = "png", "jpg", "jpeg"
 
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
 
-def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
+def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Group | None = None) -> LabelledImages:
     """Loads the images of all training sources, and prints what is left out of them.
 
     Args:
         spec: The experiment.
         tao5: Reproduce TAO 5's defects.
+        group: The processes that train together, if this is one of several; all of them call this.
 
     Raises:
         UserError: There are none, an image is missing or broken, a record is none, or no label is of a class to train.
@@ -51,7 +46,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Labelle
     ]
     if not sources:
         raise UserError("dataset_config has no data_sources; add one with tfrecords_path and image_directory_path")
-    return _load(spec, sources, tao5, "Training data", augmented=True)
+    return _load(spec, sources, tao5, "Training data", augmented=True, group=group)
 
 
 def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
@@ -80,7 +75,14 @@ def _has_validation_fold(spec: spec_pb2.Experiment) -> bool:
     return bool(spec.dataset_config.WhichOneof("dataset_split_type") == "validation_fold")
 
 
-def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str, augmented: bool) -> LabelledImages:
+def _load(
+    spec: spec_pb2.Experiment,
+    sources: _Sources,
+    tao5: bool,
+    title: str,
+    augmented: bool,
+    group: Group | None = None,
+) -> LabelledImages:
     extension = spec.dataset_config.image_extension.lstrip(".") or "png"
     frames: list[Frame] = []
     files: list[Path] = []
@@ -101,9 +103,14 @@ def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str, 
         wanted = ", ".join(map(repr, sorted(mapping.classes)))
         raise UserError(f"{patterns}: target_class_mapping takes labels of {wanted}, but the records hold {held}")
     framed = fitting(spec) if spec.HasField("open_engine") else framing(spec)
-    images = LabelledImages(frames, files, mapping, geometry(spec), framed, weights, source_ids, augmented=augmented)
+    images = LabelledImages(
+        frames, files, mapping, geometry(spec), framed, weights, source_ids, augmented=augmented, group=group
+    )
     for reason, count in sorted(images.left_out.items()):
         print(f"{title}: {count} objects left out: {reason}", flush=True)
+    if not any(len(objects.boxes) for objects in images.labels):
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(images.left_out.items()))
+        raise UserError(f"{patterns}: no label is left of those of the classes that are trained: {reasons or 'masked'}")
     return images
 
 
@@ -124,7 +131,6 @@ def _composes_forward(spec: spec_pb2.Experiment) -> bool:
 def fitting(spec: spec_pb2.Experiment) -> Fitting:
     """Returns how images become the network's input where the spec has an `open_engine`."""
     config = spec.open_engine
-    size = geometry(spec)
     drawn = config.random_crop
     smallest = spec.augmentation_config.preprocessing
     spatial = augmentation(spec)
@@ -144,7 +150,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(
-        InputSpec(size.width, size.height, fit=_FITS[config.fit]),
+        network_input(spec),
         crop if config.HasField("random_crop") else None,
         crop.zoom_max * enlarged,
         (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),

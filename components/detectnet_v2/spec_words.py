@@ -13,6 +13,12 @@ from components.detectnet_v2.spec_fields import NMS_IOU, STRIDE
 
 _WIDTH, _LABEL = 110, 20
 
+_FITS: dict[int, str] = {
+    spec_pb2.OpenEngineConfig.LETTERBOX: "they keep their shape, the rest is black (letterbox)",
+    spec_pb2.OpenEngineConfig.STRETCH: "they are stretched to it",
+    spec_pb2.OpenEngineConfig.CROP: "they keep their shape, what is beyond it is cut off",
+}
+
 Row = tuple[str, str]
 """A label and its text."""
 Section = tuple[str, Iterable[Row]]
@@ -28,8 +34,20 @@ def describe(review: Review) -> str:
         sections = _conversion(review.message)
     head = f"{review.path}: {review.kind.name} spec, read by {review.kind.readers}; nothing is wrong with it\n"
     blocks = [_block(title, rows) for title, rows in [*sections, *_remarks(review)]]
-    tail = "TAO 5 refuses this spec." if review.refused_by_tao5 else "TAO 3.x, 4.0 and 5.x can read this spec as well."
-    return "\n".join([head, *(block for block in blocks if block), f"{tail}\n"])
+    return "\n".join([head, *(block for block in blocks if block), f"{_readers(review)}\n"])
+
+
+def _readers(review: Review) -> str:
+    own = []
+    if review.kind is EXPERIMENT:
+        schedule = review.message.training_config.learning_rate.WhichOneof("learning_rate")
+        own += ["cosine_annealing_schedule"] * (schedule == "cosine_annealing_schedule")
+        own += ["open_engine"] * review.message.HasField("open_engine")
+    if own:
+        return f"NVIDIA's program refuses this spec: it does not know {' and '.join(own)}."
+    if review.refused_by_tao5:
+        return "TAO 5 refuses this spec."
+    return "TAO 3.x, 4.0 and 5.x can read this spec as well."
 
 
 def _block(title: str, rows: Iterable[Row]) -> str:
@@ -128,7 +146,9 @@ def _input(spec: spec_pb2.Experiment) -> Iterator[Row]:
     width, height = size.output_image_width, size.output_image_height
     grid = f"a grid of {width // STRIDE} x {height // STRIDE} cells of {STRIDE} pixels"
     yield "size", f"{width} x {height} pixels in colour; {grid}"
-    if size.output_image_min:
+    if spec.HasField("open_engine"):
+        yield "fitting", f"images of any size: {_FITS[spec.open_engine.fit]}"
+    elif size.output_image_min:
         most = f", the longer one to {size.output_image_max} at most" if size.output_image_max else ""
         yield "fitting", f"images keep their shape: the shorter side is scaled to {size.output_image_min} pixels{most}"
     elif size.enable_auto_resize:
@@ -350,7 +370,7 @@ def _clustering(config: spec_pb2.ClusteringConfig, bound: str, mean: bool = Fals
 def _inference(spec: spec_pb2.Inference) -> Iterator[Section]:
     config, handlers = spec.inferencer_config, spec.bbox_handler_config.classwise_bbox_handler_config
     sides = (str(side or "the model's own") for side in (config.image_width, config.image_height))
-    size = f"{' x '.join(sides)} pixels, to which images are stretched"
+    size = f"{' x '.join(sides)} pixels, into which images are fitted as in training"
     yield "Model", [("file", config.tlt_config.model), ("input", f"{size}; batches of {config.batch_size}")]
     names = spec.bbox_handler_config.postproc_classes or config.target_classes
     yield "Classes", (row for name in names for row in _handled_class(name, handlers))

@@ -68,7 +68,7 @@ class _Detection(Task[BatchTensors]):
             config.regularizer.weight,
             _convolution_parameters(network),
         )
-        images = sources.training_images(spec, tao5=options.tao5)
+        images = sources.training_images(spec, tao5=options.tao5, group=group)
         self._batches = sources.batch_maker(spec, images, group.rank, group.size, tao5=options.tao5)
         self._validation = self._validation_images()
         self._visualizer: Visualizer | None = None

@@ -123,9 +123,9 @@ def build(
     preprocessing: Annotated[
         Preprocessing,
         typer.Option(
-            "--preprocessing", help="Keep the aspect ratio, as the data sets here do, or stretch, as TAO does."
+            "--preprocessing", help="How images are fitted into the network's input; 'model': as it was trained."
         ),
-    ] = "letterbox",
+    ] = "model",
     triton_release: Annotated[
         str, typer.Option("--triton-release", help="Release of the Triton image that shall serve it; ours by default.")
     ] = "",

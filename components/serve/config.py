@@ -12,7 +12,8 @@ from components.serve.release import GRIDBOX_VERSION, TRITON_RELEASE
 from components.serve.task import Model, Network, ServedTask, Step, Tensor
 
 Backend = Literal["tensorrt", "onnxruntime", "python"]
-Preprocessing = Literal["letterbox", "stretch"]
+# As the model was trained, or how else images are fitted into its input.
+Preprocessing = Literal["model", "letterbox", "stretch", "crop"]
 Message = Mapping[str, Any]
 
 MODEL_FILES: Mapping[Backend, str] = {
@@ -43,8 +44,7 @@ class RepositorySettings:
         backend: What runs the network: `tensorrt` a plan on a GPU, `onnxruntime` Triton's own backend on a CPU,
             `python` ONNX Runtime inside the Python backend, where only that exists (the local server); there the
             ensemble is one model that does all three steps.
-        preprocessing: `letterbox` keeps the aspect ratio, as `gridbox widerface convert` does; `stretch` does not, as
-            `detectnet_v2 inference` does.
+        preprocessing: How images are fitted into the network's input, where not as the model says; see `InputSpec`.
         triton_release: Release of the Triton image that shall serve it, for example 26.07.
         max_batch_size: Images in a request, and in one run of the network; 0: the plan's largest on a GPU, 8 on a CPU,
             where large batches gain nothing.
@@ -58,7 +58,7 @@ class RepositorySettings:
     """
 
     backend: Backend = "onnxruntime"
-    preprocessing: Preprocessing = "letterbox"
+    preprocessing: Preprocessing = "model"
     triton_release: str = TRITON_RELEASE
     max_batch_size: int = 0
     instances: int = 0

@@ -66,8 +66,15 @@ def build_repository(exported: Path, output: Path, settings: RepositorySettings,
             "classes": len(description["class_names"]),
             "parameters": description["parameters"],
         }
-        taken = {**upgraded(description)["input"], "fit": settings.preprocessing}
-        served = {**asdict(settings), "max_batch_size": settings.batch, "repository_digest": digest}
+        taken = {**upgraded(description)["input"]}
+        if settings.preprocessing != "model":
+            taken["fit"] = settings.preprocessing
+        served = {
+            **asdict(settings),
+            "preprocessing": taken.get("fit", settings.preprocessing),
+            "max_batch_size": settings.batch,
+            "repository_digest": digest,
+        }
         write_manifest(
             scratch,
             KIND,
