@@ -293,7 +293,7 @@ def test_pasted_objects_are_those_of_other_images_and_touch_nothing_that_is_labe
     ground = (np.full((HEIGHT, WIDTH, 3), 30, np.uint8), annotations([(0, 0, 30, 64)], [(70, 0, 96, 20)]))
     donor = np.full((200, 300, 3), 120, np.uint8)
     cv2.ellipse(donor, (150, 100), (20, 30), 0, 0, 360, (250, 250, 250), -1)
-    donor = (donor, annotations([(130, 70, 170, 130)]))
+    donor = (donor, annotations([(130, 70, 170, 130)], [(0, 0, 40, 40)]))
     crop = RandomCrop(copy_paste_probability=1.0)
     pasted = 0
     for seed in range(40):
