@@ -631,7 +631,7 @@ open_engine {
   random_crop {
     zoom_min: 0.8 zoom_max: 2.5 object_probability: 0.5 hflip_probability: 0.5 rotate_rad_max: 0.35
     rotate_probability: 0.25 min_object_height: 8 min_visible_share: 0.4 mosaic_probability: 0.1
-    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07
+    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07 view_share: 0.7
   }
 }
 """
@@ -643,7 +643,8 @@ def test_a_specs_random_crop_reaches_the_loader_whole():
     framing = sources.fitting(spec)
     assert framing.input == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
     expected = RandomCrop(0.8, 2.5, 0.5, 0.5, 0.35, 0.25, 0.4, 0.1, 0.2, 0.05, 0.06, 0.07)
-    for name in RandomCrop.__slots__:
+    assert framing.crop.size == (64, 48)
+    for name in set(RandomCrop.__slots__) - {"size"}:
         assert getattr(framing.crop, name) == pytest.approx(getattr(expected, name)), name
     assert framing.smallest == (3.0, 8.0)
     assert framing.largest_zoom == pytest.approx(2.5 * 2)  # TAO's MULTISOURCE shows twice as much at a zoom of a half

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from components.decode.grid.encode import CoverageShape
+from components.decode.grid.geometry import STRIDE, GridGeometry
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import BatchMaker
@@ -147,7 +148,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         blur_probability=drawn.blur_probability,
         jpeg_probability=drawn.jpeg_probability,
         grey_probability=drawn.grey_probability,
-        size=(drawn.width, drawn.height) if drawn.width else None,
+        size=_view_size(drawn.view_share, geometry(spec)) if drawn.view_share else None,
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(
@@ -156,6 +157,12 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         crop.zoom_max * enlarged,
         (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),
     )
+
+
+def _view_size(share: float, grid: GridGeometry) -> tuple[int, int]:
+    """Returns width and height of training views: whole cells of the backbone's grid."""
+    width, height = (max(1, round(share * edge / STRIDE)) * STRIDE for edge in (grid.width, grid.height))
+    return width, height
 
 
 def framing(spec: spec_pb2.Experiment) -> Framing:

@@ -134,7 +134,7 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("open_engine", "ema_decay", _BELOW_ONE),
     ("open_engine.teacher", "weight", _SHARE),
     (RANDOM_CROP, "zoom_min zoom_max", _POSITIVE),
-    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share", _SHARE),
+    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share view_share", _SHARE),
     (RANDOM_CROP, "mosaic_probability copy_paste_probability", _SHARE),
     (RANDOM_CROP, "blur_probability jpeg_probability grey_probability", _SHARE),
     (RANDOM_CROP, "rotate_rad_max min_object_height", _NOT_NEGATIVE),
@@ -247,10 +247,7 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
         yield from _missing(spec, path)
     yield from _out_of_range(spec, _EXPERIMENT_RANGES)
     size = "augmentation_config.preprocessing.output_image"
-    yield from _divisible(spec, f"{size}_width", f"{size}_height", f"{RANDOM_CROP}.width", f"{RANDOM_CROP}.height")
-    drawn = spec.open_engine.random_crop
-    if bool(drawn.width) != bool(drawn.height):
-        yield Fault.at(RANDOM_CROP, "needs width and height, or neither for the network's input")
+    yield from _divisible(spec, f"{size}_width", f"{size}_height")
     yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_EXPERIMENT)
     yield from _check_preprocessing(spec)
     yield from _check_model(spec.model_config)
