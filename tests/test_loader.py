@@ -643,7 +643,7 @@ def test_a_specs_random_crop_reaches_the_loader_whole():
     framing = sources.fitting(spec)
     assert framing.input == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
     expected = RandomCrop(0.8, 2.5, 0.5, 0.5, 0.35, 0.25, 0.4, 0.1, 0.2, 0.05, 0.06, 0.07)
-    assert framing.crop.size == (64, 48)
+    assert framing.crop.size == (64, 48)  # whole cells of 16 pixels
     for name in set(RandomCrop.__slots__) - {"size"}:
         assert getattr(framing.crop, name) == pytest.approx(getattr(expected, name)), name
     assert framing.smallest == (3.0, 8.0)
@@ -673,8 +673,11 @@ def test_a_spec_with_open_engine_takes_images_of_any_size_and_either_kind(tmp_pa
     maker = sources.batch_maker(spec, training)
     assert maker.mask_spares_objects
     batch = next(maker.epoch(0))
-    assert batch.images.shape == (2, HEIGHT, WIDTH, 3)
+    assert batch.images.shape == (2, 48, 64, 3)
+    assert batch.coverage.shape == (2, 1, 3, 4)
     assert batch.input == sources.fitting(spec).input
+    spec.open_engine.random_crop.ClearField("view_share")
+    assert next(sources.batch_maker(spec, sources.training_images(spec)).epoch(0)).images.shape == (2, HEIGHT, WIDTH, 3)
 
 
 def test_images_with_no_label_left_to_learn_from_are_refused(tmp_path):
