@@ -173,7 +173,7 @@ class BatchMaker:
             batch.images[position] = self.data.pixels[index]
             objects = self.data.objects[index]
             if isinstance(framing, Fitting):
-                objects = objects.shown(self.data.canvas, framing.smallest, 0.0)
+                objects = objects.shown((self.geometry.width, self.geometry.height), framing.smallest, 0.0)
         elif isinstance(framing, Fitting):
             batch.images[position], objects = self._composer(framing, settings).compose(index, random)
         else:
