@@ -138,9 +138,27 @@ PARAMETERS: dict[str, Parameter] = {
         Points, 2.0, "Points of average precision (hundredths) the INT8 model may lose at most."
     ),
     "eval_min_face_height": of_run(
-        Height, 4, "Lowest face that counts in every evaluation, pixels of the network's input."
+        Height,
+        8,
+        "Lowest face that counts in every evaluation, pixels of the network's input; not below data_min_face_height "
+        "where lower ones are ignored.",
     ),
 }
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuses evaluations of faces that the data set does not hold.
+
+    Raises:
+        UserError: The lowest face that counts is below those that become ignored regions.
+    """
+    held = values["data_min_face_height"] if values["data_resolution"] == "input" else 0
+    if values["data_small_faces"] == "ignore" and values["eval_min_face_height"] < held:
+        raise UserError(
+            f"parameter eval_min_face_height={values['eval_min_face_height']}: the set ignores faces below {held} "
+            f"pixels (data_min_face_height), so nothing would be known of them; give at least {held}, or lower "
+            "data_min_face_height, too"
+        )
 
 
 def _specs(folder: str) -> dict[str, str]:

@@ -153,3 +153,74 @@ def test_a_loss_that_is_no_number_ends_the_toy_with_its_advice(tmp_path):
 
     with pytest.raises(StageError, match="the loss became nan; lower the learning rate"):
         run(tmp_path, Diverging)
+
+
+def infinite_gradients(at):
+    """A toy whose loss is finite in every step, but has no finite gradient in one: a square root at nought."""
+
+    class Steep(Toy):
+        if_diverged = "add a little to what the root is taken of"
+        step = 0
+
+        def losses(self, outputs, targets):
+            Steep.step += self.network.training
+            loss = super().losses(outputs, targets)
+            is_steep = self.network.training and Steep.step == at
+            return loss + (outputs.sum() * 0).abs().sqrt() if is_steep else loss
+
+    return Steep
+
+
+@pytest.mark.parametrize("at", [3, EPOCHS * STEPS], ids=["amid", "last step"])
+def test_a_finite_loss_with_infinite_gradients_never_reaches_the_weights(tmp_path, at):
+    tasks = []
+
+    def kept(group):
+        tasks.append(infinite_gradients(at)(group))
+        return tasks[-1]
+
+    with pytest.raises(StageError, match=r"gradient became (nan|inf); add a little"):
+        run(tmp_path, kept)
+    assert all(value.isfinite().all() for value in tasks[0].network.state_dict().values())
+    saved, header = load_tensors(tmp_path / "resume.safetensors")
+    assert header["progress"][:2] == list(divmod(at - 1, STEPS))
+    assert all(value.isfinite().all() for value in saved.values())
+    assert not (tmp_path / "weights").exists()
+    assert "FAILURE" in (tmp_path / "status.json").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_weights_that_the_last_update_made_infinite_are_not_saved(tmp_path, ema):
+    class Leaping(Toy):
+        def __init__(self, group):
+            super().__init__(group, sgd)
+            self.schedule = self
+
+        def rate(self, step):
+            return math.inf if step == EPOCHS * STEPS - 1 else 1e-3
+
+        def validated(self, *_arguments):
+            return True
+
+        def state(self):
+            return {}
+
+    with pytest.raises(StageError, match="left the numbers; what was saved before is kept; lower the learning rate"):
+        run(tmp_path, Leaping, ema=ema)
+    saved, header = load_tensors(tmp_path / "resume.safetensors")
+    assert header["progress"][:2] == [EPOCHS - 1, STEPS - 1]
+    assert all(value.isfinite().all() for value in saved.values())
+    assert not (tmp_path / "weights").exists()
+    assert "FAILURE" in (tmp_path / "status.json").read_text().splitlines()[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, whose steps are not waited for")
+def test_a_gpu_tells_of_infinite_gradients_by_the_end_of_the_epoch_and_saves_none(tmp_path):
+    class OnDevice(infinite_gradients(3)):
+        def batches(self, epoch, first_step):
+            for inputs, targets in super().batches(epoch, first_step):
+                yield inputs.cuda(), targets.cuda()
+
+    with pytest.raises(StageError, match="add a little"):
+        run(tmp_path, OnDevice, save_seconds=3600)
+    assert not (tmp_path / "resume.safetensors").exists()

@@ -70,3 +70,14 @@ def test_the_size_is_that_of_the_decoded_image_however_it_is_turned(width, heigh
     assert upright_size(content) == (image.shape[1], image.shape[0])
     assert image.shape[:2] == ((width, height) if orientation > 4 and suffix != ".bmp" else (height, width))
     assert decode(content, upright=False).shape[:2] == (height, width)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "turned jpeg", "png"])
+def test_an_image_of_more_pixels_than_memory_is_for_is_refused_before_it_is_decoded(kind):
+    suffix, side = (".png", 4) if kind == "png" else (".jpg", 2)
+    content = bytearray(cv2.imencode(suffix, np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    place = 16 if kind == "png" else content.index(b"\xff\xc0") + 5
+    content[place : place + 2 * side] = (12_000).to_bytes(side, "big") * 2
+    file = turned(bytes(content)) if kind == "turned jpeg" else bytes(content)
+    with pytest.raises(ImageError, match="12000x12000: more than 134 million pixels; shrink it first"):
+        decode(file)

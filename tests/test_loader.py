@@ -1,6 +1,7 @@
 """From records to batches: framing, sources, sampling, ranks, masks and weights."""
 
 import math
+import threading
 
 import cv2
 import numpy as np
@@ -15,15 +16,17 @@ from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2 import augment, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
-from components.detectnet_v2.batches import BatchMaker, covered_cells
+from components.detectnet_v2.batches import BatchMaker, covered_cells, touched_cells
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
-from components.detectnet_v2.framing import Framing
+from components.detectnet_v2.framing import Fitting, Framing
 from components.detectnet_v2.records import Frame, frame_to_example
 from components.formats.images import upright_size
 from components.formats.tfrecord import write_records
 from components.step import UserError
 from components.vision.data.annotations import Annotations
+from components.vision.data.crops import RandomCrop
 from components.vision.data.order import EpochOrder
+from components.vision.inputs import InputSpec
 
 WIDTH, HEIGHT = 96, 64
 GEOMETRY = GridGeometry(WIDTH, HEIGHT)
@@ -276,10 +279,15 @@ def test_uniform_sampling_draws_the_sources_alike_and_each_ones_images_in_turn()
 
 def test_a_loader_left_early_ends_its_threads(tmp_path):
     maker = batch_maker(labelled_images(tmp_path, [(WIDTH, HEIGHT)] * 4), batch_size=1)
+    before = set(threading.enumerate())
     batches = maker.epoch(0)
     next(batches)
+    made = set(threading.enumerate()) - before
+    assert made
     batches.close()
-    assert len(list(maker.epoch(0))) == 4
+    for thread in made:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_an_error_in_a_worker_reaches_the_training(tmp_path):
@@ -287,6 +295,113 @@ def test_an_error_in_a_worker_reaches_the_training(tmp_path):
     data.labels[0] = None  # anything a worker stumbles over
     with pytest.raises(AttributeError):
         next(batch_maker(data).epoch(0))
+
+
+def test_the_order_of_an_epoch_and_each_of_its_images_draw_from_streams_of_their_own():
+    order = EpochOrder(np.zeros(3, np.int64), batch_size=2, seed=7, rank=1, world_size=2)
+    assert order.random(0, 0, 1).random() == EpochOrder(np.zeros(3, np.int64), 4, 7).random(0, 0, 3).random()
+    places = [(epoch, step, position) for epoch in range(3) for step in range(3) for position in range(2)]
+    drawn = {order.random(*place).random() for place in places}
+    drawn |= {order._stream(0, epoch).random() for epoch in range(3)}  # what `joined` shuffles with
+    drawn |= {np.random.default_rng(seed).random() for seed in (7, (7, 0), (7, 0, 0))}  # filled up with zeros, one
+    assert len(drawn) == len(places) + 3 + 1
+    # A seed of 33 bits takes two words; its streams are none of a short one's.
+    assert EpochOrder(order.source_ids, 2, 7 + (1 << 32)).random(0, 0, 0).random() != order.random(1, 0, 0).random()
+
+
+# ---- Under open_engine -----------------------------------------------------------------------------------------------
+
+MIXED = [(WIDTH, HEIGHT), (150, 90), (60, 130), (400, 260), (40, 30)]
+CROP = RandomCrop(0.7, 2.0, 0.5, 0.5, 0.4, 0.5, 0.4, 0.3, 0.5, 0.2, 0.2, 0.2)
+
+
+def fitting(fit="letterbox", crop=CROP, **others):
+    return Fitting(InputSpec(WIDTH, HEIGHT, fit=fit), crop, **{"largest_zoom": 9.0, **others})
+
+
+@pytest.mark.parametrize("augmented", [True, False], ids=["training", "validation"])
+@pytest.mark.parametrize("fit", ["letterbox", "stretch", "crop"])
+def test_what_is_not_augmented_is_the_image_as_the_network_is_served_it(tmp_path, fit, augmented):
+    framing = fitting(fit)
+    data = labelled_images(tmp_path, MIXED, framing=framing, augmented=augmented)
+    batch = batch_maker(data, augmentation=None, batch_size=5).batch(0, 0, np.arange(5))
+    for index, (width, height) in enumerate(MIXED):
+        stored = cv2.imread(str(tmp_path / f"{index}.png"))
+        placed, placement = framing.input.place(stored)
+        np.testing.assert_array_equal(data.pixels[index], placed)
+        np.testing.assert_array_equal(batch.images[index], placed)
+        box = placement.to_input(np.array([8, 8, 40, 40]))
+        cut = np.clip(box, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])
+        expected = [cut] if cut[3] > cut[1] else np.zeros((0, 4))  # outside a crop
+        np.testing.assert_allclose(data.objects[index].boxes, expected, atol=1e-3, err_msg=f"{width}x{height}")
+
+
+def test_images_stay_as_they_are_stored_unless_no_zoom_shows_so_much_of_them(tmp_path):
+    data = labelled_images(tmp_path, MIXED, framing=fitting())
+    for index, size in enumerate(MIXED):
+        image, labels = data.stored(index)
+        np.testing.assert_array_equal(image, picture(*size, index))
+        assert labels.boxes.tolist() == [[8, 8, 40, 40]]
+    # 400x260 fits at 0.24; at a zoom of 2, 0.48 of its resolution are seen.
+    data = labelled_images(tmp_path, MIXED, framing=fitting(largest_zoom=2.0))
+    sizes = [data.stored(index)[0].shape[1::-1] for index in range(5)]
+    assert sizes == [*MIXED[:3], (192, 125), MIXED[4]]
+    np.testing.assert_allclose(data.stored(3)[1].boxes, [[3.84, 8 * 125 / 260, 19.2, 40 * 125 / 260]], rtol=1e-5)
+    np.testing.assert_allclose(
+        data.objects[3].boxes, labelled_images(tmp_path, MIXED, framing=fitting()).objects[3].boxes, atol=0.3
+    )
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_crops_too_depend_on_seed_epoch_step_and_place_alone(tmp_path, on_device):
+    data = labelled_images(tmp_path, MIXED, framing=fitting())
+    alone = batch_maker(data, batch_size=4, on_device=on_device)
+    whole = list(alone.epoch(3))
+    assert all(batch.images.shape == (4, HEIGHT, WIDTH, 3) and batch.resampling is None for batch in whole)
+    for one, other in zip(whole[1:], alone.epoch(3, first_step=1), strict=True):
+        assert_same(one, other)
+    ranks = [batch_maker(data, batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+    for joined, *parts in zip(whole, *(maker.epoch(3) for maker in ranks), strict=True):
+        for name in ("images", "coverage", "coverage_norm", "bbox", "mask"):
+            together = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(together, getattr(joined, name))
+    assert any((one.images != other.images).any() for one, other in zip(whole, alone.epoch(4), strict=True))
+
+
+def test_objects_too_small_to_learn_mask_their_cells_and_those_of_no_other(tmp_path):
+    # Fitted into 96x64, the second face is 5 pixels high; the third one is as small, beside the first.
+    boxes = [(16, 16, 96, 96), (156, 100, 161, 110), (98, 40, 108, 50)]
+    data = labelled_images(tmp_path, [(192, 128)], boxes, fitting(crop=None, smallest=(0.0, 8.0)))
+    for maker in (batch_maker(data, augmentation=None), batch_maker(data, augmentation=AugmentSettings())):
+        batch = maker.batch(0, 0, np.zeros(1, np.int64))
+        covered = batch.coverage[0, 0] > 0
+        assert covered[1:3, 1:3].all()
+        assert (batch.mask[0, 0][covered] == 1).all()
+        assert batch.mask[0, 0, 3, 4] == batch.mask[0, 0, 3, 5] == 0  # from 78 to 80.5 across
+        assert not covered[3, 4]
+        assert (batch.mask[0, 0] == 0).sum() <= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 90), st.floats(0, 60), st.floats(0.1, 5), st.floats(0.1, 3)), max_size=3))
+def test_every_cell_that_a_region_touches_is_masked(regions):
+    boxes = np.array([(x, y, x + width, y + height) for x, y, width, height in regions], np.float32).reshape(-1, 4)
+    touched = touched_cells(boxes, GEOMETRY)
+    for row in range(GEOMETRY.rows):
+        for column in range(GEOMETRY.columns):
+            x, y = column * 16, row * 16
+            expected = any(x1 < x + 16 and x2 > x and y1 < y + 16 and y2 > y for x1, y1, x2, y2 in boxes)
+            assert touched[row, column] == expected
+    # TAO's rule is part of it, and masks nothing where a region lies between its sample points.
+    assert not (covered_cells(boxes, GEOMETRY) & ~touched).any()
+
+
+def test_taos_rule_masks_nothing_for_two_in_three_regions_of_two_pixels():
+    corners = np.random.default_rng(0).uniform((0, 0), (90, 60), (2000, 2))
+    boxes = np.hstack([corners, corners + 2]).astype(np.float32)
+    missed = np.mean([not covered_cells(box[None], GEOMETRY).any() for box in boxes])
+    assert missed == pytest.approx(0.6, abs=0.1)
+    assert all(touched_cells(box[None], GEOMETRY).any() for box in boxes)
 
 
 # ---- On the device ---------------------------------------------------------------------------------------------------
@@ -361,6 +476,39 @@ def test_a_sources_weight_multiplies_the_loss_of_its_frames_masked_or_not(tmp_pa
     batch = next(maker.epoch(0))
     found = {tuple(np.unique(batch.mask[position])) for position in (0, 1)}
     assert found == {(0.5, 1.0), (1.25, 2.5)}
+
+
+# ---- What the data are -----------------------------------------------------------------------------------------------
+
+
+def test_the_digest_of_images_tells_their_names_sizes_classes_and_boxes(tmp_path):
+    def digest(**changes):
+        sizes = changes.pop("sizes", [(WIDTH, HEIGHT)] * 2)
+        return labelled_images(tmp_path, sizes, **changes).digest
+
+    ours = digest()
+    assert digest() == ours
+    others = [
+        digest(sizes=[(WIDTH, HEIGHT)]),
+        digest(sizes=[(WIDTH, HEIGHT), (WIDTH + 1, HEIGHT)]),
+        digest(boxes=[(8, 8, 40, 41)]),
+        digest(names=["dontcare"]),
+        digest(boxes=[], names=[]),
+    ]
+    assert len({ours, *others}) == 6
+
+
+def test_a_canvas_much_larger_than_the_input_is_sampled_here_and_not_on_the_device(tmp_path):
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT)])
+    batch = next(batch_maker(data, batch_size=2, on_device=True).epoch(0))
+    assert batch.images.shape == (2, 2 * HEIGHT, 2 * WIDTH, 3)
+    assert batch.resampling is not None
+    data = labelled_images(tmp_path, [(WIDTH, HEIGHT), (2 * WIDTH + 1, 2 * HEIGHT)])
+    there = batch_maker(data, batch_size=2, on_device=True)
+    batch = next(there.epoch(0))
+    assert batch.images.shape == (2, HEIGHT, WIDTH, 3)
+    assert batch.resampling is None
+    assert_same(batch, next(batch_maker(data, batch_size=2).epoch(0)))
 
 
 # ---- From the spec ---------------------------------------------------------------------------------------------------
@@ -473,3 +621,62 @@ def test_a_crop_cuts_boxes_in_either_loader():
     for mode in ("MULTISOURCE", "DEFAULT"):
         framing = sources.framing(experiment(f"dataloader_mode: {mode}", crop))
         assert (framing.corner, framing.scale, framing.clip) == ((10, 20), (0.5, 1.0), True)
+
+
+# ---- open_engine in a spec -------------------------------------------------------------------------------------------
+
+OPEN = """
+open_engine {
+  fit: CROP resampling: CUBIC
+  random_crop {
+    zoom_min: 0.8 zoom_max: 2.5 object_probability: 0.5 hflip_probability: 0.5 rotate_rad_max: 0.35
+    rotate_probability: 0.25 min_object_height: 8 min_visible_share: 0.4 mosaic_probability: 0.1
+    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07
+  }
+}
+"""
+
+
+def test_a_specs_random_crop_reaches_the_loader_whole():
+    spec = experiment(preprocessing="min_bbox_width: 3 min_bbox_height: 4", spatial="zoom_min: 0.5 zoom_max: 1.5")
+    spec.MergeFrom(text_format.Parse(OPEN, spec_pb2.Experiment()))
+    framing = sources.fitting(spec)
+    assert framing.input == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
+    expected = RandomCrop(0.8, 2.5, 0.5, 0.5, 0.35, 0.25, 0.4, 0.1, 0.2, 0.05, 0.06, 0.07)
+    for name in RandomCrop.__slots__:
+        assert getattr(framing.crop, name) == pytest.approx(getattr(expected, name)), name
+    assert framing.smallest == (3.0, 8.0)
+    assert framing.largest_zoom == pytest.approx(2.5 * 2)  # TAO's MULTISOURCE shows twice as much at a zoom of a half
+    spec.dataset_config.dataloader_mode = spec_pb2.DatasetConfig.DEFAULT
+    assert sources.fitting(spec).largest_zoom == pytest.approx(2.5 * 1.5)
+    spec.open_engine.ClearField("random_crop")
+    assert sources.fitting(spec).crop is None
+    assert sources.fitting(spec).smallest == (3.0, 4.0)
+
+
+def test_a_spec_with_open_engine_takes_images_of_any_size_and_either_kind(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    sizes, frames = [(200, 120), (90, 140)], []
+    for index, (width, height) in enumerate(sizes):
+        cv2.imwrite(str(folder / f"{index}.{'png' if index else 'jpg'}"), picture(width, height, index)[..., ::-1])
+        boxes = np.array([[4, 4, 40, 40], [50, 50, 51, 50.5]], np.float32)
+        frames.append(frame_to_example(Frame(str(index), width, height, ["face", "face"], boxes)))
+    write_records(tmp_path / "r-fold-000-of-001", frames)
+    data = f'data_sources {{ tfrecords_path: "{tmp_path}/r-fold*" image_directory_path: "{folder}" }}'
+    spec = experiment(data + " validation_data_source {" + data.partition("{")[2])
+    spec.MergeFrom(text_format.Parse(OPEN.replace("CROP", "LETTERBOX"), spec_pb2.Experiment()))
+    training, validation = sources.training_images(spec), sources.validation_images(spec)
+    assert [training.stored(index)[0].shape[1::-1] for index in range(2)] == sizes
+    np.testing.assert_array_equal(training.pixels, validation.pixels)
+    maker = sources.batch_maker(spec, training)
+    assert maker.mask_spares_objects
+    batch = next(maker.epoch(0))
+    assert batch.images.shape == (2, HEIGHT, WIDTH, 3)
+    assert batch.input == sources.fitting(spec).input
+
+
+def test_images_with_no_label_left_to_learn_from_are_refused(tmp_path):
+    data = source(tmp_path, "a", 2, labels=("face", "car"))
+    with pytest.raises(UserError, match=r"no label is left .*: 2 of class \"car\".*; 2 smaller than 50 x 50 pixels"):
+        sources.training_images(experiment(f"data_sources {{ {data} }}", "min_bbox_width: 50 min_bbox_height: 50"))

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,18 +12,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from discs import detectnet_v2, edit, experiment_spec
+from discs import detectnet_v2, edit, experiment_spec, write_records
 
 from components.detectnet_v2.evaluation import evaluate
 from components.detectnet_v2.spec import load_experiment
 from components.detectnet_v2.train import TrainOptions, train
-from components.step import StageError
+from components.step import StageError, UserError
 from components.vision.checkpoint import load_tensors
 from components.vision.cost_scaling import CostScaling
 from components.vision.trainer import Trainer
 from components.vision.training import RESUME_FILE, TrainingState
 
 EPOCHS, STEPS = 3, 4
+SPLITS = {"data_sources": "training", "validation_data_source": "validation"}
 
 
 @pytest.fixture
@@ -245,3 +248,39 @@ def test_the_visualizer_writes_scalars_images_and_histograms_for_tensorboard(spe
     assert [event.step for event in events.Scalars("learning_rate")] == [1, 3, 5, 7, 9, 11]
     assert set(tags["images"]) == {"images/0", "images/1"}
     assert any("conv1.weight" in tag for tag in tags["histograms"])
+
+
+@pytest.mark.parametrize("part", ["data_sources", "validation_data_source"])
+def test_a_class_mapping_that_matches_nothing_is_refused_before_the_first_step(
+    spec, tmp_path, kitti, monkeypatch, part
+):
+    labels = tmp_path / "cars"
+    shutil.copytree(kitti, labels)
+    for file in labels.rglob("*.txt"):
+        file.write_text(file.read_text().replace("face", "car"))
+    (tmp_path / "r").mkdir()
+    others = write_records(tmp_path / "r", labels)
+    edit(spec, (rf"({part} {{\s+tfrecords_path: \")[^\"]*/", rf"\g<1>{others}/{SPLITS[part]}/"))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(UserError, match=r"takes labels of 'face', but the records hold \d+ of 'car'"):
+        run(spec, tmp_path / "results")
+    assert "FAILURE" in status(tmp_path / "results")[-1]["status"]
+
+
+def test_a_training_on_other_labels_is_not_resumed(spec, tmp_path, kitti):
+    run(spec, tmp_path / "results")
+    moved = tmp_path / "moved"
+    shutil.copytree(kitti, moved)
+    (tmp_path / "r").mkdir()
+    text = spec.read_text()
+    former = re.search(r'tfrecords_path: "(.*)/training/', text)[1]
+    same = write_records(tmp_path / "r", moved)
+    spec.write_text(text.replace(former, str(same)))
+    run(spec, tmp_path / "results")  # the same data elsewhere
+    label = moved / "training/labels/000.txt"
+    label.write_text(re.sub(r"(face \S+ \S+ \S+) \S+", r"\g<1> 1.0", label.read_text(), count=1))
+    (tmp_path / "r2").mkdir()
+    other = write_records(tmp_path / "r2", moved)
+    spec.write_text(text.replace(former, str(other)))
+    with pytest.raises(UserError, match="holds a training with other settings"):
+        run(spec, tmp_path / "results")

@@ -19,6 +19,7 @@ from components.detectnet_v2.records import Frame
 from components.vision.data.annotations import Annotations
 from components.vision.data.cache import Pixels, PixelStore, read_rgb
 from components.vision.data.warp import Image, warp_image
+from components.vision.distributed import Group
 from components.vision.threads import available_cores
 
 
@@ -83,6 +84,7 @@ class LabelledImages:
         source_ids: Sequence[int] | None = None,
         *,
         augmented: bool = True,
+        group: Group | None = None,
     ) -> None:
         """Decodes all images, on all cores.
 
@@ -95,6 +97,7 @@ class LabelledImages:
             weights: Left out, they are ones.
             source_ids: Left out, they are zeros.
             augmented: Whether training batches will be drawn of them.
+            group: The processes that train together, all of which load the same images: one on each machine decodes.
 
         Raises:
             UserError: An image is missing, broken, or not of the size that its record says, or the disk has no room.
@@ -118,9 +121,13 @@ class LabelledImages:
             sizes.append((geometry.width, geometry.height) if self._is_placed else size)
             self.labels.append(objects if self._is_placed else mapped)
             self.objects.append(objects)
-        self._store = PixelStore(sizes)
-        with ThreadPoolExecutor(available_cores()) as pool:
-            list(pool.map(self._decode, range(len(frames)), frames, files))
+
+        def decode(store: PixelStore) -> None:
+            with ThreadPoolExecutor(available_cores()) as pool:
+                for _ in pool.map(self._decode, store, frames, files):
+                    pass
+
+        self._store = PixelStore.filled(sizes, decode, group or Group())
 
     def _kept(self, frame: Frame) -> tuple[tuple[int, int], tuple[float, float]]:
         """Returns the size that an image is given before it is kept or placed, and its labels' scale."""
@@ -139,9 +146,8 @@ class LabelledImages:
             labels = labels.moved(self.framing.window)
         return self.framing.cut(labels, self._geometry)
 
-    def _decode(self, index: int, frame: Frame, file: Path) -> None:
+    def _decode(self, target: Image, frame: Frame, file: Path) -> None:
         image = read_rgb(file, frame.width, frame.height)
-        target = self._store[index]
         if isinstance(self.framing, Fitting) and self._is_placed:
             target[:] = self.framing.input.place(image[..., ::-1])[0]
         elif target.shape == image.shape:

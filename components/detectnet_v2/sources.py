@@ -20,6 +20,7 @@ from components.detectnet_v2.framing import Fitting, Framing
 from components.detectnet_v2.records import Frame, load_frames
 from components.step import UserError
 from components.vision.data.crops import RandomCrop
+from components.vision.distributed import Group
 
 _NAMED = 20  # of the classes in the records
 # What an image of a set may be called where it is not called as the spec says: sets keep JPEGs as they were.
@@ -28,12 +29,13 @@ _EXTENSIONS = "png", "jpg", "jpeg"
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
 
-def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
+def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Group | None = None) -> LabelledImages:
     """Loads the images of all training sources, and prints what is left out of them.
 
     Args:
         spec: The experiment.
         tao5: Reproduce TAO 5's defects.
+        group: The processes that train together, if this is one of several; all of them call this.
 
     Raises:
         UserError: There are none, an image is missing or broken, a record is none, or no label is of a class to train.
@@ -44,7 +46,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> Labelle
     ]
     if not sources:
         raise UserError("dataset_config has no data_sources; add one with tfrecords_path and image_directory_path")
-    return _load(spec, sources, tao5, "Training data", augmented=True)
+    return _load(spec, sources, tao5, "Training data", augmented=True, group=group)
 
 
 def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
@@ -73,7 +75,14 @@ def _has_validation_fold(spec: spec_pb2.Experiment) -> bool:
     return bool(spec.dataset_config.WhichOneof("dataset_split_type") == "validation_fold")
 
 
-def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str, augmented: bool) -> LabelledImages:
+def _load(
+    spec: spec_pb2.Experiment,
+    sources: _Sources,
+    tao5: bool,
+    title: str,
+    augmented: bool,
+    group: Group | None = None,
+) -> LabelledImages:
     extension = spec.dataset_config.image_extension.lstrip(".") or "png"
     frames: list[Frame] = []
     files: list[Path] = []
@@ -94,9 +103,14 @@ def _load(spec: spec_pb2.Experiment, sources: _Sources, tao5: bool, title: str, 
         wanted = ", ".join(map(repr, sorted(mapping.classes)))
         raise UserError(f"{patterns}: target_class_mapping takes labels of {wanted}, but the records hold {held}")
     framed = fitting(spec) if spec.HasField("open_engine") else framing(spec)
-    images = LabelledImages(frames, files, mapping, geometry(spec), framed, weights, source_ids, augmented=augmented)
+    images = LabelledImages(
+        frames, files, mapping, geometry(spec), framed, weights, source_ids, augmented=augmented, group=group
+    )
     for reason, count in sorted(images.left_out.items()):
         print(f"{title}: {count} objects left out: {reason}", flush=True)
+    if not any(len(objects.boxes) for objects in images.labels):
+        reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(images.left_out.items()))
+        raise UserError(f"{patterns}: no label is left of those of the classes that are trained: {reasons or 'masked'}")
     return images
 
 

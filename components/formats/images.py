@@ -25,6 +25,8 @@ _SEGMENTS, _END = {*range(0xC0, 0xD0), *range(0xDA, 0xDE), *range(0xE0, 0xF0), 0
 # Of these, the frame's, which holds the size (the others between 0xC0 and 0xCF are tables); EXIF is in the second one.
 _FRAMES, _EXIF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xE1
 _PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST = 2**27
+"""Pixels of the largest image that is decoded: 400 MB in memory."""
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
@@ -94,6 +96,18 @@ def _png_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _header_size(content: bytes) -> tuple[int, int]:
+    """Returns the size that a JPEG's or a PNG's header claims, turned or not; zeros of any other image."""
+    if content[:8] == _PNG:
+        width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
+        return width, height
+    for kind, start in _jpeg_segments(content) if is_jpeg(content) else ():
+        if kind in _FRAMES:
+            height, width = struct.unpack(">HH", content[start + 3 : start + 7].ljust(4, b"\0"))
+            return width, height
+    return 0, 0
+
+
 def is_upright(content: bytes) -> bool:
     """Tells whether an image's pixels are stored as they are to be seen, so that a reader may ignore its EXIF.
 
@@ -112,8 +126,11 @@ def decode(content: bytes, *, upright: bool = True, eighth: bool = False) -> Ima
         eighth: An eighth of the size, rounded up: of a JPEG in a tenth of the time, to see whether it can be read.
 
     Raises:
-        ImageError: The bytes are not an image, or the image is cut off.
+        ImageError: The bytes are not an image, or the image is cut off, or it has more pixels than `LARGEST`.
     """
+    width, height = _header_size(content)
+    if width * height > LARGEST:
+        raise ImageError(f"{width}x{height}: more than {LARGEST / 1e6:.0f} million pixels; shrink it first")
     if is_jpeg(content) and not _is_whole_jpeg(content):
         # OpenCV fills the missing part of a truncated JPEG with grey, without an error.
         raise ImageError("the JPEG is cut off (no end marker)")

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 # The other processes wait while the first one validates.
 _TIMEOUT = timedelta(hours=3)
 
@@ -42,6 +44,13 @@ class Group:
         total = value.clone()
         dist.all_reduce(total)
         return total / self.size
+
+    def gathered(self, value: T) -> list[T]:
+        """Returns what each process passed, by rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def from_first(self, *values: float) -> list[float]:
         """Returns the values that the first process passed."""

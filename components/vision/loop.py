@@ -120,7 +120,9 @@ class _Loop(Generic[Targets]):
             "precision": self.trainer.precision,
             "ema": self.options.ema,
         }
-        return TrainingState(modules, task.optimizer, {**parts, **task.parts}, {**settings, **task.settings})
+        return TrainingState(
+            modules, task.optimizer, {**parts, **task.parts}, {**settings, **task.settings}, task.if_diverged
+        )
 
     def _resume(self) -> None:
         state, results = self.state, self.options.results

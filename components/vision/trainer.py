@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from components.step import StageError
 from components.vision.cost_scaling import CostScaling
 from components.vision.distributed import Group
 from components.vision.optimizer import trained_parameters
@@ -59,8 +60,11 @@ class Trainer(Generic[Targets]):
             rate: Learning rate of this step.
 
         Returns:
-            The loss, [] on the device, over the joined batch of all processes. It is not looked at here, so that a GPU
-            need not be waited for.
+            The loss, [] on the device, over the joined batch of all processes; NaN where a gradient was no number. On a
+            GPU it is not looked at here, so that it need not be waited for.
+
+        Raises:
+            StageError: On a CPU, a gradient is no number; the weights are as before the step.
         """
         task = self._task
         losses = task.losses(self._outputs(inputs), targets)
@@ -73,10 +77,20 @@ class Trainer(Generic[Targets]):
         penalty: Tensor | float = 0.0
         if self.scaling is None or self._unscale(self.scaling):
             penalty = task.regularise()
-        task.optimizer.step()
+        steepest = self._steepest()
         with torch.no_grad():
             self.losses = self._group.mean(losses.detach().double())
-            return task.total(self.losses) + penalty
+            loss = task.total(self.losses) + penalty
+        if self._device.type == "cpu" and not steepest.isfinite():
+            what = f"the loss became {float(loss)}" if not loss.isfinite() else f"a gradient became {float(steepest)}"
+            raise StageError(f"{what}; {task.if_diverged}")
+        task.optimizer.step()
+        return torch.where(steepest.isfinite(), loss, torch.nan)
+
+    def _steepest(self) -> Tensor:
+        """Returns the largest absolute gradient, [] on the device; those of all processes are averaged already."""
+        gradients = [each.grad for each in trained_parameters(self._task.optimizer) if each.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients, torch.inf)).amax()
 
     def _outputs(self, inputs: Tensor) -> Any:  # noqa: ANN401 - whatever the network returns
         kind = torch.float16 if self.precision == "float16" else torch.bfloat16

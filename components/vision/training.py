@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from components.step import UserError
+from components.step import StageError, UserError
 from components.vision.checkpoint import SUFFIX, load_tensors, save_tensors
 from components.vision.optimizer import Optimizer, flattened, restore
 
@@ -45,6 +45,7 @@ class TrainingState:
         optimizer: The network's optimiser.
         parts: Further parts of the loop by name (objective weights, schedule, cost scaling).
         settings: What the training depends on; a checkpoint of other settings is refused.
+        if_diverged: What helps when the weights leave the numbers, for a person.
         epoch: Finished epochs.
         step: Finished steps of the current epoch.
         loss_sum: Sum of those steps' losses.
@@ -55,6 +56,7 @@ class TrainingState:
     optimizer: Optimizer
     parts: Mapping[str, Resumable]
     settings: Mapping[str, Any]
+    if_diverged: str = "lower the learning rate"
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
@@ -62,10 +64,16 @@ class TrainingState:
     _saved_at: float = field(default_factory=time.monotonic, init=False)
 
     def save(self, results: Path) -> None:
-        """Writes the state; the former one stays until this one is complete."""
+        """Writes the state; the former one stays until this one is complete.
+
+        Raises:
+            StageError: A weight is no number; the former state stays.
+        """
         tensors = {f"optimizer/{name}": value for name, value in flattened(self.optimizer).items()}
         for prefix, module in self.modules.items():
             tensors |= {f"{prefix}/{name}": value for name, value in module.state_dict().items()}
+        if lost := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            raise StageError(f"{lost[0]} left the numbers; what was saved before is kept; {self.if_diverged}")
         header = {
             "progress": [self.epoch, self.step, self.loss_sum, self.finished],
             "parts": {name: part.state() for name, part in self.parts.items()},
