@@ -55,6 +55,7 @@ class PipelineDefinition:
         define: Connects the parts; takes the graph.
         double: The module whose `install` provides a double of NVIDIA's program; empty where it calls none.
         data_files: What a web server holds of its data; empty for the archives of WIDER FACE.
+        check: Refuses values of its parameters that are in range but do not go together; takes all of them.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PipelineDefinition:
     define: Callable[..., None]
     double: str = ""
     data_files: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Any]], None] = lambda _: None
 
     @property
     def types(self) -> dict[str, str]:
@@ -77,6 +79,17 @@ class PipelineDefinition:
         """Returns the values of a run's parameters, and those of the parameters that are bound."""
         of_run = {name: value for name, value in values.items() if self.parameters[name].is_of_run}
         return of_run, {name: value for name, value in values.items() if name not in of_run}
+
+    def complete(self, profile: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values of all parameters: these, else a profile's (empty: the default one's), else the defaults.
+
+        Raises:
+            UserError: There is no such profile, or the values do not go together.
+        """
+        chosen = self.profile_values(profile or self.profile) | dict(values)
+        complete = {name: each.default for name, each in self.parameters.items()} | chosen
+        self.check(complete)
+        return complete
 
     @property
     def profile(self) -> str:

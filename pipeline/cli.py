@@ -314,6 +314,7 @@ def _arguments(wanted: _Request, file: Path, options: Options, runs: Path) -> di
     if workflow:
         values, bound = workflow.split(values)
         compile_to(name, file, wanted.profile_here(workflow), options, bound)
+        workflow.complete(wanted.profile_here(workflow), bound | values)
     check_arguments(name, values)
     check_transport(values)
     if name in WORKFLOWS:

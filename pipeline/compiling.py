@@ -47,7 +47,7 @@ def compile_to(
     options.check(workflow, chosen)
     if options.placement.store_endpoint:
         s3_endpoint(options.placement.store_endpoint, "store_endpoint")
-    complete = {name: each.default for name, each in workflow.parameters.items()} | chosen
+    complete = workflow.complete(profile, chosen)
     function = build(workflow, options, complete)
     _describe_inputs(function.pipeline_spec.root.input_definitions.parameters, workflow.parameters, options.backend)
     info, changed = function.pipeline_spec.pipeline_info, workflow.split(chosen)[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline import deployment, pools
 from pipeline.building import Graph
 from pipeline.catalogue import PipelineDefinition, part
-from pipeline.facedetect_parameters import PARAMETERS, PROFILES
+from pipeline.facedetect_parameters import PARAMETERS, PROFILES, check
 from pipeline.options import Serving
 from pipeline.placement import Access, Pool, Stage, Tao
 
@@ -180,4 +180,5 @@ DEFINITION = PipelineDefinition(
     parts=(data, learn, measure, serve),
     define=define,
     double="components.detectnet_v2.tao_double",
+    check=check,
 )

@@ -138,9 +138,27 @@ PARAMETERS: dict[str, Parameter] = {
         Points, 2.0, "Points of average precision (hundredths) the INT8 model may lose at most."
     ),
     "eval_min_face_height": of_run(
-        Height, 4, "Lowest face that counts in every evaluation, pixels of the network's input."
+        Height,
+        8,
+        "Lowest face that counts in every evaluation, pixels of the network's input; not below data_min_face_height "
+        "where lower ones are ignored.",
     ),
 }
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Refuses evaluations of faces that the data set does not hold.
+
+    Raises:
+        UserError: The lowest face that counts is below those that become ignored regions.
+    """
+    held = values["data_min_face_height"] if values["data_resolution"] == "input" else 0
+    if values["data_small_faces"] == "ignore" and values["eval_min_face_height"] < held:
+        raise UserError(
+            f"parameter eval_min_face_height={values['eval_min_face_height']}: the set ignores faces below {held} "
+            f"pixels (data_min_face_height), so nothing would be known of them; give at least {held}, or lower "
+            "data_min_face_height, too"
+        )
 
 
 def _specs(folder: str) -> dict[str, str]:
@@ -155,10 +173,18 @@ def _specs(folder: str) -> dict[str, str]:
 # The values of NVIDIA TAO: what the pipeline itself has as defaults.
 TAO: dict[str, Any] = {}
 
+# What the open engine does beyond TAO, on a GPU.
+OPEN: dict[str, Any] = {
+    **_specs("facedetect-open"),
+    "data_resolution": "source",
+    "eval_min_face_height": 8,
+}
+
 # A synthetic set and a narrow network: minutes on two cores. Every drawn face counts, however small or hidden.
 CPU: dict[str, Any] = {
     **_specs("facedetect-cpu"),
     "pool_gpu_count": "0",
+    "data_resolution": "source",
     "data_training_images": 704,  # with the validation images
     "data_test_images": 160,
     "data_width": 320,
@@ -209,6 +235,7 @@ MICRO: dict[str, Any] = {
 # The same small data with TAO's values, none of which is the open engine's alone.
 TAO_MICRO: dict[str, Any] = {
     **{name: value for name, value in MICRO.items() if name.partition("_")[0] in ("data", "eval")},
+    "data_resolution": "input",
     "data_training_images": 64,  # TAO wants at least ten steps in an epoch
     "train_epochs": 2,
     "train_batch_size": 4,
@@ -219,6 +246,7 @@ TAO_MICRO: dict[str, Any] = {
 
 PROFILES: Mapping[str, dict[str, Any]] = {
     "tao": TAO,
+    "open": OPEN,
     "cpu": CPU,
     "cpu-real": CPU_REAL,
     "micro": MICRO,

@@ -100,15 +100,16 @@ def sample(name, red, labels, image=None):
     return Sample(name, f"{name}.png", content, labels)
 
 
-def write_kitti(folder, training, validation, **counts):
-    """Writes a KITTI-set artifact of these samples."""
+def write_kitti(folder, training, validation, test=None, settings=None, **counts):
+    """Writes a KITTI-set artifact of these samples; without `test` as former releases wrote it."""
     folder.mkdir(parents=True)
-    for split, samples in (("training", training), ("validation", validation)):
+    splits = {"training": training, "validation": validation, **({} if test is None else {"test": test})}
+    for split, samples in splits.items():
         with ShardWriter(folder / split) as writer:
             for entry in samples:
                 writer.add(entry)
     counts = {"training_images": len(training), "validation_images": len(validation), **counts}
-    write_manifest(folder, "kitti_set", counts, {})
+    write_manifest(folder, "kitti_set", counts, settings or {})
     return folder
 
 

@@ -201,6 +201,27 @@ def with_toy(monkeypatch):
 
 
 @pytest.mark.usefixtures("with_toy")
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ({"eval_min_face_height": 7}, True),
+        ({"data_min_face_height": 12}, True),
+        ({"data_min_face_height": 12, "data_small_faces": "keep"}, False),
+        ({"data_min_face_height": 4, "eval_min_face_height": 4}, False),
+        ({"data_min_face_height": 12, "data_resolution": "source"}, False),  # there the evaluation alone decides
+    ],
+)
+def test_evaluations_of_faces_that_the_set_ignores_are_refused_when_compiling(values, refused, tmp_path):
+    workflow = definition("facedetect")
+    if not refused:
+        assert workflow.complete("tao", values)["data_small_faces"] == values.get("data_small_faces", "ignore")
+        return
+    least = values.get("data_min_face_height", 8)
+    with pytest.raises(UserError, match=f"the set ignores faces below {least} pixels .* give at least {least}"):
+        compile_to("facedetect", tmp_path / "compiled.yaml", "tao", Options(), values)
+    assert not (tmp_path / "compiled.yaml").exists()
+
+
 def test_a_line_in_the_catalogue_is_all_that_a_workflow_needs(gridbox, tmp_path):
     code, _, err = gridbox("compile", "toy", "-o", tmp_path / "toy.yaml", "--profile", "small")
     assert code == 0, err

@@ -1,16 +1,20 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from square_detector import random_samples, sample, write_detector, write_kitti
+from square_detector import face, random_samples, sample, write_detector, write_kitti
 
 from components import program
 from components.convert.commands import app
-from components.convert.int8 import draw_images
+from components.convert.int8 import Gate, Measured, draw_images
+from components.decode.description import operating_point
+from components.measure.metric import Score
+from components.measure.uncertainty import RatioOutcomes
 from components.step import read_manifest
 from components.vision.inputs import InputSpec
 from components.vision.predictor import load_predictor
@@ -98,14 +102,16 @@ def test_tensorrt_gets_signed_symmetric_numbers_only(quantized):
 def test_names_settings_and_labels_are_kept_and_the_file_is_smaller(quantized, exported):
     folder = quantized[0]
     before, after = load_predictor(exported), load_predictor(folder)  # finds the tensors by TAO's names
-    assert (after.input, after.decoder) == (before.input, before.decoder)
+    point = {"face": pytest.approx(1.0, abs=0.01)}  # all faces are found, and with this score or a higher one
+    assert (after.input, after.decoder) == (before.input, replace(before.decoder, operating_point=point))
     assert after.decoder.class_names == ("face",)
     assert after.file_bytes < before.file_bytes / 3
     assert (folder / "labels.txt").read_text() == "face\n"
     manifest = read_manifest(folder, "exported_model")
     assert manifest["settings"]["parameters"] == 1234
     assert manifest["settings"]["quantization"]["runtime"] == quantized[1]
-    assert manifest["counts"]["points_lost"] == pytest.approx(0)
+    assert manifest["settings"]["quantization"]["operating_point"] == point  # the exported model's
+    assert [manifest["counts"][f"points_lost{end}"] for end in ("", "_low", "_high")] == pytest.approx([0, 0, 0])
     metrics = json.loads((folder.parent / "metrics.json").read_text())
     assert metrics["average_precision_before"] == 1.0
     assert metrics["average_precision_after"] == 1.0
@@ -117,7 +123,8 @@ def test_conversion_that_loses_too_much_is_refused_and_leaves_nothing(tmp_path, 
     fragile = write_detector(tmp_path / "exported", loud_channel=1e5)
     assert convert(fragile, kitti, tmp_path / "quantized", "--metrics", str(tmp_path / "metrics.json")) == 1
     message = capsys.readouterr().err
-    assert "INT8 loses 100.00 points of AP@0.5 (from 1.0000 to 0.0000), at most 2 are allowed" in message
+    assert "INT8 loses 100.00 points of AP@0.5 (from 1.0000 to 0.0000), at most 2 are allowed (95% interval " in message
+    assert "100.00 to 100.00: more than the 2 that are allowed, for certain)" in message
     assert "--max-points-lost" in message
     assert message.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
@@ -127,8 +134,53 @@ def test_same_conversion_is_accepted_where_the_loss_is_allowed(tmp_path, kitti, 
     fragile = write_detector(tmp_path / "exported", loud_channel=1e5)
     assert convert(fragile, kitti, tmp_path / "quantized", "--max-points-lost", "100") == 0
     output = capsys.readouterr().out
-    assert "INT8 lost 100.00 points of AP@0.5: 1.0000 before, 0.0000 after" in output
+    certain = "(95% interval 100.00 to 100.00: at most the 100 that are allowed, for certain)"
+    assert f"INT8 lost 100.00 points of AP@0.5 {certain}: 1.0000 before, 0.0000 after" in output
     assert "calibrated on all of them" in output
+    settings = read_manifest(tmp_path / "quantized", "exported_model")["settings"]
+    assert operating_point(settings) == {}  # the INT8 model finds nothing, whatever the exported one found
+    assert settings["quantization"]["operating_point"]
+
+
+def test_what_is_lost_is_judged_by_the_images_and_their_interval_says_how_sure_that_is():
+    random = np.random.default_rng(0)
+
+    def measured(right):
+        total = right.astype(float)
+        return Measured(Score("agreement", total.mean()), RatioOutcomes(total, np.ones(len(total), np.int64)))
+
+    before = measured(np.ones(100, bool))
+    for lost, allowed, verdict in (
+        (0, 2, "at most the 2 that are allowed, for certain"),
+        (1, 2, "whether more than the 2 that are allowed, these images do not decide"),
+        (3, 2, "whether more than the 2 that are allowed, these images do not decide"),
+        (30, 2, "more than the 2 that are allowed, for certain"),
+    ):
+        after = measured(random.permutation(100) >= lost)
+        gate = Gate(lambda _: before, "agreement", allowed)
+        interval = gate.lost(before, after)
+        assert interval.value == pytest.approx(lost)
+        assert interval.low <= interval.value <= interval.high
+        assert verdict in gate.verdict(interval)
+    assert Gate(lambda _: before, "agreement", 2, None).lost(before, after) is None
+    assert Gate(lambda _: before, "agreement", 2).lost(before, Measured(after.score)) is None
+
+
+def test_without_intervals_nothing_is_said_of_them(exported, kitti, tmp_path, capsys):
+    metrics = tmp_path / "metrics.json"
+    assert convert(exported, kitti, tmp_path / "quantized", "--no-intervals", "--metrics", str(metrics)) == 0
+    assert "interval" not in capsys.readouterr().out
+    assert "points_lost_low" not in json.loads(metrics.read_text())
+
+
+def test_gate_and_operating_point_are_of_the_validation_images_not_of_those_that_tell(exported, tmp_path):
+    # What is labelled in the validation images is found, in the test images nothing is.
+    tells = [sample(f"t{index}", [(1, 1)], [face(4, 2)]) for index in range(6)]
+    kitti = write_kitti(tmp_path / "kitti", random_samples(8, "t"), random_samples(12, "v"), tells)
+    assert convert(exported, kitti, tmp_path / "quantized") == 0
+    manifest = read_manifest(tmp_path / "quantized", "exported_model")
+    assert manifest["counts"]["average_precision_after"] == 1.0
+    assert operating_point(manifest["settings"])["face"] > 0.9
 
 
 def test_without_training_images_there_is_nothing_to_calibrate_on(tmp_path, exported, capsys):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import components.decode
-from components.convert.int8 import Gate, convert
+from components.convert.int8 import Gate, Measured, convert
 from components.convert.quantize import Runtime
 from components.decode.decoder import load_decoder
 from components.decode.description import at_operating_point, operating_point, upgraded
@@ -156,7 +156,8 @@ def test_any_network_is_converted_to_int8_and_held_to_its_own_score(tmp_path):
 
     def agreement(predictor):
         found = detect_images(predictor, np.stack(images))
-        return Score("agreement", float(np.mean(np.array([each.classes[0] for each in found]) == wanted)))
+        value = float(np.mean(np.array([each.classes[0] for each in found]) == wanted))
+        return Measured(Score("agreement", value))
 
     gate = Gate(agreement, "agreement", 10)
     converted = convert(folder, tmp_path / "int8", Runtime.onnxruntime, lambda spec: images[: spec.height], gate)
@@ -166,7 +167,7 @@ def test_any_network_is_converted_to_int8_and_held_to_its_own_score(tmp_path):
     operators = [node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node]
     assert "QuantizeLinear" in operators
     values = iter((1.0, 0.5))
-    gate = Gate(lambda _: Score("agreement", next(values)), "agreement", 10)
+    gate = Gate(lambda _: Measured(Score("agreement", next(values))), "agreement", 10)
     with pytest.raises(StageError, match=r"INT8 loses 50\.00 points"):
         convert(folder, tmp_path / "worse", Runtime.onnxruntime, lambda _: images, gate)
     assert not (tmp_path / "worse").exists()

@@ -82,7 +82,81 @@ def test_perfect_detector_scores_one_and_the_artifact_is_whole(tmp_path, score, 
     assert flat["average_precision_height_16-24"] == 1.0
     assert "average_precision_height_24+" not in flat  # neither null nor NaN for Kubeflow
     assert all(isinstance(value, (int, float)) for value in flat.values())
-    assert f"AP@0.5 1.0000 over {faces} objects" in capsys.readouterr().out
+    assert [manifest["counts"][end] for end in ("low", "high")] == [1.0, 1.0]
+    assert [flat[f"mean_average_precision_{end}"] for end in ("low", "high")] == [1.0, 1.0]
+    assert f"AP@0.5 1.0000 [1.0000, 1.0000] over {faces} objects" in capsys.readouterr().out
+
+
+def test_intervals_stand_beside_the_figures_and_can_be_left_out(tmp_path, score, capsys):
+    samples, _ = one_missed()
+    kitti = write_kitti(tmp_path / "kitti", [], samples)
+    _, metrics, folder = score("--kitti", kitti)
+    low, high = metrics["low"], metrics["high"]
+    assert low < metrics["mean_average_precision"] < high
+    value = f"{metrics['mean_average_precision']:.3f} [{low:.3f}, {high:.3f}]"
+    page = (folder / "report.html").read_text()
+    assert f"<dd>{value}</dd>" in page
+    assert f">{value}</td>" in page
+    assert "had other images of the kind been drawn" in page
+    again = score("--kitti", kitti)[1]
+    assert (again["low"], again["high"]) == (low, high)  # the same images are drawn every time
+    capsys.readouterr()
+    _, metrics, folder = score("--kitti", kitti, "--no-intervals")
+    assert "low" not in metrics
+    assert "[" not in capsys.readouterr().out.splitlines()[0]
+    assert "had other images of the kind been drawn" not in (folder / "report.html").read_text()
+
+
+def test_test_images_tell_where_there_are_some_and_others_are_named_as_having_chosen(tmp_path, score, capsys):
+    found, missed = sample("v", [(1, 1)], [face(1, 1)]), sample("t", [(1, 1)], [face(4, 1)])
+    kitti = write_kitti(tmp_path / "kitti", [], [found], [missed])
+    chose = "whose images also chose: a test split tells without favour"
+    for words, split, value in (
+        ([], "test", 0.0),
+        (["--split", "test"], "test", 0.0),
+        (["--split", "validation"], "validation", 1.0),
+    ):
+        _, metrics, folder = score("--kitti", kitti, *words)
+        assert metrics["mean_average_precision"] == value
+        assert read_manifest(folder, "evaluation")["settings"]["split"] == split
+        page, said = (folder / "report.html").read_text(), capsys.readouterr().out
+        assert f"1 images ({split} split of a KITTI set)" in page
+        assert ("The images that tell here also chose" in page) is (chose in said) is (split == "validation")
+    former = write_kitti(tmp_path / "former", [], [found])
+    _, metrics, folder = score("--kitti", former)
+    assert metrics["mean_average_precision"] == 1.0
+    assert chose in capsys.readouterr().out
+    code, _, _ = score("--kitti", former, "--split", "test")
+    assert code == 2
+    assert "test: no KITTI set here" in capsys.readouterr().err
+
+
+IGNORING = {"small_faces": "ignore", "min_face_height": 8, "width": WIDTH, "height": HEIGHT}
+
+
+@pytest.mark.parametrize(
+    ("settings", "height", "least"),
+    [
+        (IGNORING, 7.5, 8),
+        (IGNORING, 8, None),
+        ({**IGNORING, "width": 2 * WIDTH, "height": 2 * HEIGHT}, 3, 4),  # half as high in this network's input
+        ({**IGNORING, "width": 2 * WIDTH, "height": 2 * HEIGHT}, 4, None),
+        ({**IGNORING, "small_faces": "keep"}, 1, None),
+        ({"small_faces": "keep", "min_face_height": 0, "longest_side": 1024}, 1, None),
+        ({}, 1, None),
+    ],
+)
+def test_heights_that_the_set_ignores_are_refused(tmp_path, score, capsys, settings, height, least):
+    samples = [sample("v", [(1, 1)], [face(1, 1)])]
+    kitti = write_kitti(tmp_path / "kitti", [], samples, samples, settings)
+    code, _, _ = score("--kitti", kitti, "--min-face-height", height)
+    assert code == (2 if least else 0)
+    if least:
+        message = capsys.readouterr().err
+        assert f"kitti: faces lower than {least} pixels are ignored in this set" in message
+        assert f"give at least {least} (--min-face-height, eval_min_face_height)" in message
+        assert message.count("\n") == 1
+        assert score("--kitti", kitti, "--min-face-height", height, "--no-ignore-regions")[0] == 0
 
 
 def test_detections_are_listed_with_what_became_of_them(tmp_path, score):

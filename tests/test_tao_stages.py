@@ -374,10 +374,20 @@ def test_records_of_a_former_set_are_refused_for_a_set_with_test_images(bench, c
     )
 
 
+def test_evaluate_refuses_heights_that_the_set_ignores_before_it_scores_anything(bench, capfd):
+    for settings, code in (({"small_faces": "ignore", "min_face_height": 16}, 2), ({"min_face_height": 16}, 0)):
+        step.write_manifest(bench.root / "kitti", "kitti_set", {}, settings)
+        assert step.run(bench.evaluate(), run_task) == code
+        assert (bench.root / "calls").exists() is (code == 0)
+    message = capfd.readouterr().err
+    assert "kitti: faces lower than 16 pixels are ignored in this set, so figures from 12 pixels on" in message
+
+
 def test_evaluations_say_what_the_workflow_shows(bench):
     assert step.run(bench.evaluate(), run_task) == 0
     manifest = step.read_manifest(bench.root / "out/evaluations", "evaluations")
     assert manifest["counts"] == dict.fromkeys(("trained", "pruned", "retrained"), 0.8)
+    assert manifest["settings"] == {"split": "test"}
     metrics = bench.metrics()
     assert metrics["mean_average_precision"] == metrics["pruned/mean_average_precision"] == 0.8
     own = json.loads((bench.root / "out/evaluations/trained/metrics.json").read_text())

@@ -43,13 +43,25 @@ def int8(
             "(symmetric ones, the only ones it takes).",
         ),
     ] = "onnxruntime",
+    intervals: Annotated[
+        bool,
+        typer.Option(
+            "--intervals/--no-intervals", help="Whether to say how sure it is that no more is lost than allowed."
+        ),
+    ] = True,
 ) -> None:
     """Quantise an exported model to INT8; refuse (exit code 1) when it loses too much average precision."""
     from components.convert.int8 import Gate, average_precision, draw_images
     from components.convert.int8 import convert as run
     from components.convert.quantize import Runtime
+    from components.measure.uncertainty import Resampling
 
-    gate = Gate(lambda predictor: average_precision(predictor, kitti, min_face_height), "AP@0.5", max_points_lost)
+    gate = Gate(
+        lambda predictor: average_precision(predictor, kitti, min_face_height),
+        "AP@0.5",
+        max_points_lost,
+        Resampling() if intervals else None,
+    )
     drawn = partial(draw_images, kitti, calibration_images)
     result = run(exported, quantized, Runtime(runtime), drawn, gate)
     if metrics is not None:
@@ -58,6 +70,6 @@ def int8(
         print(f"The set has only {result.calibration_images} training images; calibrated on all of them")
     change = f"lost {result.points_lost:.2f}" if result.points_lost >= 0 else f"gained {-result.points_lost:.2f}"
     print(
-        f"INT8 {change} points of {gate.title}: {result.before.value:.4f} before, {result.after.value:.4f} after; "
-        f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after"
+        f"INT8 {change} points of {gate.title}{result.verdict}: {result.before.value:.4f} before, "
+        f"{result.after.value:.4f} after; {result.bytes_before:,} bytes before, {result.bytes_after:,} after"
     )

@@ -23,6 +23,7 @@ from components.measure.dataset import ANY_CLASS
 from components.measure.matching import BoxSizes
 from components.measure.metric import AVERAGE_PRECISION
 from components.measure.summary import summarise
+from components.measure.uncertainty import MeanOutcomes, Resampling
 from components.step import UserError, write_json
 from components.vision.data.annotations import Annotations
 from components.vision.predictor import Predictor, load_predictor
@@ -62,7 +63,16 @@ def evaluate_model(
     batch_size = spec.training_config.batch_size_per_gpu
     order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None
     meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights, order)
-    figures = evaluate(meter, data, spec.evaluation_config, decoder, batch_size=batch_size, tao5=tao5, order=order)
+    figures = evaluate(
+        meter,
+        data,
+        spec.evaluation_config,
+        decoder,
+        batch_size=batch_size,
+        tao5=tao5,
+        order=order,
+        resampling=Resampling(),
+    )
     figures["validation_cost"] = meter.cost
     print_evaluation(figures, meter.cost)
     if results and status:
@@ -101,6 +111,7 @@ def evaluate(
     batch_size: int = 16,
     tao5: bool = False,
     order: Order | None = None,
+    resampling: Resampling | None = None,
 ) -> dict[str, Any]:
     """Detects in all images and matches detections to labels.
 
@@ -116,11 +127,12 @@ def evaluate(
         tao5: Let NMS and the average precisions be TAO 5's (see `detect_like_tao5` and `components.measure.tao`). The
             other figures stay the right ones for what is detected so.
         order: The numbers of the images that are scored; None for all.
+        resampling: How to draw the interval of the mean average precision; None, and for TAO's figure, for none.
 
     Returns:
         The figures of `components.measure.summary.summarise`, and: `images`, `average_precision_mode`, `compat`,
         `milliseconds_per_image` of network and clustering (mean), and `median_inference_seconds`, an image's share of
-        a batch's time in the network (median of the batches).
+        a batch's time in the network (median of the batches). With an interval, also `metric`, `low` and `high`.
 
     Raises:
         UserError: There are no images.
@@ -136,6 +148,9 @@ def evaluate(
         metric.add(str(place), _objects(data.objects[number]), found)  # an image may come several times
     measured, mode = metric.measured(), _MODES[config.average_precision_mode]
     figures = summarise(measured.matchers, sizes, mode=mode)
+    if resampling and not tao5 and mode == "integrate" and figures["objects"]:
+        interval = resampling.interval(MeanOutcomes([*measured.outcomes().values()]))
+        figures |= {"metric": AVERAGE_PRECISION, "low": interval.low, "high": interval.high}
     if tao5:
         precisions = {
             name: tao.average_precision(matcher.boxes, sizes[name], overlaps[name], mode)
@@ -163,9 +178,11 @@ def box_sizes(config: spec_pb2.EvaluationConfig.EvaluationBoxConfig) -> BoxSizes
 
 
 def _objects(annotations: Annotations) -> Objects:
-    boxes = np.concatenate([annotations.boxes, annotations.masked])
-    classes = np.concatenate([annotations.class_ids, np.full(len(annotations.masked), ANY_CLASS)])
-    return Objects(boxes, classes, classes == ANY_CLASS)
+    # Whether a masked label is one object or a region of several is not kept: a detection is excused by either.
+    count = len(annotations.masked)
+    boxes = np.concatenate([annotations.boxes, annotations.masked, annotations.masked])
+    classes = np.concatenate([annotations.class_ids, np.full(2 * count, ANY_CLASS)])
+    return Objects(boxes, classes, classes == ANY_CLASS, np.arange(len(boxes)) >= len(boxes) - count)
 
 
 def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None = None) -> None:
@@ -174,7 +191,11 @@ def print_evaluation(figures: Mapping[str, Any], validation_cost: float | None =
     print()
     if validation_cost is not None:
         print(f"Validation cost: {validation_cost:f}")
-    print(f"Mean average_precision (in %): {_percent(figures[AVERAGE_PRECISION]):0.4f}\n")
+    print(f"Mean average_precision (in %): {_percent(figures[AVERAGE_PRECISION]):0.4f}")
+    if "low" in figures:
+        low, high = _percent(figures["low"]), _percent(figures["high"])
+        print(f"95 % interval, had other images been drawn: {low:0.2f} to {high:0.2f}")
+    print()
     rows = [(name, str(value)) for name, value in scores.items()]
     print(_table(("class name", "average precision (in %)"), rows))
     print(f"\nMedian Inference Time: {figures['median_inference_seconds']:f}", flush=True)

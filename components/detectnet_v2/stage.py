@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence, Tuple
 
 from components.step import (
+    MANIFEST,
     StageError,
     UserError,
     is_detector,
@@ -201,6 +202,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     The pretrained one has no spec of its own and is scored by that of the training.
     """
     metrics: Dict[str, Any] = {}
+    _require_height(options.kitti, float(options.minimum_height))
     told = "test" if (options.kitti / "test").is_dir() else "validation"
     if told != "test":
         print(f"note: {options.kitti} has no test split; its validation images chose the models, and now score them")
@@ -231,14 +233,28 @@ def _evaluate(options: argparse.Namespace) -> None:
                 (scratch / name).mkdir(parents=True)
             write_json(scratch / name / "metrics.json", sanitised(figures))
             counts = {key: value for key, value in numbers(figures) if "seconds" not in key}
-            write_manifest(scratch / name, "evaluation", sanitised(counts), {}, logs=(STATUS_FILE,))
+            settings = {"split": told, MINIMUM_HEIGHT: options.minimum_height}
+            write_manifest(scratch / name, "evaluation", sanitised(counts), settings, logs=(STATUS_FILE,))
         logs = [f"{name}/{STATUS_FILE}" for name in MODELS]
         precisions = {name: f"{name}/mean_average_precision" for name in MODELS}
         counts = {name: metrics[key] for name, key in precisions.items() if key in metrics}
-        write_manifest(scratch, "evaluations", counts, {}, logs=logs)
+        write_manifest(scratch, "evaluations", counts, {"split": told}, logs=logs)
         _inference(place.part("inference"), options, images / "images")
     metrics["mean_average_precision"] = counts["retrained"]
     write_json(options.metrics, sanitised(metrics))
+
+
+def _require_height(kitti: Path, height: float) -> None:
+    """Refuses figures of faces lower than those that the set has: it ignores these as if they were not there."""
+    file = kitti / MANIFEST
+    made = json.loads(file.read_text(encoding="utf-8")).get("settings", {}) if file.is_file() else {}
+    least = made.get("min_face_height", 0) if made.get("small_faces") == "ignore" else 0
+    if height < least:
+        raise UserError(
+            f"{kitti}: faces lower than {least:g} pixels are ignored in this set, so figures from {height:g} pixels on "
+            f"would be of others; give at least {least:g} (eval_min_face_height), or convert the set with a lower "
+            "--min-face-height"
+        )
 
 
 def _evaluate_model(place: Workplace, model: Path) -> Dict[str, Any]:

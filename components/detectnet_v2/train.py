@@ -162,8 +162,7 @@ class _Detection(Task[BatchTensors]):
         meter = CostMeter(predictor, targets, self._weights, order)
         figures = evaluate(meter, self._validation, config, decoder, batch_size=batch_size, tao5=tao5, order=order)
         # TAO's defects make other detections of the same outputs, which nobody is shown.
-        is_own = decoder.clustering == network.config.clustering and not tao5
-        self._operating_point.scores = operating_point(figures) if is_own else {}
+        self._operating_point.scores = {} if tao5 else operating_point(figures)
         print(f"Epoch {epochs}/{self.epochs}\n{'=' * 25}", flush=True)
         print_evaluation(figures, meter.cost)
         if self._visualizer:

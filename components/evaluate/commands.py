@@ -14,6 +14,7 @@ from components.tao.tasks import MODELS
 if TYPE_CHECKING:
     from components.evaluate.difference import Difference
     from components.evaluate.evaluation import Evaluated
+    from components.evaluate.program import Source
 
 # What `gridbox evaluate` with options and without a word is.
 _MEASURE = "measure"
@@ -57,6 +58,13 @@ IgnoreRegions = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images that the network sees at once.")]
+Intervals = Annotated[
+    bool,
+    typer.Option(
+        "--intervals/--no-intervals",
+        help="Whether to say how far the scores could be others, had other images been drawn: 1,000 draws.",
+    ),
+]
 EndpointUrl = Annotated[
     str,
     typer.Option("--endpoint", help="Triton server: host:port (HTTP), http://…, https://…, grpc://… or grpcs://…"),
@@ -85,14 +93,12 @@ def measure(
     ] = "",
     images: options.Images = None,
     at_hand: options.AtHand = False,
-    split: options.SplitName = options.Split.validation,
+    split: options.SplitName = None,
     json: options.Json = False,
     strict: options.Strict = False,
     report: options.ReportFile = None,
     markdown: options.MarkdownFile = None,
-    intervals: Annotated[
-        bool, typer.Option("--intervals", help="Say how far the scores could be others: bootstrap over the images.")
-    ] = False,
+    intervals: Intervals = True,
     iou: options.MatchIou = 0.5,
     min_height: options.MinHeight = "0",
     input_size: options.InputSize = "",
@@ -110,7 +116,8 @@ def measure(
 
     gridbox evaluate --predictions DIR --truth DIR --protocol wider --report report.html
     """
-    from components.evaluate.measuring import ImageChoice, Resampling, Serving, Source, run
+    from components.evaluate.measuring import ImageChoice, Serving, Source, run
+    from components.measure.uncertainty import Resampling
 
     given = [*filter(None, (predictions, model, endpoint))]
     if len(given) != 1:
@@ -121,7 +128,7 @@ def measure(
     measurement, pictures = run(
         [Source.of(str(given[0]), name, kind)],
         truth,
-        ImageChoice(images, split.canonical, at_hand),
+        ImageChoice(images, options.split_of(truth, split), at_hand),
         Rules(protocol, iou, least, mode.value, bands, tuple(more), options.parse_input(input_size)),
         strict,
         Resampling(confidence, replicates) if intervals else None,
@@ -139,7 +146,7 @@ def score(
     endpoint: EndpointUrl = "",
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
-    split: options.SplitName = options.Split.validation,
+    split: options.SplitName = None,
     metrics: Metrics = None,
     report: Report = None,
     markdown: options.MarkdownFile = None,
@@ -148,6 +155,7 @@ def score(
     height_bands: Bands = DEFAULT_BANDS,
     ignore_regions: IgnoreRegions = True,
     batch_size: BatchSize = 16,
+    intervals: Intervals = True,
     endpoint_model: options.EndpointModel = "",
     endpoint_host: options.EndpointHost = "",
     certificates: options.Certificates = None,
@@ -170,10 +178,12 @@ def score(
 
     With an endpoint, the report also says how long it takes; with both, whether they find the same boxes.
     """
-    from components.evaluate.program import Outputs, Source, require_version, score_endpoint, score_model
+    from components.evaluate.program import Outputs, require_version, score_endpoint, score_model
+    from components.measure.uncertainty import Resampling
 
     rules = _rules(min_face_height, iou, height_bands)
-    source = Source(kitti, wider, split.canonical, ignore_regions, batch_size)
+    resampling = Resampling() if intervals else None
+    source = _source(kitti, wider, split, ignore_regions, batch_size)
     outputs = Outputs(evaluation, metrics, report, markdown)
     if endpoint:
         from components.evaluate.measuring import Serving
@@ -181,16 +191,16 @@ def score(
         serving = Serving(endpoint_model, endpoint_host, certificates, in_flight, timeout)
         with serving.connect(endpoint, shared_memory=shared_memory) as served:
             require_version(served, version)
-            results, difference = score_endpoint(served, model, source, rules, outputs, differing_images)
+            results, difference = score_endpoint(served, model, source, rules, outputs, differing_images, resampling)
         for result in results:
             _print(result)
         if difference:
             _print_difference(difference)
     elif model:
-        _print(score_model(model, source, rules, outputs))
+        _print(score_model(model, source, rules, outputs, resampling))
     else:
         raise UserError("give what to score: --model, --endpoint, or both")
-    print(f"Report: {evaluation / 'report.html'}")
+    _tell(source, evaluation)
 
 
 @app.command("endpoint")
@@ -203,6 +213,7 @@ def endpoint(
     report: Report = None,
     markdown: options.MarkdownFile = None,
     min_face_height: MinHeight = 12.0,
+    intervals: Intervals = True,
 ) -> None:
     """Score what a deployment serves, and hold it against its model; without an endpoint, say that nothing is served.
 
@@ -227,6 +238,7 @@ def endpoint(
         report=report,
         markdown=markdown,
         min_face_height=min_face_height,
+        intervals=intervals,
     )
 
 
@@ -237,7 +249,7 @@ def report(
     evaluation: Evaluation,
     kitti: KittiSet = None,
     wider: Annotated[Path | None, typer.Option("--wider", help="WIDER FACE folder in its official layout.")] = None,
-    split: options.SplitName = options.Split.validation,
+    split: options.SplitName = None,
     evaluations: Annotated[
         Path | None,
         typer.Option("--evaluations", help="Those of the models before, for the table: a folder a model."),
@@ -250,18 +262,38 @@ def report(
     height_bands: Bands = DEFAULT_BANDS,
     ignore_regions: IgnoreRegions = True,
     batch_size: BatchSize = 16,
+    intervals: Intervals = True,
 ) -> None:
     """Score the exported and the quantised model and write the workflow's final report."""
-    from components.evaluate.program import Outputs, Source, final_report
+    from components.evaluate.program import Outputs, final_report
+    from components.measure.uncertainty import Resampling
 
     rules = _rules(min_face_height, iou, height_bands)
     earlier = {name.capitalize(): evaluations / name if evaluations else None for name in MODELS}
     if evaluations is None:
         print("no earlier evaluations given: their rows of the table stay empty")
-    source = Source(kitti, wider, split.canonical, ignore_regions, batch_size)
+    source = _source(kitti, wider, split, ignore_regions, batch_size)
     outputs = Outputs(evaluation, metrics, report, markdown)
-    for result in final_report(exported, quantized, earlier, source, rules, outputs):
+    resampling = Resampling() if intervals else None
+    for result in final_report(exported, quantized, earlier, source, rules, outputs, resampling):
         _print(result)
+    _tell(source, evaluation)
+
+
+def _source(
+    kitti: Path | None, wider: Path | None, split: options.Split | None, ignore_regions: bool, batch_size: int
+) -> "Source":
+    from components.evaluate.program import Source
+
+    given = [*filter(None, (kitti, wider))]
+    if len(given) != 1:
+        raise UserError("give the labelled images with one of --kitti and --wider")
+    return Source(kitti, wider, options.split_of(given[0], split), ignore_regions, batch_size)
+
+
+def _tell(source: "Source", evaluation: Path) -> None:
+    if source.has_chosen:
+        print(f"Scored on the {source.split} split, whose images also chose: a test split tells without favour")
     print(f"Report: {evaluation / 'report.html'}")
 
 
@@ -273,9 +305,11 @@ def _print(result: "Evaluated") -> None:
     def ratio(value: float | None) -> str:
         return "none to find" if value is None else f"{value:.4f}"
 
+    score = result.score
+    around = "" if score.low is None or score.high is None else f" [{score.low:.4f}, {score.high:.4f}]"
     figures, title = result.metrics, f"{result.score.scale.title}@{result.metrics['iou_threshold']:g}"
     print(
-        f"{result.name}: {title} {ratio(result.score.value)} over {figures['objects']} objects at least "
+        f"{result.name}: {title} {ratio(score.value)}{around} over {figures['objects']} objects at least "
         f"{figures['minimum_height']:g} pixels high in {figures['images']} images, "
         f"{figures['images_per_second']:.1f} images/s"
     )

@@ -26,7 +26,7 @@ def compare(
     protocol: options.ProtocolOption = Protocol.ap50,
     images: options.Images = None,
     at_hand: options.AtHand = False,
-    split: options.SplitName = options.Split.validation,
+    split: options.SplitName = None,
     json: options.Json = False,
     strict: options.Strict = False,
     report: options.ReportFile = None,
@@ -48,7 +48,8 @@ def compare(
 
     gridbox compare old=runs/a/export new=runs/b/export --truth runs/a/kitti/kitti --report compared.html
     """
-    from components.evaluate.measuring import ImageChoice, Resampling, Serving, Source, run
+    from components.evaluate.measuring import ImageChoice, Serving, Source, run
+    from components.measure.uncertainty import Resampling
 
     if len(sources) < 2:
         raise UserError("give two models or more to compare; one is measured by gridbox evaluate")
@@ -58,7 +59,7 @@ def compare(
     measurement, pictures = run(
         [Source.parse(text) for text in sources],
         truth,
-        ImageChoice(images, split.canonical, at_hand),
+        ImageChoice(images, options.split_of(truth, split), at_hand),
         rules,
         strict,
         Resampling(confidence, replicates),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from components.measure.evidence import Evidence, digest_of, write_evidence
 from components.measure.matching import FALSE_POSITIVE, NEUTRAL, TRUE_POSITIVE
 from components.measure.metric import Score
 from components.measure.summary import summarise
-from components.measure.uncertainty import CurveOutcomes, RatioOutcomes
+from components.measure.uncertainty import CurveOutcomes, MeanOutcomes, RatioOutcomes, Resampling
 from components.step import publish, write_json, write_manifest
 
 OUTCOMES = {TRUE_POSITIVE: "true_positive", FALSE_POSITIVE: "false_positive", NEUTRAL: "neutral"}
@@ -56,9 +56,22 @@ class Evaluated(Scored):
     result: Result
 
     @classmethod
-    def of(cls, result: Result, rules: Rules, skipped: Mapping[str, int]) -> "Evaluated":
-        """Takes a result's numbers; `skipped` is what was left out of the truth, and how often."""
+    def of(
+        cls, result: Result, rules: Rules, skipped: Mapping[str, int], resampling: Resampling | None = None
+    ) -> "Evaluated":
+        """Takes a result's numbers.
+
+        Args:
+            result: The result.
+            rules: How it was measured.
+            skipped: What was left out of the truth, and how often.
+            resampling: How to draw the score's interval; None for none.
+        """
         measured, detected, score = result.measured, result.detected, result.measured.score()
+        outcomes = measured.outcomes()
+        if resampling and score.is_number:
+            interval = resampling.interval(MeanOutcomes([*outcomes.values()]))
+            score = replace(score, low=interval.low, high=interval.high)
         metrics = {
             **score.written(),
             **summarise(measured.matchers, rules.sizes, rules.bands),
@@ -76,7 +89,7 @@ class Evaluated(Scored):
                 "latency_requests": len(latency.seconds),
                 "latency_in_flight": latency.in_flight,
             }
-        return cls(result.name, metrics, measured.images, measured.outcomes(), result)
+        return cls(result.name, metrics, measured.images, outcomes, result)
 
 
 def write_evaluation(
@@ -105,7 +118,8 @@ def write_evaluation(
             for line in _detection_lines(models):
                 stream.write(json.dumps(line) + "\n")
         write_evidence(scratch / EVIDENCE_FILE, {model.name: evidence_of(model, settings) for model in models})
-        summary = {name: final.metrics[name] for name in ("metric", final.score.metric, "images", "objects")}
+        names = ("metric", final.score.metric, "low", "high", "images", "objects")
+        summary = {name: final.metrics[name] for name in names if name in final.metrics}
         # Times stand in the metrics and in the report.
         write_manifest(scratch, EVALUATION_KIND, {**summary, **counts}, settings, logs=(METRICS_FILE, REPORT_FILE))
 
@@ -149,6 +163,8 @@ def flat_metrics(models: Sequence[Scored]) -> dict[str, float]:
         prefix = "" if model is models[-1] else f"{model.name}_"
         for name in (model.score.metric, "images_per_second", "parameters", "file_bytes"):
             numbers[prefix + name] = model.metrics.get(name)
+        for end in ("low", "high"):
+            numbers[f"{prefix}{model.score.metric}_{end}"] = model.metrics.get(end)
         for band in model.metrics.get("average_precision_by_height", ()):
             numbers[f"{prefix}average_precision_height_{band['band']}"] = band["average_precision"]
         for percentile, value in model.metrics.get("latency_milliseconds", {}).items():

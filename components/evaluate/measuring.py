@@ -13,14 +13,7 @@ from components.evaluate.pictures import Pictures
 from components.evaluate.protocols import Result, measure
 from components.evaluate.rules import Rules
 from components.measure.dataset import Truth
-from components.measure.uncertainty import (
-    CONFIDENCE,
-    REPLICATES,
-    Interval,
-    PairedDifference,
-    confidence_interval,
-    paired_difference,
-)
+from components.measure.uncertainty import Interval, PairedDifference, Resampling
 from components.serve.families import default_ensemble
 from components.step import UserError
 from components.vision.endpoint import Endpoint
@@ -201,14 +194,6 @@ def _interval(interval: Interval) -> dict[str, float | int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Resampling:
-    """How intervals are drawn; see `components.measure.uncertainty`."""
-
-    confidence: float = CONFIDENCE
-    replicates: int = REPLICATES
-
-
-@dataclass(frozen=True, slots=True)
 class ImageChoice:
     """Which images count.
 
@@ -288,14 +273,13 @@ def _resampled(measurement: Measurement, resampling: Resampling) -> Measurement:
     """Adds intervals of all figures that can be drawn again, and the differences to the first model."""
     intervals, differences = {}, []
     first = measurement.results[0]
-    how = resampling.confidence, resampling.replicates
     for result in measurement.results:
         for name, figure in result.figures.items():
             if figure.outcomes is None:
                 continue
-            intervals[result.name, name] = confidence_interval(figure.outcomes, *how)
+            intervals[result.name, name] = resampling.interval(figure.outcomes)
             other = first.figures[name].outcomes
             if result is not first and other is not None:
-                paired = paired_difference(figure.outcomes, other, *how)
+                paired = resampling.difference(figure.outcomes, other)
                 differences.append(Difference(result.name, first.name, name, paired))
     return replace(measurement, intervals=intervals, differences=differences)

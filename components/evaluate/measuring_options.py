@@ -19,17 +19,26 @@ if TYPE_CHECKING:
 
 
 class Split(StrEnum):
-    """A split of a data set; `train` and `val` are WIDER FACE's words for the same."""
+    """A split of a data set; `train` and `val` are WIDER FACE's words for the first two."""
 
     training = "training"
     validation = "validation"
+    test = "test"
     train = "train"
     val = "val"
 
-    @property
-    def canonical(self) -> str:
-        """`training` or `validation`."""
-        return {"train": "training", "val": "validation"}.get(self.value, self.value)
+
+def split_of(source: Path, split: Split | None) -> str:
+    """Returns the split to measure on: the one asked for, else the one that tells how good a model is.
+
+    In a KITTI set that is `test`, where it has that. WIDER FACE's own folder has `training` and `validation`, and its
+    validation images choose nothing but what is said to be chosen by them.
+    """
+    from components.formats.kitti import telling_split
+
+    if split is None:
+        return telling_split(source)
+    return {"train": "training", "val": "validation"}.get(split.value, split.value)
 
 
 class CurveMode(StrEnum):
@@ -59,7 +68,14 @@ Images = Annotated[
 AtHand = Annotated[
     bool, typer.Option("--at-hand", help="Only the images that are there count; the truth of the others does not.")
 ]
-SplitName = Annotated[Split, typer.Option("--split", help="Which images to score.")]
+SplitName = Annotated[
+    Split | None,
+    typer.Option(
+        "--split",
+        help="Which images to score; by default test, by which nothing is chosen, else validation.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on faults of the input instead of leaving them out.")]
 
@@ -192,7 +208,7 @@ def _print(measurement: "Measurement") -> None:
         print(f"{result.name}: {len(result.detected.predictions.scores):,} detections, {objects} in {images:,} images")
         for name, figure in result.figures.items():
             interval = measurement.intervals.get((result.name, name))
-            around = f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})" if interval else ""
+            around = f"  [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else ""
             print(f"  {label(name, rules):{widest}} {percent(figure.value):>9}{around}")
     for difference in measurement.differences:
         interval = difference.paired.interval

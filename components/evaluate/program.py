@@ -1,6 +1,6 @@
 """The jobs of a workflow: scoring one model, scoring a served one, and the final report."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from components.evaluate.report.markdown import render_markdown
 from components.evaluate.report.workflow_page import DataSet, Serving, workflow_page
 from components.evaluate.rules import Rules
 from components.evaluate.stages import StageRow, earlier_row, measured_row, points_lost
+from components.formats.reading import entry, read_json
 from components.measure.dataset import Truth
+from components.measure.uncertainty import Resampling
 from components.step import MANIFEST, StageError, UserError, check_target, publish, sha256, write_json, write_manifest
 from components.vision.endpoint import Endpoint
 from components.vision.inputs import InputSpec
@@ -42,7 +44,7 @@ class Source:
     Attributes:
         kitti: The KITTI set.
         wider: The WIDER FACE folder.
-        split: `training` or `validation`.
+        split: `training`, `validation` or `test`.
         ignore_regions: Whether nothing counts inside ignore regions.
         batch_size: Images that the network sees at once.
     """
@@ -74,19 +76,43 @@ class Source:
     def describe(self) -> DataSet:
         """Returns what the report says about the images."""
         kind = "KITTI set" if self.kitti else "WIDER FACE folder"
-        return DataSet(f"{self.split} split of a {kind}", _is_synthetic(self.folder), self.ignore_regions)
+        manifest = _manifest(self.folder)
+        synthetic = any(bool(manifest.get(part, {}).get("synthetic")) for part in ("counts", "settings"))
+        return DataSet(f"{self.split} split of a {kind}", synthetic, self.ignore_regions, self.has_chosen)
+
+    @property
+    def has_chosen(self) -> bool:
+        """Whether the model, or something about it, was chosen by the very images that it is scored on."""
+        return self.kitti is not None and self.split != "test"
+
+    def require_height(self, height: float, spec: InputSpec) -> None:
+        """Refuses figures of faces lower than those that the set has: it ignores these as if they were not there.
+
+        Args:
+            height: The lowest face that counts, pixels of the network's input.
+            spec: What the network takes.
+
+        Raises:
+            UserError: The set ignores faces of this height.
+        """
+        if self.kitti is None or not self.ignore_regions:
+            return
+        made = _manifest(self.kitti).get("settings", {})
+        if made.get("small_faces") != "ignore" or not made.get("min_face_height"):
+            return
+        least = made["min_face_height"] * spec.placement(made["width"], made["height"]).scale[1]
+        if height < least:
+            raise UserError(
+                f"{self.kitti}: faces lower than {least:g} pixels are ignored in this set, so figures from {height:g} "
+                f"pixels on would be of others; give at least {math.ceil(least)} (--min-face-height, "
+                "eval_min_face_height), or convert the set with a lower --min-face-height"
+            )
 
 
-def _is_synthetic(folder: Path) -> bool:
-    """Tells whether a data set's manifest says that a program drew it; sets without a manifest say nothing."""
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Returns a data set's manifest; empty where it has none."""
     file = folder / MANIFEST
-    if not file.is_file():
-        return False
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        return any(bool(manifest.get(part, {}).get("synthetic")) for part in ("counts", "settings"))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not a readable manifest: {error}") from error
+    return dict(entry(read_json(file), str(file)).fields) if file.is_file() else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +146,7 @@ class Scoring:
         truth: The ground truth, in pixels of the stored images.
         skipped: By what was left out of the truth, how often.
         pictures: The images.
+        resampling: How to draw intervals; None for no intervals.
     """
 
     source: Source
@@ -128,19 +155,28 @@ class Scoring:
     truth: Truth
     skipped: Mapping[str, int]
     pictures: Pictures
+    resampling: Resampling | None = None
 
     @classmethod
-    def open(cls, source: Source, rules: Rules, spec: InputSpec, class_names: Sequence[str]) -> Self:
+    def open(
+        cls,
+        source: Source,
+        rules: Rules,
+        spec: InputSpec,
+        class_names: Sequence[str],
+        resampling: Resampling | None = None,
+    ) -> Self:
         """Reads what a network with this input and these classes can find.
 
         Raises:
             UserError: It cannot be read.
         """
+        source.require_height(rules.min_height, spec)
         folder, is_wider = source.folder, source.wider is not None
         truth, skipped = read_labelled(
             folder, source.split, class_names, wider=is_wider, ignore_regions=source.ignore_regions
         )
-        return cls(source, rules, spec, truth, skipped, Pictures(truth, folder, source.split))
+        return cls(source, rules, spec, truth, skipped, Pictures(truth, folder, source.split), resampling)
 
     def model(self, name: str, predictor: Predictor) -> Evaluated:
         """Scores a model in this process."""
@@ -160,7 +196,8 @@ class Scoring:
     def _evaluated(self, name: str, detected: Detected) -> Evaluated:
         assert detected.placements is not None
         truth = self.truth.placed(detected.placements.scales, detected.placements.offsets)
-        return Evaluated.of(measure(name, truth, detected, self.rules), self.rules, self.skipped)
+        result = measure(name, truth, detected, self.rules)
+        return Evaluated.of(result, self.rules, self.skipped, self.resampling)
 
     def write(
         self,
@@ -187,7 +224,9 @@ class Scoring:
         _write_copies(outputs, html, render_markdown(page), {**flat_metrics(models), **extra})
 
 
-def score_model(model: Path, source: Source, rules: Rules, outputs: Outputs) -> Evaluated:
+def score_model(
+    model: Path, source: Source, rules: Rules, outputs: Outputs, resampling: Resampling | None = None
+) -> Evaluated:
     """Scores one model and writes its evaluation.
 
     Args:
@@ -195,16 +234,23 @@ def score_model(model: Path, source: Source, rules: Rules, outputs: Outputs) -> 
         source: The labelled images.
         rules: How to score.
         outputs: Where the results go.
+        resampling: How to draw intervals; None for no intervals.
     """
     predictor = load_predictor(model)
-    scoring = Scoring.open(source, rules, predictor.input, predictor.decoder.class_names)
+    scoring = Scoring.open(source, rules, predictor.input, predictor.decoder.class_names, resampling)
     result = scoring.model("scored", predictor)
     scoring.write([result], [measured_row(result, model)], outputs, {})
     return result
 
 
 def score_endpoint(
-    endpoint: Endpoint, model: Path | None, source: Source, rules: Rules, outputs: Outputs, differing: float
+    endpoint: Endpoint,
+    model: Path | None,
+    source: Source,
+    rules: Rules,
+    outputs: Outputs,
+    differing: float,
+    resampling: Resampling | None = None,
 ) -> tuple[list[Evaluated], Difference | None]:
     """Scores a served detector, holds it against the model it was made from where that is given, and writes both.
 
@@ -215,6 +261,7 @@ def score_endpoint(
         rules: How to score.
         outputs: Where the results go.
         differing: Share of the images, 0 to 1, in which endpoint and model may find different boxes.
+        resampling: See `score_model`.
 
     Returns:
         The results, the endpoint's last, and how far it agrees with the model.
@@ -226,7 +273,8 @@ def score_endpoint(
     predictor = load_predictor(model) if model else None
     if predictor:
         _refuse_another(endpoint, model, predictor)
-    scoring = Scoring.open(source, rules, predictor.input if predictor else input_of(endpoint), endpoint.class_names)
+    spec = predictor.input if predictor else input_of(endpoint)
+    scoring = Scoring.open(source, rules, spec, endpoint.class_names, resampling)
     served = scoring.endpoint(endpoint)
     results, rows, extra, difference = [served], [measured_row(served, None)], {}, None
     if predictor and model:
@@ -306,6 +354,7 @@ def final_report(
     source: Source,
     rules: Rules,
     outputs: Outputs,
+    resampling: Resampling | None = None,
 ) -> tuple[Evaluated, Evaluated]:
     """Scores the exported and the quantised model, and writes the workflow's final evaluation.
 
@@ -316,6 +365,7 @@ def final_report(
         source: The labelled images.
         rules: How to score.
         outputs: Where the results go.
+        resampling: See `score_model`.
 
     Raises:
         UserError: An input cannot be read, or the two models do not belong together.
@@ -325,7 +375,7 @@ def final_report(
     kinds = [(predictor.input, predictor.decoder.class_names) for predictor in predictors]
     if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
-    scoring = Scoring.open(source, rules, *kinds[0])
+    scoring = Scoring.open(source, rules, *kinds[0], resampling)
     before, after = scoring.model("exported", predictors[0]), scoring.model("quantized", predictors[1])
     rows += [measured_row(before, exported), measured_row(after, quantized)]
     lost = points_lost(before.score, after.score)

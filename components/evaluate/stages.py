@@ -11,6 +11,8 @@ from components.measure.metric import AVERAGE_PRECISION, Score
 from components.step import UserError
 from components.tao.status import STATUS_FILE, status_seconds
 
+UNKNOWN = Score(AVERAGE_PRECISION, None)
+
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
@@ -18,7 +20,7 @@ class StageRow:
 
     Attributes:
         name: For example `Pruned`.
-        score: Its score's value, or None.
+        score: Its score, whose value may be None.
         parameters: Number of weights, or None.
         file_bytes: Size of the model file, or None.
         seconds: Time it took to make the model, or None.
@@ -26,7 +28,7 @@ class StageRow:
     """
 
     name: str
-    score: float | None = None
+    score: Score = UNKNOWN
     parameters: int | None = None
     file_bytes: int | None = None
     seconds: float | None = None
@@ -67,7 +69,7 @@ def _row(name: str, metrics: Mapping[str, Any]) -> StageRow:
     size, seconds = metrics.get("file_bytes"), metrics.get("model_seconds")
     return StageRow(
         name,
-        score.value,
+        score,
         None if parameters is None else int(parameters),
         None if size is None else int(size),
         None if seconds is None else float(seconds),

@@ -123,12 +123,14 @@ class Objects:
     Attributes:
         boxes: [n, 4] x1, y1, x2, y2.
         classes: [n] index into the names of the classes, or `ANY_CLASS`.
-        regions: [n] whether it is a region in which nothing counts.
+        regions: [n] whether it is nothing to be found, and a detection of it neither right nor wrong.
+        singles: [n] which of these are one object each; see `components.measure.dataset.Truth`. None: none of them.
     """
 
     boxes: NDArray[np.floating[Any]]
     classes: Integers
     regions: Booleans
+    singles: Booleans | None = None
 
 
 class AveragePrecision:
@@ -172,5 +174,10 @@ class AveragePrecision:
             self._class_names,
             np.concatenate([np.zeros(0, np.int64), *(each.classes for each in there)]),
             np.concatenate([np.zeros(0, bool), *(each.regions for each in there)]),
+            singles=np.concatenate([np.zeros(0, bool), *(_or_none(each.singles, len(each.boxes)) for each in there)]),
         )
         return Measured.of("", truth, Predictions.gathered(self._found), self._sizes, self._iou)
+
+
+def _or_none(values: Booleans | None, count: int) -> Booleans:
+    return np.zeros(count, bool) if values is None else values

@@ -212,6 +212,22 @@ def confidence_interval(
     return _interval(outcomes.value(), values, confidence)
 
 
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How intervals are drawn: with what confidence, and from how many replicates."""
+
+    confidence: float = CONFIDENCE
+    replicates: int = REPLICATES
+
+    def interval(self, outcomes: Outcomes) -> Interval:
+        """See `confidence_interval`."""
+        return confidence_interval(outcomes, self.confidence, self.replicates)
+
+    def difference(self, first: Outcomes, second: Outcomes) -> PairedDifference:
+        """See `paired_difference`."""
+        return paired_difference(first, second, self.confidence, self.replicates)
+
+
 def paired_difference(
     first: Outcomes, second: Outcomes, confidence: float = CONFIDENCE, replicates: int = REPLICATES, seed: int = 0
 ) -> PairedDifference:

@@ -75,6 +75,7 @@ def compiled_target(
     arguments, bound = definition(pipeline).split(given)
     package = _compiled(pipeline, options, profile, bound)
     check_arguments(pipeline, arguments)
+    definition(pipeline).complete(profile, given)
     _check_readable(package, arguments)
     return Target(package, None, arguments)
 

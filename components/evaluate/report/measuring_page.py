@@ -10,6 +10,8 @@ from components.evaluate.report.breakdown import by_attribute
 from components.evaluate.report.figures import Chart, Whisker, official_line, points
 from components.evaluate.report.page import NONE, Intervals, Page, Table, page_of, size, subject
 from components.evaluate.rules import MAIN, Protocol, Rules, label
+from components.measure.matching import LENIENCE
+from components.measure.uncertainty import Interval
 from components.measure.wider import SUBSETS
 from components.vision.inputs import InputSpec
 
@@ -69,13 +71,22 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f} %"
 
 
+def _percent(value: float | None, interval: Interval | None) -> str:
+    """Returns for example `90.70 % [88.12, 92.95]`."""
+    return percent(value) + (f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else "")
+
+
 def _headline(measurement: Measurement) -> list[tuple[str, str]]:
     rules, results = measurement.rules, measurement.results
     main = MAIN[rules.protocol]
     if len(results) == 1:
         figures = dict(results[0].figures)
         order = [main, *(name for name in figures if name != main)][:6]
-        return [(label(name, rules), percent(figures[name].value)) for name in order]
+        name = results[0].name
+        return [
+            (label(figure, rules), _percent(figures[figure].value, measurement.intervals.get((name, figure))))
+            for figure in order
+        ]
     entries = [
         (
             f"points {label(d.figure, rules)}, {d.model} − {d.baseline} (p = {d.paired.p_value:.3f})",
@@ -85,7 +96,11 @@ def _headline(measurement: Measurement) -> list[tuple[str, str]]:
         if len(results) == 2 and d.figure == _telling(rules)
     ]
     return entries + [
-        (f"{label(main, rules)}, {result.name}", percent(result.figures[main].value)) for result in results
+        (
+            f"{label(main, rules)}, {result.name}",
+            _percent(result.figures[main].value, measurement.intervals.get((result.name, main))),
+        )
+        for result in results
     ]
 
 
@@ -105,7 +120,9 @@ def _scores(measurement: Measurement) -> list[Table]:
     if any(known):
         head += ["Parameters", "File size", "Images per second"]
     for result, found in zip(results, detected, strict=True):
-        values = (percent(result.figures[name].value) for name in names)
+        values = (
+            _percent(result.figures[name].value, measurement.intervals.get((result.name, name))) for name in names
+        )
         row = [result.name, *values, f"{len(found.predictions.scores):,}"]
         if any(known):
             row += [
@@ -178,8 +195,8 @@ def _method(measurement: Measurement, noun: str) -> list[str]:
         lines.append("TAO’s figure has its program’s defects; “whole area” and all drawings are without them.")
     lines.append(
         f"A detection is right when its intersection over union with one of the {noun}, not found by a better "
-        f"detection, is at least {rules.iou:g}; every further detection of it is wrong. Inside ignore regions nothing "
-        "counts."
+        f"detection, is at least {rules.iou:g}; every further detection of it is wrong. One that overlaps an ignored "
+        f"one of the {noun} by {LENIENCE * rules.iou:g} or more, or lies to half in an ignored region, is neither."
     )
     if measurement.intervals:
         lines.append(

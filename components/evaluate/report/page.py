@@ -12,6 +12,7 @@ from components.evaluate.report.figures import Chart, Whisker, precision_recall_
 from components.evaluate.report.gallery import SPREAD, WORST, Gallery, make_gallery
 from components.evaluate.rules import Rules
 from components.measure.average_precision import Measured
+from components.measure.metric import Score
 
 NONE = "–"
 
@@ -154,6 +155,12 @@ def class_curves(models: Sequence[Measured]) -> Chart:
 def ratio(value: float | None) -> str:
     """Returns for example `0.907`."""
     return NONE if value is None else f"{value:.3f}"
+
+
+def with_interval(score: Score) -> str:
+    """Returns for example `0.907 [0.881, 0.930]`."""
+    around = "" if score.low is None or score.high is None else f" [{score.low:.3f}, {score.high:.3f}]"
+    return ratio(score.value) + around
 
 
 def size(count: float) -> str:

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from components.evaluate.difference import TOLERANCE, Difference
 from components.evaluate.evaluation import Evaluated
 from components.evaluate.pictures import Pictures
-from components.evaluate.report.page import NONE, Page, Table, duration, measure_of, page_of, ratio, size, subject
+from components.evaluate.report.page import (
+    NONE,
+    Page,
+    Table,
+    duration,
+    measure_of,
+    page_of,
+    size,
+    subject,
+    with_interval,
+)
 from components.evaluate.rules import Rules
 from components.evaluate.stages import StageRow, points_lost
+from components.measure.matching import LENIENCE
 from components.vision.inputs import InputSpec
 
 _NAMED = 10  # of the images in which an endpoint differs
@@ -22,11 +33,13 @@ class DataSet:
         name: What it is, for example `validation split of a KITTI set`.
         synthetic: Whether a program drew the images.
         ignore_regions: Whether nothing counts inside ignore regions.
+        has_chosen: Whether the model, or something about it, was chosen by these very images.
     """
 
     name: str
     synthetic: bool
     ignore_regions: bool
+    has_chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ def workflow_page(
         synthetic=data.synthetic,
         headline=_headline(models, measure),
         height_axis="Height in the network’s input, pixels",
-        method=_method(final, data, rules, rows, noun, serving),
+        method=_method(models, data, rules, rows, noun, serving),
         stages=_stages(rows, measure),
         latencies=[(serving.name, len(models) - 1, latency)] if serving and latency else [],
     )
@@ -87,8 +100,8 @@ def workflow_page(
 
 def _headline(models: Sequence[Evaluated], measure: str) -> list[tuple[str, str]]:
     final = models[-1]
-    entries = [(f"{measure}, {final.name} model", ratio(final.score.value))]
-    entries += [(f"{model.name} model", ratio(model.score.value)) for model in models[:-1]]
+    entries = [(f"{measure}, {final.name} model", with_interval(final.score))]
+    entries += [(f"{model.name} model", with_interval(model.score)) for model in models[:-1]]
     if len(models) > 1:
         lost = points_lost(models[-2].score, final.score)
         if lost is not None:
@@ -115,7 +128,7 @@ def _stage_cells(row: StageRow) -> list[str]:
         return [row.name, row.note]
     return [
         row.name,
-        ratio(row.score),
+        with_interval(row.score),
         NONE if row.parameters is None else f"{row.parameters:,}",
         NONE if row.file_bytes is None else size(row.file_bytes),
         NONE if row.seconds is None else duration(row.seconds),
@@ -123,8 +136,14 @@ def _stage_cells(row: StageRow) -> list[str]:
 
 
 def _method(
-    final: Evaluated, data: DataSet, rules: Rules, rows: Sequence[StageRow], noun: str, serving: Serving | None
+    models: Sequence[Evaluated],
+    data: DataSet,
+    rules: Rules,
+    rows: Sequence[StageRow],
+    noun: str,
+    serving: Serving | None,
 ) -> list[str]:
+    final = models[-1]
     lines = [
         f"A detection is right when its intersection over union with one of the {noun}, not found by a better "
         f"detection, is at least {rules.iou:g}; every further detection of it is wrong.",
@@ -132,11 +151,22 @@ def _method(
         "1 is perfect. The dots mark each model’s best F1, the rings the chosen threshold.",
         f"Only {noun} at least {rules.min_height:g} pixels high in the network’s input count in the headline, only "
         f"those of the given heights in the bars. Smaller ones are neither demanded nor punished.",
-        "Inside ignore regions nothing counts."
+        f"A detection that overlaps an ignored one of the {noun} by {LENIENCE * rules.iou:g} or more, or lies to half "
+        "in an ignored region, is neither right nor wrong."
         if data.ignore_regions
         else "Ignore regions were switched off: what they mark had to be found like everything else.",
         "Time is what it took to make the model of that stage, by its status log.",
     ]
+    if data.has_chosen:
+        lines.append(
+            "The images that tell here also chose: when training ended, the score from which on detections are shown, "
+            "or whether INT8 is good enough. That favours the model; a set with a test split tells without favour."
+        )
+    if any(score.low is not None for score in (*(model.score for model in models), *(row.score for row in rows))):
+        lines.append(
+            "In brackets stands where a figure lies with a confidence of 95 %, had other images of the kind been drawn "
+            "(bootstrap over the images; Efron, 1979)."
+        )
     if final.metrics["skipped_labels"]:
         skipped = ", ".join(f"{count:,} {what}" for what, count in final.metrics["skipped_labels"].items() if count)
         lines += [f"Left out: {skipped}."] if skipped else []
