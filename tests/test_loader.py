@@ -396,7 +396,7 @@ def test_every_cell_that_a_region_touches_is_masked(regions):
     assert not (covered_cells(boxes, GEOMETRY) & ~touched).any()
 
 
-def test_taos_rule_masks_nothing_for_two_in_three_regions_of_two_pixels():
+def test_taos_rule_masks_nothing_for_six_in_ten_regions_of_two_pixels():
     corners = np.random.default_rng(0).uniform((0, 0), (90, 60), (2000, 2))
     boxes = np.hstack([corners, corners + 2]).astype(np.float32)
     missed = np.mean([not covered_cells(box[None], GEOMETRY).any() for box in boxes])

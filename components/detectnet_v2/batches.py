@@ -181,7 +181,7 @@ class BatchMaker:
             batch.images[position] = self.data.pixels[index]
             objects = self.data.objects[index]
             if isinstance(framing, Fitting):
-                objects = objects.shown(self.data.canvas, framing.smallest, 0.0)
+                objects = objects.shown((self.geometry.width, self.geometry.height), framing.smallest, 0.0)
         elif isinstance(framing, Fitting):
             batch.images[position], objects = self._composer(framing, settings).compose(index, random)
         else:
@@ -236,7 +236,7 @@ class BatchMaker:
 def covered_cells(boxes: NDArray[np.float32], geometry: GridGeometry) -> NDArray[np.bool_]:
     """Returns [rows, columns]: the cells of which one of 5 x 5 sample points lies inside a box [M, 4] (pixels).
 
-    At a stride of 16, two boxes of 2 x 2 pixels in three hold no sample point, and mask nothing.
+    At a stride of 16, some six boxes of 2 x 2 pixels in ten hold no sample point, and mask nothing.
 
     Source: TAO 5.0, `rasterizers/loss_mask_rasterizer.py` and `core/processors/polygon_rasterizer.py`.
     """

@@ -30,12 +30,15 @@ _EXTENSIONS = "png", "jpg", "jpeg"
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
 
-def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Group | None = None) -> LabelledImages:
+def training_images(
+    spec: spec_pb2.Experiment, *, tao5: bool = False, augmented: bool = True, group: Group | None = None
+) -> LabelledImages:
     """Loads the images of all training sources, and prints what is left out of them.
 
     Args:
         spec: The experiment.
         tao5: Reproduce TAO 5's defects.
+        augmented: Whether training batches will be drawn of them.
         group: The processes that train together, if this is one of several; all of them call this.
 
     Raises:
@@ -47,7 +50,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Gro
     ]
     if not sources:
         raise UserError("dataset_config has no data_sources; add one with tfrecords_path and image_directory_path")
-    return _load(spec, sources, tao5, "Training data", augmented=True, group=group)
+    return _load(spec, sources, tao5, "Training data", augmented=augmented, group=group)
 
 
 def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
