@@ -173,10 +173,18 @@ def _specs(folder: str) -> dict[str, str]:
 # The values of NVIDIA TAO: what the pipeline itself has as defaults.
 TAO: dict[str, Any] = {}
 
+# What the open engine does beyond TAO, on a GPU.
+OPEN: dict[str, Any] = {
+    **_specs("facedetect-open"),
+    "data_resolution": "source",
+    "eval_min_face_height": 8,
+}
+
 # A synthetic set and a narrow network: minutes on two cores. Every drawn face counts, however small or hidden.
 CPU: dict[str, Any] = {
     **_specs("facedetect-cpu"),
     "pool_gpu_count": "0",
+    "data_resolution": "source",
     "data_training_images": 704,  # with the validation images
     "data_test_images": 160,
     "data_width": 320,
@@ -227,6 +235,7 @@ MICRO: dict[str, Any] = {
 # The same small data with TAO's values, none of which is the open engine's alone.
 TAO_MICRO: dict[str, Any] = {
     **{name: value for name, value in MICRO.items() if name.partition("_")[0] in ("data", "eval")},
+    "data_resolution": "input",
     "data_training_images": 64,  # TAO wants at least ten steps in an epoch
     "train_epochs": 2,
     "train_batch_size": 4,
@@ -237,6 +246,7 @@ TAO_MICRO: dict[str, Any] = {
 
 PROFILES: Mapping[str, dict[str, Any]] = {
     "tao": TAO,
+    "open": OPEN,
     "cpu": CPU,
     "cpu-real": CPU_REAL,
     "micro": MICRO,

@@ -98,9 +98,10 @@ class Options:
             is_told = parameter.is_open_only and values.get(name, neutral) != neutral
             if is_told and self.engines.of(stage) is Engine.tao:
                 fitting = [key for key, each in definition.profiles.items() if each.get(name, neutral) == neutral]
+                way_out = f", or take the open engine for {stage}" if definition.stages[stage].tao else ""
                 raise UserError(
                     f"parameter {name}={values[name]}: NVIDIA's program does not know it; leave it at {neutral} "
-                    f"(profile {' or '.join(fitting)}), or take the open engine for {stage}"
+                    f"(profile {' or '.join(fitting)}){way_out}"
                 )
 
 

@@ -61,7 +61,7 @@ def test_bad_assignment_is_refused_in_one_line(assignment, reason):
     [
         (["run", "facedetct"], "facedetct: cannot be read"),
         (["compile", "facedetct", "-o", "x.yaml"], "no such pipeline; there is facedetect"),
-        (["compile", "facedetect", "-o", "x.yaml", "--profile", "gpu"], "no such profile; there are tao, cpu"),
+        (["compile", "facedetect", "-o", "x.yaml", "--profile", "gpu"], "no such profile; there are tao, open, cpu"),
         (["compile", "facedetect", "-o", "x.yaml", "--set", "train_sead=1"], "did you mean train_seed"),
         (["compile", "facedetect", "-o", "x.yaml", "--set", "train_seed=-1"], "must be a whole number from 0 to"),
         (["run", "facedetect", "--set", "train_width=9"], "parameter train_width=9.0: must be a number from 0.05 to 2"),

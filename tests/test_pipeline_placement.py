@@ -238,8 +238,12 @@ def test_engines_are_read_with_their_exceptions():
 
 def test_values_that_only_the_open_engine_knows_are_refused_for_nvidias(tmp_path):
     options = Options(engines=parse_engines("tao"))
-    with pytest.raises(UserError, match=r"train_width=0.25: NVIDIA's program does not know it; leave it at 1.0"):
+    said = r"data_resolution=source: NVIDIA's program does not know it; leave it at input \(profile tao or tao-micro\)$"
+    with pytest.raises(UserError, match=said):
         compile_to("facedetect", tmp_path / "f.yaml", "cpu", options)
+    said = r"train_width=0.25: NVIDIA's program does not know it; leave it at 1.0 .* or take the open engine for train$"
+    with pytest.raises(UserError, match=said):
+        compile_to("facedetect", tmp_path / "f.yaml", "cpu", options, {"data_resolution": "input"})
     compile_to("facedetect", tmp_path / "f.yaml", "tao-micro", options)
     assert not list(tmp_path.glob(".*"))
 
