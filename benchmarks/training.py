@@ -32,7 +32,7 @@ from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import Batch, BatchMaker, BatchTensors
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
 from components.detectnet_v2.experiment import geometry as geometry_of
-from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, objective_costs
+from components.detectnet_v2.losses import ClassCost, Objectives
 from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.detectnet_v2.records import Frame
 from components.tao.rendering import placeholders, render, template_text
@@ -109,7 +109,7 @@ class Detection(Task[BatchTensors]):
     def __init__(self, network: GridNet, device: torch.device) -> None:
         self.network = network
         self.optimizer = Adam(network.parameters(), 0.9, 0.999, 1e-8)
-        self._weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
+        self._weights = Objectives([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[torch.Tensor, BatchTensors]]:
         """See `Task`; the rates are measured with batches of their own."""
@@ -117,7 +117,7 @@ class Detection(Task[BatchTensors]):
 
     def losses(self, outputs: tuple[torch.Tensor, torch.Tensor], targets: BatchTensors) -> torch.Tensor:
         """See `Task`."""
-        return objective_costs(outputs, targets, self._weights.foreground)
+        return self._weights.costs(outputs, targets)
 
     def total(self, losses: torch.Tensor) -> torch.Tensor:
         """See `Task`."""

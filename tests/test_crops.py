@@ -330,3 +330,14 @@ def test_parts_of_an_image_are_joined_with_their_points_and_masks():
     assert whole.mask.shape == (8, 12)
     assert whole.mask.sum() == 8
     assert whole.mask[4, 6]
+
+
+def test_smaller_views_show_objects_as_large_as_the_network_sees_them():
+    image, objects = smooth(2 * WIDTH, 2 * HEIGHT), annotations([[40, 40, 60, 70]])
+    crop = RandomCrop(object_probability=1.0, size=(64, 48))
+    for seed in range(20):
+        view, shown = composer([(image, objects)], crop).compose(0, np.random.default_rng(seed))
+        assert view.shape == (48, 64, 3)
+        ((x1, y1, x2, y2),) = shown.boxes
+        assert 0 <= x1 < x2 <= 64
+        assert (x2 - x1, y2 - y1) == pytest.approx((10, 15), abs=1e-3) or x1 == 0 or y1 == 0 or x2 == 64 or y2 == 48

@@ -396,7 +396,7 @@ def test_every_cell_that_a_region_touches_is_masked(regions):
     assert not (covered_cells(boxes, GEOMETRY) & ~touched).any()
 
 
-def test_taos_rule_masks_nothing_for_two_in_three_regions_of_two_pixels():
+def test_taos_rule_masks_nothing_for_six_in_ten_regions_of_two_pixels():
     corners = np.random.default_rng(0).uniform((0, 0), (90, 60), (2000, 2))
     boxes = np.hstack([corners, corners + 2]).astype(np.float32)
     missed = np.mean([not covered_cells(box[None], GEOMETRY).any() for box in boxes])
@@ -631,7 +631,7 @@ open_engine {
   random_crop {
     zoom_min: 0.8 zoom_max: 2.5 object_probability: 0.5 hflip_probability: 0.5 rotate_rad_max: 0.35
     rotate_probability: 0.25 min_object_height: 8 min_visible_share: 0.4 mosaic_probability: 0.1
-    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07
+    copy_paste_probability: 0.2 blur_probability: 0.05 jpeg_probability: 0.06 grey_probability: 0.07 view_share: 0.7
   }
 }
 """
@@ -643,7 +643,8 @@ def test_a_specs_random_crop_reaches_the_loader_whole():
     framing = sources.fitting(spec)
     assert framing.input == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
     expected = RandomCrop(0.8, 2.5, 0.5, 0.5, 0.35, 0.25, 0.4, 0.1, 0.2, 0.05, 0.06, 0.07)
-    for name in RandomCrop.__slots__:
+    assert framing.crop.size == (64, 48)  # whole cells of 16 pixels
+    for name in set(RandomCrop.__slots__) - {"size"}:
         assert getattr(framing.crop, name) == pytest.approx(getattr(expected, name)), name
     assert framing.smallest == (3.0, 8.0)
     assert framing.largest_zoom == pytest.approx(2.5 * 2)  # TAO's MULTISOURCE shows twice as much at a zoom of a half
@@ -672,8 +673,11 @@ def test_a_spec_with_open_engine_takes_images_of_any_size_and_either_kind(tmp_pa
     maker = sources.batch_maker(spec, training)
     assert maker.mask_spares_objects
     batch = next(maker.epoch(0))
-    assert batch.images.shape == (2, HEIGHT, WIDTH, 3)
+    assert batch.images.shape == (2, 48, 64, 3)
+    assert batch.coverage.shape == (2, 1, 3, 4)
     assert batch.input == sources.fitting(spec).input
+    spec.open_engine.random_crop.ClearField("view_share")
+    assert next(sources.batch_maker(spec, sources.training_images(spec)).epoch(0)).images.shape == (2, HEIGHT, WIDTH, 3)
 
 
 def test_images_with_no_label_left_to_learn_from_are_refused(tmp_path):

@@ -463,7 +463,7 @@ def matching_network(state, depth, all_projections):
         if name != "conv1":
             wide = depth == 50 and name.endswith(("conv_3", "shortcut"))
             channels[name] = widths[int(name[6]) - 1] * (4 if wide else 1)
-    config = network.config.with_backbone(type(backbone)(depth, all_projections, True, channels, True))
+    config = network.config.with_graph(type(backbone)(depth, all_projections, True, channels, True), {})
     return type(network)(config).eval()
 
 

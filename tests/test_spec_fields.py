@@ -45,7 +45,7 @@ HONOURED = {
         "soft_start_epochs annealing_epochs patience_steps",
         "training_config.learning_rate.cosine_annealing_schedule": "min_learning_rate max_learning_rate warm_up",
         "open_engine": "fit resampling grid_stride box_loss coverage_loss ema_decay",
-        "open_engine.random_crop": "zoom_min zoom_max object_probability hflip_probability rotate_rad_max "
+        "open_engine.random_crop": "view_share zoom_min zoom_max object_probability hflip_probability rotate_rad_max "
         "rotate_probability min_object_height min_visible_share mosaic_probability copy_paste_probability "
         "blur_probability jpeg_probability grey_probability",
         "open_engine.teacher": "model_file weight",

@@ -334,7 +334,7 @@ def test_a_stock_spec_runs_unchanged_or_is_refused_for_what_breaks(name: str, tm
     assert ("TAO 5 refuses this spec" in describe(found)) == bool(stock.tao5)
     if stock.kind is EXPERIMENT:  # whatever the engine makes of a spec before it needs data
         experiment.network_config(found.message, 0.1)
-        experiment.objective_weights(found.message)
+        experiment.objectives(found.message)
         experiment.schedule(found.message, 10)
     elif stock.kind is INFERENCE:
         for target in found.message.inferencer_config.target_classes:

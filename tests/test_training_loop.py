@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from discs import detectnet_v2, edit, experiment_spec, write_records
+from google.protobuf import text_format
 
+from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.evaluation import evaluate
 from components.detectnet_v2.spec import load_experiment
 from components.detectnet_v2.train import TrainOptions, train
@@ -24,6 +26,18 @@ from components.vision.trainer import Trainer
 from components.vision.training import RESUME_FILE, TrainingState
 
 EPOCHS, STEPS = 3, 4
+# Everything that an open engine's loader may draw.
+CROPS = """
+open_engine {
+  random_crop {
+    zoom_min: 0.8 zoom_max: 2.0 object_probability: 0.5 hflip_probability: 0.5 rotate_rad_max: 0.3
+    rotate_probability: 0.5
+    min_object_height: 6 min_visible_share: 0.4 mosaic_probability: 0.3 copy_paste_probability: 0.3
+    blur_probability: 0.2
+    jpeg_probability: 0.2 grey_probability: 0.2
+  }
+}
+"""
 SPLITS = {"data_sources": "training", "validation_data_source": "validation"}
 
 
@@ -38,6 +52,15 @@ def spec(tmp_path, kitti, records):
         ("first_validation_epoch: 10", "first_validation_epoch: 1"),
         ("validation_period_during_training: 10", "validation_period_during_training: 1"),
     )
+
+
+def with_open_engine(spec, text):
+    """Replaces the block in a spec; an empty text removes it."""
+    message = text_format.Parse(spec.read_text(), spec_pb2.Experiment())
+    message.ClearField("open_engine")
+    text_format.Parse(text, message)
+    spec.write_text(text_format.MessageToString(message))
+    return spec
 
 
 def run(spec, results, **options):
@@ -64,7 +87,9 @@ def assert_same_weights(one, other):
         assert torch.equal(value, theirs[name]), name
 
 
-def test_a_training_killed_at_any_step_ends_with_the_very_same_weights(spec, tmp_path, monkeypatch):
+@pytest.mark.parametrize("loader", ["TAO's", "open engine's"])
+def test_a_training_killed_at_any_step_ends_with_the_very_same_weights(spec, tmp_path, monkeypatch, loader):
+    with_open_engine(spec, CROPS if loader == "open engine's" else "")
     reference = run(spec, tmp_path / "whole")
     results, step, save = tmp_path / "killed", Trainer.step, TrainingState.save
     dice = random.Random(0)
@@ -150,14 +175,13 @@ def test_two_processes_lose_what_one_does_with_the_joined_batch(tmp_path, kitti,
         folder = tmp_path / str(batch_size)
         folder.mkdir()
         file = experiment_spec(folder, kitti, records, epochs=EPOCHS, batch_size=batch_size)
-        specs.append(
-            edit(
-                file,
-                ("use_batch_norm: true", "use_batch_norm: false"),
-                ("enable_autoweighting: false", "enable_autoweighting: true"),
-                ("first_validation_epoch: 10", "first_validation_epoch: 2"),
-            )
+        edit(
+            file,
+            ("use_batch_norm: true", "use_batch_norm: false"),
+            ("enable_autoweighting: false", "enable_autoweighting: true"),
+            ("first_validation_epoch: 10", "first_validation_epoch: 2"),
         )
+        specs.append(with_open_engine(file, CROPS))
     alone = run(specs[0], tmp_path / "alone")
     done = torchrun(2, "train", "-e", specs[1], "-r", tmp_path / "pair", "--width", 0.125, "--threads", 1)
     assert done.returncode == 0, done.stderr
@@ -170,10 +194,12 @@ def test_two_processes_lose_what_one_does_with_the_joined_batch(tmp_path, kitti,
         np.testing.assert_allclose(value, theirs[name], atol=2e-4, err_msg=name)
 
 
-def test_an_average_of_the_weights_is_saved_where_the_command_asks_for_it(spec, tmp_path):
-    options = ("train", "-e", spec, "--width", 0.125, "--threads", 1)
-    assert detectnet_v2(*options, "-r", tmp_path / "plain") == 0
-    assert detectnet_v2(*options, "-r", tmp_path / "averaged", "--ema", 0.9) == 0
+def test_an_average_of_the_weights_is_saved_where_the_spec_asks_for_it(spec, tmp_path):
+    averaging = tmp_path / "averaging.txt"
+    averaging.write_text(spec.read_text() + "open_engine { ema_decay: 0.9 }\n")
+    options = ("--width", 0.125, "--threads", 1)
+    assert detectnet_v2("train", "-e", spec, *options, "-r", tmp_path / "plain") == 0
+    assert detectnet_v2("train", "-e", averaging, *options, "-r", tmp_path / "averaged") == 0
     assert losses(tmp_path / "plain") == losses(tmp_path / "averaged")
     plain, averaged = (load_tensors(tmp_path / name / "weights/model.safetensors")[0] for name in ("plain", "averaged"))
     assert not torch.equal(plain["output_cov.weight"], averaged["output_cov.weight"])

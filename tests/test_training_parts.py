@@ -9,10 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.detectnet_v2.losses import ClassCost, ObjectiveWeights, WeightPenalty, bbox_cost, coverage_cost
+from components.detectnet_v2.losses import (
+    ClassCost,
+    Objectives,
+    WeightPenalty,
+    bbox_cost,
+    coverage_cost,
+    focal_cost,
+    generalised_iou,
+    overlap_cost,
+)
 from components.vision.cost_scaling import CostScaling
 from components.vision.optimizer import Adam
-from components.vision.schedule import EarlyStoppingAnnealing, SoftStartAnnealing
+from components.vision.schedule import CosineAnnealing, EarlyStoppingAnnealing, SoftStartAnnealing
 from components.vision.training import stop_between_steps
 
 seeds = st.integers(0, 2**32 - 1)
@@ -78,6 +87,70 @@ def test_costs_by_hand():
     assert float(cost) == pytest.approx(0.625)
 
 
+def slow_generalised_iou(one, other):
+    """Of two boxes x1, y1, x2, y2."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0) * max(height, 0)
+    area = lambda b: max(b[2] - b[0], 0) * max(b[3] - b[1], 0)  # noqa: E731
+    union = area(one) + area(other) - shared
+    hull = (max(one[2], other[2]) - min(one[0], other[0])) * (max(one[3], other[3]) - min(one[1], other[1]))
+    return shared / union - (hull - union) / hull
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_generalised_iou_equals_the_formula_wherever_the_boxes_lie(seed):
+    random = np.random.default_rng(seed)
+    x, y = random.uniform(-2, 2, 2)
+    corners = [np.sort(random.uniform(-3, 3, (2, 2)), axis=0).reshape(4) for _ in range(2)]
+    edges = [torch.tensor([x - c[0], y - c[1], c[2] - x, c[3] - y]) for c in corners]
+    assert float(generalised_iou(*edges, dim=0)) == pytest.approx(slow_generalised_iou(*corners), abs=1e-6)
+
+
+def test_boxes_that_do_not_touch_are_drawn_together():
+    edges = torch.tensor([3.0, 3.0, -2.0, -2.0], requires_grad=True)  # up and left of the point, a unit wide
+    generalised_iou(edges, torch.tensor([-2.0, -2.0, 3.0, 3.0]), dim=0).backward()
+    assert edges.grad[2] > 0
+    assert edges.grad[3] > 0
+
+
+def test_the_focal_loss_by_hand():
+    predicted, target = torch.tensor([[[[0.5, 0.1]]]]), torch.tensor([[[[1.0, 0.0]]]])
+    # 0.25 * 0.6931 for half a face, 0.01 * 0.1054 for a tenth of none; of one covered cell.
+    assert float(focal_cost(predicted, target, torch.ones(1, 1, 1, 2))) == pytest.approx(0.17434, abs=1e-5)
+    masked = torch.tensor([[[[0.0, 1.0]]]])
+    assert float(focal_cost(predicted, target, masked)) == pytest.approx(0.00105, abs=1e-5)
+
+
+def test_the_focal_loss_lets_known_background_count_for_nothing():
+    predicted = torch.full((1, 1, 30, 60), 0.02)
+    target = torch.zeros_like(predicted)
+    target[0, 0, 3, 3] = 1
+    mask = torch.ones_like(predicted)
+    of_background = focal_cost(predicted, torch.zeros_like(target), mask)
+    assert float(of_background) < 0.02 * float(focal_cost(predicted, target, mask))
+
+
+def test_a_box_that_lost_its_area_finds_back():
+    edges = torch.full((1, 4, 1, 1), -0.1, requires_grad=True)
+    ones = torch.ones(1, 1, 1, 1)
+    overlap_cost(edges, torch.ones(1, 1, 4, 1, 1), ones, ones).backward()
+    assert (edges.grad < 0).all()
+
+
+def test_the_overlap_loss_is_the_mean_over_covered_cells():
+    random = np.random.default_rng(4)
+    predicted, target = (torch.tensor(random.uniform(0.1, 1, (2, 2, 4, 3, 3))) for _ in range(2))
+    norm, mask = torch.tensor(random.random((2, 2, 3, 3))), torch.tensor(random.integers(0, 2, (2, 2, 3, 3)))
+    cost = overlap_cost(predicted.reshape(2, 8, 3, 3), target, norm, mask)
+    for c in range(2):
+        weights = (norm * mask)[:, c]
+        losses = 1 - generalised_iou(predicted[:, c], target[:, c], dim=1)
+        losses += (predicted[:, c] - target[:, c]).abs().mean(1)
+        assert float(cost[c]) == pytest.approx(float((losses * weights).sum() / max(float(weights.sum()), 2)))
+
+
 def slow_auto_weights(targets, sums, old, low, high):
     raw = [target / total if total else 0.0 for target, total in zip(targets, sums, strict=True)]
     if sum(raw) == 0:
@@ -94,7 +167,7 @@ def test_auto_weighting_equals_the_text(seed):
         for _ in range(2)
     ]
     low, high = random.uniform(0, 0.2), random.uniform(0.6, 1)
-    weights = ObjectiveWeights(classes, True, low, high)
+    weights = Objectives(classes, True, low, high)
     expected = [[w / sum(cost.initial_weights) for w in cost.initial_weights] for cost in classes]
     for _ in range(3):
         steps = random.random((4, 2, 2)) * random.choice([0.0, 1.0], (1, 2, 2), p=[0.2, 0.8])
@@ -115,9 +188,9 @@ def test_auto_weighting_equals_the_text(seed):
 
 def test_weights_stay_where_auto_weighting_is_off_and_survive_a_checkpoint():
     costs = [ClassCost(1, 0.5, (1, 10), (1, 1))]
-    weights = ObjectiveWeights(costs, False, 0.0, 1.0)
+    weights = Objectives(costs, False, 0.0, 1.0)
     weights.note(torch.tensor([[0.5, 0.1]]))
-    again = ObjectiveWeights(costs, True, 0.0, 1.0)
+    again = Objectives(costs, True, 0.0, 1.0)
     again.restore(weights.state())
     weights.end_epoch()
     np.testing.assert_allclose(weights.weights, [[1 / 11, 10 / 11]])
@@ -127,7 +200,7 @@ def test_weights_stay_where_auto_weighting_is_off_and_survive_a_checkpoint():
 
 def test_auto_weighting_by_hand():
     # Shares of 1 and 10 at costs of 0.5 and 0.1 ask for 2 to 100, so 0.02 to 0.98 before the limits.
-    weights = ObjectiveWeights([ClassCost(1, 0.5, (1, 1), (1, 10))], True, 0.05, 0.9)
+    weights = Objectives([ClassCost(1, 0.5, (1, 1), (1, 10))], True, 0.05, 0.9)
     weights.note(torch.tensor([[0.25, 0.05]]))
     weights.note(torch.tensor([[0.25, 0.05]]))
     weights.end_epoch()
@@ -191,6 +264,18 @@ def test_soft_start_annealing_equals_the_text(steps, soft_start, annealing, low,
         expected = math.exp(math.log(low) + t * (math.log(high) - math.log(low)))
         assert schedule.rate(step) == pytest.approx(expected, rel=1e-9)
     assert schedule.validated(1, 1, 5.0)
+
+
+def test_the_cosine_rises_in_a_line_and_falls_to_its_minimum():
+    schedule = CosineAnnealing(0.001, 0.1, 0.1, 1000)
+    assert schedule.rate(0) == pytest.approx(0.001)
+    assert schedule.rate(49) == pytest.approx(0.05)
+    assert schedule.rate(100) == pytest.approx(0.1)
+    assert schedule.rate(550) == pytest.approx((0.1 + 0.001) / 2)
+    assert schedule.rate(999) == pytest.approx(0.001, abs=1e-6)
+    rates = [schedule.rate(step) for step in range(1000)]
+    assert np.argmax(rates) in (99, 100)
+    assert CosineAnnealing(0.0, 0.1, 0.0, 10).rate(0) == pytest.approx(0.1)
 
 
 def test_schedules_by_hand():

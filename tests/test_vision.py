@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from networks import assert_same_outputs, small_network
 from safetensors.torch import save_file
 
+from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
+from components.detectnet_v2.export import export_onnx
 from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.step import UserError
 from components.vision.checkpoint import load_network, save_network, save_tensors
+from components.vision.neck import FineNeck
 from components.vision.network import count_parameters
-from components.vision.pruning import PruneSettings, prune
+from components.vision.pruning import PruneSettings, prune, threshold_for_ratio
 from components.vision.resnet import PointwiseConvolution, ResNetConfig, copy_matching
 from components.vision.status import StatusLog
 from components.vision.threads import _cgroup_quota
@@ -77,6 +82,42 @@ def test_outputs_lie_on_a_grid_of_stride_16(depth, use_pooling):
     assert bbox.shape == (2, 4, 4, 6)
     assert (coverage >= 0).all()
     assert (coverage <= 1).all()
+
+
+def test_a_neck_gives_a_grid_of_stride_8_that_sees_as_far():
+    config = ResNetConfig.of_width(10, 0.25)
+    geometry = GridGeometry(96, 64, stride=8)
+    coarse = GridNet(GridNetConfig(config, ("face",), GridGeometry(96, 64), {}))
+    fine = GridNet(GridNetConfig(config, ("face",), geometry, {}, FineNeck.channels_of_width(0.25)))
+    coverage, bbox = fine(torch.rand(2, 3, 64, 96))
+    assert coverage.shape == (2, 1, 8, 12)
+    assert bbox.shape == (2, 4, 8, 12)
+    assert count_parameters(fine) < 350_000 < 1.15 * count_parameters(coarse)
+    image = torch.rand(1, 3, 64, 96, requires_grad=True)
+    fine.eval()(image)[0][0, 0, 4, 6].backward()
+    touched = np.flatnonzero(image.grad.abs().sum((0, 1, 2)))
+    assert touched.max() - touched.min() > 90  # the whole width, although a cell has 8 pixels
+
+
+def test_a_network_with_a_neck_is_stored_pruned_and_exported(tmp_path):
+    torch.manual_seed(3)
+    neck = FineNeck.channels_of_width(0.25)
+    config = GridNetConfig(
+        ResNetConfig.of_width(10, 0.25), ("face",), GridGeometry(96, 64, stride=8), {"face": Clustering("nms")}, neck
+    )
+    network = GridNet(config).eval()
+    save_network(tmp_path / "m.safetensors", network)
+    again = load_network(tmp_path / "m.safetensors").eval()
+    image = torch.rand(1, 3, 64, 96)
+    for one, other in zip(network(image), again(image), strict=True):
+        torch.testing.assert_close(one, other)
+    settings = PruneSettings(granularity=8, minimum_filters=8)
+    pruned = prune(network, replace(settings, threshold=threshold_for_ratio(network, settings, 0.6)))
+    assert count_parameters(pruned) <= 0.6 * count_parameters(network)
+    assert pruned.config.neck["neck_coarse"] == pruned.config.neck["neck_fine"] < neck["neck_fine"]
+    export_onnx(pruned, tmp_path / "m.onnx", opset=13)
+    with pytest.raises(UserError, match=r"no grid of stride 8; write m\.safetensors"):
+        save_network(tmp_path / "m.hdf5", network)
 
 
 def test_a_bottleneck_strides_in_its_first_convolution():
@@ -148,7 +189,9 @@ def test_networks_of_few_channels_train_without_a_crash():
     """In a process of its own: the crash that `PointwiseConvolution` avoids would take pytest along."""
     program = """
 import torch
+from components.decode.grid.clustering import Clustering
 from components.decode.grid.geometry import GridGeometry
+from components.detectnet_v2.export import export_onnx
 from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.vision.resnet import ResNetConfig
 for depth, (stem, *blocks) in [

@@ -32,7 +32,7 @@ def write_tensorfile(spec: spec_pb2.Experiment, output: Path, batches: int = -1,
     """
     if output.exists():
         raise UserError(f"{output}: exists already; remove it, or give -o another name")
-    data = sources.validation_images(spec) if validation else sources.training_images(spec)
+    data = sources.validation_images(spec) if validation else sources.training_images(spec, augmented=False)
     size = spec.training_config.batch_size_per_gpu
     whole = len(data) // size
     count = whole if batches == -1 else batches

@@ -140,12 +140,6 @@ def train(
     threads: Annotated[
         int, typer.Option("--threads", min=0, help="Not in TAO: CPU threads; 0 takes all available cores.")
     ] = 0,
-    ema: Annotated[
-        float,
-        typer.Option(
-            "--ema", min=0.0, max=0.99999, help="Not in TAO: decay of an average of the weights, saved instead."
-        ),
-    ] = 0.0,
     verbose: Verbose = False,
 ) -> None:
     """Train a detector; an interrupted training resumes at the step where it stopped.
@@ -188,7 +182,6 @@ def train(
         deterministic=enable_determinism,
         mixed_precision=use_amp,
         compiled=compile_network,
-        ema=ema,
         tao5=compat == "tao5",
     )
     run(spec.message, options)

@@ -59,7 +59,7 @@ def evaluate_model(
     decoder = replace(_decoder(model, predictor, spec), clustering=experiment.clustering(spec, tao5=tao5))
     load = sources.training_images if use_training_set else sources.validation_images
     data = load(spec, tao5=tao5)
-    weights = experiment.objective_weights(spec)  # as a training starts with; TAO's evaluate has no others either
+    weights = experiment.objectives(spec)  # as a training starts with; TAO's evaluate has no others either
     batch_size = spec.training_config.batch_size_per_gpu
     order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None
     meter = CostMeter(predictor, sources.batch_maker(spec, data, tao5=tao5), weights, order)

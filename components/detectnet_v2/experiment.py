@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 
 from components.decode.grid.clustering import Clustering
-from components.decode.grid.geometry import GridGeometry
+from components.decode.grid.geometry import STRIDE, GridGeometry
 from components.detectnet_v2 import spec_fields, spec_pb2
-from components.detectnet_v2.losses import OBJECTIVES, ClassCost, ObjectiveWeights
+from components.detectnet_v2.losses import OBJECTIVES, ClassCost, Objectives
 from components.detectnet_v2.network import GridNetConfig
 from components.formats.images import Resampling
 from components.vision.inputs import Fit, InputSpec
+from components.vision.neck import STRIDE as FINE_STRIDE
+from components.vision.neck import FineNeck
 from components.vision.resnet import ResNetConfig
-from components.vision.schedule import EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
+from components.vision.schedule import CosineAnnealing, EarlyStoppingAnnealing, Schedule, SoftStartAnnealing
 
 # As a spec would hold it.
 _NMS_IOU = spec_pb2.ClusteringConfig(nms_iou_threshold=spec_fields.NMS_IOU).nms_iou_threshold
@@ -59,7 +61,8 @@ def class_names(spec: spec_pb2.Experiment) -> tuple[str, ...]:
 def geometry(spec: spec_pb2.Experiment) -> GridGeometry:
     """Returns the network's input size and grid."""
     size, bbox = spec.augmentation_config.preprocessing, spec.model_config.objective_set.bbox
-    return GridGeometry(size.output_image_width, size.output_image_height, scale=bbox.scale, offset=bbox.offset)
+    stride = spec.open_engine.grid_stride or STRIDE
+    return GridGeometry(size.output_image_width, size.output_image_height, stride, bbox.scale, bbox.offset)
 
 
 def clustering(spec: spec_pb2.Experiment, tao5: bool = False) -> dict[str, Clustering]:
@@ -119,9 +122,16 @@ def network_config(spec: spec_pb2.Experiment, width: float = 1.0) -> GridNetConf
         # As written: the message holds 32 bits, 0.1 would become 0.10000000149.
         round(model.dropout_rate, 6),
     )
+    neck = FineNeck.channels_of_width(width) if spec.open_engine.grid_stride == FINE_STRIDE else {}
     taken = network_input(spec)
     return GridNetConfig(
-        backbone, class_names(spec), geometry(spec), clustering(spec), fit=taken.fit, resampling=taken.resampling
+        backbone,
+        class_names(spec),
+        geometry(spec),
+        clustering(spec),
+        neck=neck,
+        fit=taken.fit,
+        resampling=taken.resampling,
     )
 
 
@@ -138,13 +148,13 @@ def network_input(spec: spec_pb2.Experiment) -> InputSpec:
     return InputSpec(size.output_image_width, size.output_image_height, fit=fit, resampling=resampling)
 
 
-def objective_weights(spec: spec_pb2.Experiment, device: str | torch.device = "cpu") -> ObjectiveWeights:
-    """Returns the objectives' weights as `cost_function_config` starts them."""
+def objectives(spec: spec_pb2.Experiment, device: str | torch.device = "cpu") -> Objectives:
+    """Returns the objectives, with the weights with which `cost_function_config` starts them."""
     config = spec.cost_function_config
     classes = []
     for target in config.target_classes:
-        objectives = {objective.name: objective for objective in target.objectives}
-        cov, bbox = (objectives[name] for name in OBJECTIVES)
+        named = {objective.name: objective for objective in target.objectives}
+        cov, bbox = (named[name] for name in OBJECTIVES)
         classes.append(
             ClassCost(
                 target.class_weight,
@@ -154,7 +164,20 @@ def objective_weights(spec: spec_pb2.Experiment, device: str | torch.device = "c
             )
         )
     limits = config.min_objective_weight, config.max_objective_weight
-    return ObjectiveWeights(classes, config.enable_autoweighting, *limits, device)
+    own, engine = spec.open_engine, spec_pb2.OpenEngineConfig
+    return Objectives(
+        classes,
+        config.enable_autoweighting,
+        *limits,
+        device,
+        focal=own.coverage_loss == engine.QUALITY_FOCAL,
+        overlap=own.box_loss == engine.GIOU,
+    )
+
+
+def has_own_loss(spec: spec_pb2.Experiment) -> bool:
+    """Returns whether a loss is the open engine's, not TAO's."""
+    return bool(spec.open_engine.coverage_loss or spec.open_engine.box_loss)
 
 
 def schedule(spec: spec_pb2.Experiment, steps: int) -> Schedule:
@@ -169,6 +192,9 @@ def schedule(spec: spec_pb2.Experiment, steps: int) -> Schedule:
             early.annealing_epochs * steps,
             early.patience_steps,
         )
-    ramp = config.soft_start_annealing_schedule
     total = spec.training_config.num_epochs * steps
+    if config.WhichOneof("learning_rate") == "cosine_annealing_schedule":
+        cosine = config.cosine_annealing_schedule
+        return CosineAnnealing(cosine.min_learning_rate, cosine.max_learning_rate, cosine.warm_up, total)
+    ramp = config.soft_start_annealing_schedule
     return SoftStartAnnealing(ramp.min_learning_rate, ramp.max_learning_rate, ramp.soft_start, ramp.annealing, total)

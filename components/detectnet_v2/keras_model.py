@@ -55,7 +55,7 @@ def load_keras(path: Path) -> GridNet:
     clustering: Mapping[str, Clustering] = {name: Clustering() for name in names}
     if file.own:
         own = GridNetConfig.from_json({**file.own, "backbone": {"depth": backbone.depth}})
-        config = own.with_backbone(backbone)
+        config = own.with_graph(backbone, {})
     else:
         config = GridNetConfig(backbone, names, _stored_geometry(file), clustering)
     network = GridNet(config)
@@ -64,7 +64,13 @@ def load_keras(path: Path) -> GridNet:
 
 
 def save_keras(path: Path, network: GridNet) -> None:
-    """Writes a network as TAO would; an interrupted call leaves the former file untouched."""
+    """Writes a network as TAO would; an interrupted call leaves the former file untouched.
+
+    Raises:
+        UserError: It has a neck, which TAO knows nothing of.
+    """
+    if network.neck:
+        raise UserError(f"{path}: TAO's layout has no grid of stride 8; write {path.with_suffix('.safetensors').name}")
     own = {key: value for key, value in network.to_json().items() if key != "backbone"}
     write_keras(path, _graph(network.config), network.state_dict(), own)
 

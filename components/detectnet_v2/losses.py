@@ -1,11 +1,14 @@
-"""DetectNet_v2's losses and the weighting of its objectives (TAO 5.0, `cost_function/*`, `objectives/*`)."""
+"""DetectNet_v2's losses and the weighting of its objectives (TAO 5.0, `cost_function/*`, `objectives/*`).
+
+Beside TAO's stand two of the open engine: a focal loss of the coverage, and an overlap loss of the boxes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.detectnet_v2.batches import BatchTensors
 
@@ -58,29 +61,74 @@ def bbox_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Te
     return torch.mean(error * (coverage_norm * mask)[:, :, None], dim=(0, 2, 3, 4))
 
 
-def objective_costs(outputs: tuple[Tensor, Tensor], targets: BatchTensors, foreground_weight: Tensor) -> Tensor:
-    """Returns the costs [C, 2] of each class's objectives.
+def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Returns the quality focal loss of each class [C], a unit of coverage: |t - p|^2 times the cross entropy.
+
+    Empty cells that are known to be empty, nearly all of an image, count for nothing so, and what is learned of an
+    object does not depend on how many others there are (Li et al., 2020, Generalized Focal Loss, equation 2; the factor
+    is taken for a constant here).
 
     Args:
-        outputs: Coverage and bbox, as the network returns them.
-        targets: What they should be.
-        foreground_weight: [C].
+        predicted: [N, C, h, w] coverage, 0..1.
+        target: [N, C, h, w] coverage.
+        mask: As in `coverage_cost`.
     """
-    coverage, bbox = outputs
-    return torch.stack(
-        [
-            coverage_cost(coverage, targets.coverage, foreground_weight, targets.mask),
-            bbox_cost(bbox, targets.bbox, targets.coverage_norm, targets.mask),
-        ],
-        dim=1,
-    )
+    entropy = nn.functional.binary_cross_entropy(predicted, target, reduction="none")
+    factor = (target - predicted.detach()).square()
+    return (entropy * factor * mask).sum((0, 2, 3)) / _amount(target * mask)
 
 
-class ObjectiveWeights:
-    """The objectives' weights, re-balanced after each epoch when auto-weighting is enabled.
+def overlap_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Tensor) -> Tensor:
+    """Returns 1 - GIoU and the absolute error of each class [C], the mean over its objects' cells.
 
-    After an epoch, weight = target share / summed cost, normalised to sum 1 and then limited (without normalising
-    again), so that a cheap objective gains what an expensive one loses.
+    GIoU is the IoU less the share of the smallest box around both that neither fills (Rezatofighi et al., 2019). Unlike
+    a distance, it is as strict with small objects as with large ones; but a predicted box without area, inside the
+    object, has no gradient: the distance leads it out of there.
+
+    Args:
+        predicted: [N, 4C, h, w].
+        target: [N, C, 4, h, w].
+        coverage_norm: [N, C, h, w].
+        mask: As in `coverage_cost`.
+    """
+    predicted, weight = predicted.reshape(target.shape), coverage_norm * mask
+    loss = 1 - generalised_iou(predicted, target, dim=2) + (predicted - target).abs().mean(2)
+    return (loss * weight).sum((0, 2, 3)) / _amount(weight)
+
+
+def generalised_iou(one: Tensor, other: Tensor, dim: int) -> Tensor:
+    """Returns the GIoU, above -1 to 1, of boxes given by their distances from common points.
+
+    Args:
+        one: Distances to the left, top, right and bottom edge along `dim`, in any unit. Edges that cross leave no area.
+        other: The same.
+        dim: The dimension of length 4, which the result lacks.
+    """
+    inner, outer = (-torch.maximum(-one, -other), torch.maximum(one, other))
+
+    def area(edges: Tensor) -> Tensor:
+        left, top, right, bottom = edges.unbind(dim)
+        return (left + right).clamp(min=0) * (top + bottom).clamp(min=0)
+
+    shared, hull = area(inner), area(outer).clamp(min=_EPSILON**2)
+    union = (area(one) + area(other) - shared).clamp(min=_EPSILON**2)
+    return shared / union - (hull - union) / hull
+
+
+def _amount(weight: Tensor) -> Tensor:
+    """Returns the sum of each class's weights [C], at least an object's in every image, or few would count too much."""
+    return weight.sum((0, 2, 3)).clamp(min=len(weight))
+
+
+class Objectives:
+    """What the two objectives, coverage and box, cost, and their weights.
+
+    The weights are re-balanced after each epoch when auto-weighting is enabled: weight = target share / summed cost,
+    normalised to sum 1 and then limited (without normalising again), so that a cheap objective gains what an expensive
+    one loses.
+
+    Attributes:
+        weights: [C, 2], of each class's objectives.
     """
 
     def __init__(
@@ -90,7 +138,22 @@ class ObjectiveWeights:
         minimum: float,
         maximum: float,
         device: str | torch.device = "cpu",
+        *,
+        focal: bool = False,
+        overlap: bool = False,
     ) -> None:
+        """Takes the weights of the beginning.
+
+        Args:
+            classes: Each class's part of the cost.
+            auto: Whether the weights are re-balanced.
+            minimum: Of a weight that was re-balanced.
+            maximum: Of a weight that was re-balanced.
+            device: Of the training.
+            focal: Whether the coverage's cost is `focal_cost`, not TAO's `coverage_cost`.
+            overlap: Whether the box's cost is `overlap_cost`, not TAO's `bbox_cost`.
+        """
+
         def rows(values: list[Any]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=device)
 
@@ -99,10 +162,27 @@ class ObjectiveWeights:
         self._targets = rows([cost.weight_targets for cost in classes])
         self._class_weights = class_weights / class_weights.sum()
         self._auto, self._minimum, self._maximum = auto, minimum, maximum
-        self.foreground = torch.tensor([cost.foreground_weight for cost in classes], device=device)
-        # [C, 2]: weight of each class's objectives.
+        self._foreground = torch.tensor([cost.foreground_weight for cost in classes], device=device)
+        self._is_focal, self._box_cost = focal, overlap_cost if overlap else bbox_cost
         self.weights = initial / initial.sum(1, keepdim=True)
         self._sums = torch.zeros_like(self.weights)
+
+    def costs(self, outputs: tuple[Tensor, Tensor], targets: BatchTensors) -> Tensor:
+        """Returns the costs [C, 2] of each class's objectives.
+
+        Args:
+            outputs: Coverage and bbox, as the network returns them.
+            targets: What they should be.
+        """
+        coverage, bbox = outputs
+        if self._is_focal:
+            of_coverage = focal_cost(coverage, targets.coverage, targets.mask)
+        else:
+            foreground = self._foreground.to(coverage.device)
+            of_coverage = coverage_cost(coverage, targets.coverage, foreground, targets.mask)
+        return torch.stack(
+            [of_coverage, self._box_cost(bbox, targets.bbox, targets.coverage_norm, targets.mask)], dim=1
+        )
 
     def total(self, costs: Tensor) -> Tensor:
         """Returns the weighted sum of the costs [C, 2] of each class's objectives."""

@@ -1,5 +1,6 @@
 """The grid-box network: a backbone with a coverage head and a bbox head (DetectNet_v2)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from components.decode.grid.geometry import GridGeometry
 from components.formats.images import Resampling
 from components.step import UserError
 from components.vision.inputs import Fit, InputSpec
+from components.vision.neck import FineNeck
 from components.vision.network import Network
 from components.vision.resnet import ResNet, ResNetConfig, initialise, layer_of
 
@@ -41,6 +43,7 @@ class GridNetConfig:
             is not known.
         fit: How images become its input; see `InputSpec`.
         resampling: How they are scaled for it.
+        neck: Channels of the neck of a network whose grid has a stride of 8; empty for 16, TAO's.
     """
 
     backbone: ResNetConfig
@@ -50,10 +53,11 @@ class GridNetConfig:
     operating_point: Mapping[str, float] = field(default_factory=dict)
     fit: Fit = "letterbox"
     resampling: Resampling = "area"
+    neck: Mapping[str, int] = field(default_factory=dict)
 
-    def with_backbone(self, backbone: ResNetConfig) -> Self:
-        """Returns the same configuration around another backbone, whose scores are others."""
-        return replace(self, backbone=backbone, operating_point={})
+    def with_graph(self, backbone: ResNetConfig, neck: Mapping[str, int]) -> Self:
+        """Returns the same configuration around another backbone and neck, whose scores are others."""
+        return replace(self, backbone=backbone, neck=neck, operating_point={})
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values for `from_json`."""
@@ -65,6 +69,7 @@ class GridNetConfig:
             "fit": self.fit,
             "resampling": self.resampling,
             **({OPERATING_POINT: dict(self.operating_point)} if self.operating_point else {}),
+            "neck": dict(self.neck),
         }
 
     @classmethod
@@ -76,12 +81,15 @@ class GridNetConfig:
             GridGeometry(**values["geometry"]),
             {name: Clustering(**value) for name, value in values["clustering"].items()},
             values.get(OPERATING_POINT, {}),
-            **{name: values[name] for name in ("fit", "resampling") if name in values},  # former files have neither
+            # Files of former releases have none of them.
+            **{name: values[name] for name in ("fit", "resampling", "neck") if name in values},
         )
 
 
 class GridNet(Network, kind="detectnet_v2"):
-    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, H/16, W/16] (0..1) and bbox [N, 4C, H/16, W/16].
+    """Images [N, 3, H, W] (RGB, 0..1) to coverage [N, C, h, w] (0..1) and bbox [N, 4C, h, w].
+
+    The grid's h x w cells have a stride of 16 pixels, or with a neck, of 8.
 
     Attributes:
         config: What it was built from.
@@ -95,11 +103,26 @@ class GridNet(Network, kind="detectnet_v2"):
         self.config = config
         self.pretrained_layers: frozenset[str] = frozenset()
         self.backbone = ResNet(config.backbone)
-        features, classes = config.backbone.out_channels, len(config.class_names)
+        self.neck = FineNeck(config.backbone, config.neck) if config.neck else None
+        features = self.neck.out_channels if self.neck else config.backbone.out_channels
+        classes = len(config.class_names)
         self.output_bbox = nn.Conv2d(features, 4 * classes, 1)
         self.output_cov = nn.Conv2d(features, classes, 1)
         initialise(self.output_bbox)
         initialise(self.output_cov)
+
+    def expect(self, coverage: float, edge: float) -> None:
+        """Sets what untrained heads find everywhere before they have learned anything.
+
+        A focal loss needs it to be little, or empty cells, most of an image, would be all of the first steps' loss (Lin
+        et al., 2017, RetinaNet, section 4.1); a loss of overlaps has no gradient where boxes have no area.
+
+        Args:
+            coverage: Above 0 and below 1.
+            edge: Distance of all edges, in units of the geometry's scale.
+        """
+        nn.init.constant_(self.output_cov.bias, math.log(coverage / (1 - coverage)))  # type: ignore[arg-type]
+        nn.init.constant_(self.output_bbox.bias, edge)  # type: ignore[arg-type]
 
     @property
     def input(self) -> InputSpec:
@@ -116,7 +139,8 @@ class GridNet(Network, kind="detectnet_v2"):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns coverage and bbox; see the class."""
-        features = self.backbone(images)
+        blocks = self.backbone.blocks(images)
+        features = self.neck(blocks) if self.neck else blocks[-1]
         # In float32, also where the rest runs in 16 bits: there 1 - coverage would vanish near 1, and its gradient too.
         return torch.sigmoid(self.output_cov(features).float()), self.output_bbox(features).float()
 
@@ -132,9 +156,10 @@ class GridNet(Network, kind="detectnet_v2"):
     def with_channels(self, counts: Mapping[str, int]) -> Self:
         """See `Network`."""
         named = {layer_of(f"{path}.weight"): count for path, count in counts.items()}
-        backbone = self.config.backbone
-        channels = {name: named[name] for name in backbone.channels}
-        return type(self)(self.config.with_backbone(replace(backbone, channels=channels)))
+        backbone, neck = (
+            {name: named[name] for name in part} for part in (self.config.backbone.channels, self.config.neck)
+        )
+        return type(self)(self.config.with_graph(replace(self.config.backbone, channels=backbone), neck))
 
     def train(self, mode: bool = True) -> Self:
         """Switches to training or inference mode; batch norms that are not trained stay in inference mode."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from components.decode.grid.encode import CoverageShape
+from components.decode.grid.geometry import STRIDE, GridGeometry
 from components.detectnet_v2 import spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import BatchMaker
@@ -29,12 +30,15 @@ _EXTENSIONS = "png", "jpg", "jpeg"
 _Sources = list[tuple[list[Frame], spec_pb2.DataSource]]
 
 
-def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Group | None = None) -> LabelledImages:
+def training_images(
+    spec: spec_pb2.Experiment, *, tao5: bool = False, augmented: bool = True, group: Group | None = None
+) -> LabelledImages:
     """Loads the images of all training sources, and prints what is left out of them.
 
     Args:
         spec: The experiment.
         tao5: Reproduce TAO 5's defects.
+        augmented: Whether training batches will be drawn of them.
         group: The processes that train together, if this is one of several; all of them call this.
 
     Raises:
@@ -46,7 +50,7 @@ def training_images(spec: spec_pb2.Experiment, *, tao5: bool = False, group: Gro
     ]
     if not sources:
         raise UserError("dataset_config has no data_sources; add one with tfrecords_path and image_directory_path")
-    return _load(spec, sources, tao5, "Training data", augmented=True, group=group)
+    return _load(spec, sources, tao5, "Training data", augmented=augmented, group=group)
 
 
 def validation_images(spec: spec_pb2.Experiment, *, tao5: bool = False) -> LabelledImages:
@@ -147,6 +151,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         blur_probability=drawn.blur_probability,
         jpeg_probability=drawn.jpeg_probability,
         grey_probability=drawn.grey_probability,
+        size=_view_size(drawn.view_share, geometry(spec)) if drawn.view_share else None,
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(
@@ -155,6 +160,12 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         crop.zoom_max * enlarged,
         (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),
     )
+
+
+def _view_size(share: float, grid: GridGeometry) -> tuple[int, int]:
+    """Returns width and height of training views: whole cells of the backbone's grid."""
+    width, height = (max(1, round(share * edge / STRIDE)) * STRIDE for edge in (grid.width, grid.height))
+    return width, height
 
 
 def framing(spec: spec_pb2.Experiment) -> Framing:

@@ -64,7 +64,7 @@ class OpenEngineConfig(_message.Message):
     CROSS_ENTROPY: OpenEngineConfig.CoverageLoss
     QUALITY_FOCAL: OpenEngineConfig.CoverageLoss
     class RandomCrop(_message.Message):
-        __slots__ = ("zoom_min", "zoom_max", "object_probability", "hflip_probability", "rotate_rad_max", "rotate_probability", "min_object_height", "min_visible_share", "mosaic_probability", "copy_paste_probability", "blur_probability", "jpeg_probability", "grey_probability")
+        __slots__ = ("zoom_min", "zoom_max", "object_probability", "hflip_probability", "rotate_rad_max", "rotate_probability", "min_object_height", "min_visible_share", "mosaic_probability", "copy_paste_probability", "blur_probability", "jpeg_probability", "grey_probability", "view_share")
         ZOOM_MIN_FIELD_NUMBER: _ClassVar[int]
         ZOOM_MAX_FIELD_NUMBER: _ClassVar[int]
         OBJECT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class OpenEngineConfig(_message.Message):
         BLUR_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
         JPEG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
         GREY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+        VIEW_SHARE_FIELD_NUMBER: _ClassVar[int]
         zoom_min: float
         zoom_max: float
         object_probability: float
@@ -91,7 +92,8 @@ class OpenEngineConfig(_message.Message):
         blur_probability: float
         jpeg_probability: float
         grey_probability: float
-        def __init__(self, zoom_min: _Optional[float] = ..., zoom_max: _Optional[float] = ..., object_probability: _Optional[float] = ..., hflip_probability: _Optional[float] = ..., rotate_rad_max: _Optional[float] = ..., rotate_probability: _Optional[float] = ..., min_object_height: _Optional[float] = ..., min_visible_share: _Optional[float] = ..., mosaic_probability: _Optional[float] = ..., copy_paste_probability: _Optional[float] = ..., blur_probability: _Optional[float] = ..., jpeg_probability: _Optional[float] = ..., grey_probability: _Optional[float] = ...) -> None: ...
+        view_share: float
+        def __init__(self, zoom_min: _Optional[float] = ..., zoom_max: _Optional[float] = ..., object_probability: _Optional[float] = ..., hflip_probability: _Optional[float] = ..., rotate_rad_max: _Optional[float] = ..., rotate_probability: _Optional[float] = ..., min_object_height: _Optional[float] = ..., min_visible_share: _Optional[float] = ..., mosaic_probability: _Optional[float] = ..., copy_paste_probability: _Optional[float] = ..., blur_probability: _Optional[float] = ..., jpeg_probability: _Optional[float] = ..., grey_probability: _Optional[float] = ..., view_share: _Optional[float] = ...) -> None: ...
     class Teacher(_message.Message):
         __slots__ = ("model_file", "weight")
         MODEL_FILE_FIELD_NUMBER: _ClassVar[int]

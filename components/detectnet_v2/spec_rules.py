@@ -35,6 +35,7 @@ TAO_ARCHITECTURES = (
     "googlenet",
     "efficientnet_b0",
 )
+STRIDES = (STRIDE, 8)
 RESNET_DEPTHS = (10, 18, 34, 50)
 
 
@@ -131,9 +132,9 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("bbox_rasterizer_config.target_class_config", "cov_radius_x cov_radius_y bbox_min_radius", _Range(0, 1, True)),
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
     ("open_engine", "ema_decay", _BELOW_ONE),
-    ("open_engine.teacher", "weight", _POSITIVE),
+    ("open_engine.teacher", "weight", _SHARE),
     (RANDOM_CROP, "zoom_min zoom_max", _POSITIVE),
-    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share", _SHARE),
+    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share view_share", _SHARE),
     (RANDOM_CROP, "mosaic_probability copy_paste_probability", _SHARE),
     (RANDOM_CROP, "blur_probability jpeg_probability grey_probability", _SHARE),
     (RANDOM_CROP, "rotate_rad_max min_object_height", _NOT_NEGATIVE),
@@ -250,6 +251,9 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     yield from spec_fields.refusals(spec, spec_fields.REFUSED_IN_EXPERIMENT)
     yield from _check_preprocessing(spec)
     yield from _check_model(spec.model_config)
+    if spec.open_engine.grid_stride not in (0, *STRIDES):
+        strides = " or ".join(map(str, STRIDES))
+        yield Fault.at("open_engine.grid_stride", f"{{is}}; the networks have a grid of {strides} pixels")
     yield from _check_order(spec)
     yield from _check_epochs(spec)
     yield from _check_classes(spec)

@@ -144,7 +144,8 @@ def _source(source: spec_pb2.DataSource, extension: str, weighted: bool) -> str:
 def _input(spec: spec_pb2.Experiment) -> Iterator[Row]:
     size = spec.augmentation_config.preprocessing
     width, height = size.output_image_width, size.output_image_height
-    grid = f"a grid of {width // STRIDE} x {height // STRIDE} cells of {STRIDE} pixels"
+    stride = spec.open_engine.grid_stride or STRIDE
+    grid = f"a grid of {width // stride} x {height // stride} cells of {stride} pixels"
     yield "size", f"{width} x {height} pixels in colour; {grid}"
     if spec.HasField("open_engine"):
         yield "fitting", f"images of any size: {_FITS[spec.open_engine.fit]}"
@@ -261,6 +262,10 @@ def _loss(spec: spec_pb2.Experiment) -> Iterator[Row]:
         share = f"{target.class_weight / whole:.3g} of the loss; " if len(config.target_classes) > 1 else ""
         foreground = target.coverage_foreground_weight
         cells = f"covered cells weigh {foreground:g}, empty ones {1 - foreground:g}"
+        if spec.open_engine.coverage_loss:
+            cells = "coverage is learned with the quality focal loss"
+        if spec.open_engine.box_loss:
+            cells += ", boxes by their overlap (GIoU)"
         objectives = {objective.name: objective for objective in target.objectives}
         cov, bbox = objectives["cov"], objectives["bbox"]
         weights = f"coverage to box {cov.initial_weight:g} : {bbox.initial_weight:g}"
@@ -287,6 +292,10 @@ def _training(spec: spec_pb2.Experiment) -> Iterator[Row]:
     yield "length", f"{_count(config.num_epochs, 'epoch')}, {batch}; random seed {spec.random_seed}"
     yield "learning rate", _learning_rate(config)
     adam = config.optimizer.adam
+    if spec.open_engine.ema_decay:
+        yield "average", f"of the weights, with a decay of {spec.open_engine.ema_decay:g} a step: it is what is saved"
+    if teacher := spec.open_engine.teacher.model_file:
+        yield "teacher", f"{teacher}, {spec.open_engine.teacher.weight:g} of the cost"
     yield "optimiser", f"Adam, beta1 {adam.beta1:g}, beta2 {adam.beta2:g}, epsilon {adam.epsilon:g}"
     kind, weight = config.regularizer.type, config.regularizer.weight
     sums = {
@@ -314,6 +323,10 @@ def _learning_rate(config: spec_pb2.TrainingConfig) -> str:
         rise = f"from {low} up to {high} until epoch {ramp.soft_start * epochs:.3g}" if ramp.soft_start else f"{high}"
         hold = f"held until epoch {ramp.annealing * epochs:.3g}"
         return f"{rise}, {hold}, down to {low} at epoch {epochs} (straight lines on a logarithmic scale)"
+    if config.learning_rate.WhichOneof("learning_rate") == "cosine_annealing_schedule":
+        cosine = config.learning_rate.cosine_annealing_schedule
+        rise = f"up to {cosine.max_learning_rate:g} until epoch {cosine.warm_up * epochs:.3g}"
+        return f"{rise}, down to {cosine.min_learning_rate:g} at epoch {epochs} (half a cosine)"
     stop = config.learning_rate.early_stopping_annealing_schedule
     low, high = f"{stop.min_learning_rate:g}", f"{stop.max_learning_rate:g}"
     rise = f"from {low} up to {high} over {_count(stop.soft_start_epochs, 'epoch')}"

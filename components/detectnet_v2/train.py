@@ -12,8 +12,9 @@ from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.batches import BatchTensors
 from components.detectnet_v2.dataset import LabelledImages
 from components.detectnet_v2.evaluation import evaluate, evaluation_status, print_evaluation
-from components.detectnet_v2.losses import WeightPenalty, objective_costs
-from components.detectnet_v2.network import GridNet
+from components.detectnet_v2.losses import WeightPenalty
+from components.detectnet_v2.network import HEADS, GridNet
+from components.detectnet_v2.teacher import Teacher
 from components.detectnet_v2.transfer import build_network, freeze
 from components.detectnet_v2.validation import CostMeter, OperatingPoint, Order, scored_by_tao5
 from components.detectnet_v2.visualizer import Visualizer
@@ -26,6 +27,9 @@ from components.vision.network import Network
 from components.vision.optimizer import Adam
 from components.vision.task import Step, Task, Validation
 from components.vision.torch_predictor import TorchPredictor
+
+# What the heads of a new network find everywhere, where the open engine's losses train it; boxes of 35 pixels.
+_FIRST_COVERAGE, _FIRST_EDGE = 0.02, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,7 @@ class TrainOptions(FitOptions):
 
 def train(spec: spec_pb2.Experiment, options: TrainOptions) -> Path:
     """Trains by an experiment spec; returns the model file (see `fit`)."""
+    options = replace(options, ema=round(spec.open_engine.ema_decay, 6))  # the message holds 32 bits
     return fit(lambda group: _Detection(spec, options, group), options, "DetectNet_v2")
 
 
@@ -56,13 +61,16 @@ class _Detection(Task[BatchTensors]):
         self._spec, self._options, self._group = spec, options, group
         config, adam = spec.training_config, spec.training_config.optimizer.adam
         network = build_network(spec, options.width)
+        if experiment.has_own_loss(spec) and not network.pretrained_layers.intersection(HEADS):
+            network.expect(_FIRST_COVERAGE, _FIRST_EDGE)
         freeze(network, spec.model_config)
         self.network = self._network = network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if not trained:
             raise UserError("model_config freezes every layer: there is nothing to train")
         self.optimizer = Adam(trained, adam.beta1, adam.beta2, adam.epsilon)
-        self._weights = experiment.objective_weights(spec, group.device)
+        self._objectives = experiment.objectives(spec, group.device)
+        self._teacher = Teacher.of(spec, network.config, group.device)
         self._penalty = WeightPenalty(
             experiment.REGULARIZERS[config.regularizer.type],
             config.regularizer.weight,
@@ -78,11 +86,12 @@ class _Detection(Task[BatchTensors]):
         geometry = network.config.geometry
         self.data = f"{len(images)} images of {geometry.width}x{geometry.height}"
         self._operating_point = OperatingPoint()
-        self.parts = {"objectives": self._weights, "operating_point": self._operating_point}
+        self.parts = {"objectives": self._objectives, "operating_point": self._operating_point}
         self.settings = {
             "spec": text_format.MessageToString(_without_paths(spec)),
             "network": network.config.to_json(),
-            "start": _start(spec),
+            "start": _digest(spec.model_config.pretrained_model_file),
+            "teacher": _digest(spec.open_engine.teacher.model_file),
             "images": images.digest,
             "tao5": options.tao5,
         }
@@ -107,11 +116,15 @@ class _Detection(Task[BatchTensors]):
 
     def losses(self, outputs: tuple[Tensor, Tensor], targets: BatchTensors) -> Tensor:
         """Returns the costs [C, 2] of each class's objectives."""
-        return objective_costs(outputs, targets, self._weights.foreground)
+        costs = self._objectives.costs(outputs, targets)
+        if not self._teacher:
+            return costs
+        taught = self._objectives.costs(outputs, self._teacher.targets(targets))
+        return torch.lerp(costs, taught, self._teacher.weight)
 
     def total(self, losses: Tensor) -> Tensor:
         """See `Task`."""
-        return self._weights.total(losses)
+        return self._objectives.total(losses)
 
     def regularise(self) -> Tensor | float:
         """See `Task`."""
@@ -126,9 +139,9 @@ class _Detection(Task[BatchTensors]):
 
     def stepped(self, step: Step) -> None:
         """See `Task`."""
-        self._weights.note(step.losses)
+        self._objectives.note(step.losses)
         if self._visualizer:
-            self._visualizer.stepped(step, self._weights)
+            self._visualizer.stepped(step, self._objectives)
 
     # ---- An epoch ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +172,7 @@ class _Detection(Task[BatchTensors]):
             number = -(-since_first // config.validation_period_during_training)
             order = scored_by_tao5(len(self._validation.pixels), batch_size, number)
         targets = sources.batch_maker(spec, self._validation, tao5=tao5)
-        meter = CostMeter(predictor, targets, self._weights, order)
+        meter = CostMeter(predictor, targets, self._objectives, order)
         figures = evaluate(meter, self._validation, config, decoder, batch_size=batch_size, tao5=tao5, order=order)
         # TAO's defects make other detections of the same outputs, which nobody is shown.
         self._operating_point.scores = {} if tao5 else operating_point(figures)
@@ -171,7 +184,7 @@ class _Detection(Task[BatchTensors]):
 
     def end_epoch(self) -> None:
         """See `Task`."""
-        self._weights.end_epoch()
+        self._objectives.end_epoch()
 
     def describe(self, network: Network) -> None:
         """See `Task`."""
@@ -198,9 +211,9 @@ def _without_paths(spec: spec_pb2.Experiment) -> spec_pb2.Experiment:
         source.ClearField("tfrecords_path")
         source.ClearField("image_directory_path")
     copy.model_config.ClearField("pretrained_model_file")
+    copy.open_engine.teacher.ClearField("model_file")
     return copy
 
 
-def _start(spec: spec_pb2.Experiment) -> str:
-    file = spec.model_config.pretrained_model_file
+def _digest(file: str) -> str:
     return sha256(Path(file)) if file else ""

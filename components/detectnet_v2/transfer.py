@@ -1,6 +1,7 @@
 """Transfer learning: a spec's network, from a pretrained model file where one is named, and what of it is frozen."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -58,12 +59,14 @@ class Pretrained:
     Attributes:
         weights: What it holds.
         backbone: The stored graph; None where it was not asked for.
+        neck: What the stored graph has behind it; see `GridNetConfig`.
         class_names: Classes of the stored heads; None where the file does not name them.
     """
 
     weights: Weights
     backbone: ResNetConfig | None
     class_names: tuple[str, ...] | None
+    neck: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_pretrained(path: Path, graph: bool = False) -> Pretrained:
@@ -79,7 +82,7 @@ def load_pretrained(path: Path, graph: bool = False) -> Pretrained:
     weights = read_weights(path, HEADS)
     if weights.config is not None:
         config = GridNetConfig.from_json(weights.config)
-        return Pretrained(weights, config.backbone if graph else None, config.class_names)
+        return Pretrained(weights, config.backbone if graph else None, config.class_names, config.neck)
     own = weights.keras.own if weights.keras else None
     names = tuple(own["class_names"]) if own else None
     if not graph:
@@ -94,7 +97,10 @@ def _stored_network(config: GridNetConfig, file: Path, may_add_heads: bool) -> G
     assert stored.backbone is not None
     # How much is dropped is a matter of the training, not of the stored network.
     backbone = replace(stored.backbone, dropout_rate=config.backbone.dropout_rate)
-    network = GridNet(config.with_backbone(backbone))
+    if bool(stored.neck) != bool(config.neck):
+        ours, theirs = (8 if neck else 16 for neck in (config.neck, stored.neck))
+        raise UserError(f"{file}: its grid has a stride of {theirs}, the spec's open_engine has {ours}; make them one")
+    network = GridNet(config.with_graph(backbone, stored.neck))
     knows_classes = stored.class_names in (None, config.class_names)
     tensors = {
         name: value for name, value in stored.weights.tensors.items() if knows_classes or layer_of(name) not in HEADS

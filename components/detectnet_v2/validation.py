@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from components.decode.decoder import Tensors
 from components.decode.grid.decoder import BBOX, COVERAGE
 from components.detectnet_v2.batches import BatchMaker
-from components.detectnet_v2.losses import ObjectiveWeights, objective_costs
+from components.detectnet_v2.losses import Objectives
 from components.step import UserError
 from components.vision.inputs import Images
 from components.vision.predictor import Predictor
@@ -68,19 +68,19 @@ class CostMeter:
     """A predictor that adds up what its outputs cost while it is shown the validation images."""
 
     def __init__(
-        self, predictor: Predictor, batches: BatchMaker, weights: ObjectiveWeights, order: Order | None = None
+        self, predictor: Predictor, batches: BatchMaker, objectives: Objectives, order: Order | None = None
     ) -> None:
         """Wraps a predictor.
 
         Args:
             predictor: The network.
             batches: Makes the targets of the images that the predictor will be shown.
-            weights: The objectives' weights at this point of the training.
+            objectives: As they are at this point of the training.
             order: The numbers of the images as they will be shown; None for all.
         """
         self.input, self.decoder = predictor.input, predictor.decoder
         self.parameters, self.file_bytes = predictor.parameters, predictor.file_bytes
-        self._predictor, self._weights, self._order = predictor, weights, order
+        self._predictor, self._objectives, self._order = predictor, objectives, order
         self._batches = replace(batches, augmentation=None, on_device=False)
         self._sum, self._seen = 0.0, 0
 
@@ -91,8 +91,8 @@ class CostMeter:
         shown = np.arange(self._seen, self._seen + len(images))
         batch = self._batches.batch(0, 0, shown if self._order is None else self._order[shown])
         target = batch.to_tensors(torch.device("cpu"))
-        costs = objective_costs((coverage, bbox), target, self._weights.foreground.cpu())
-        self._sum += float(self._weights.total(costs)) * len(images)
+        costs = self._objectives.costs((coverage, bbox), target)
+        self._sum += float(self._objectives.total(costs)) * len(images)
         self._seen += len(images)
         return outputs
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from components.decode.grid.decode import decode
 from components.detectnet_v2 import spec_pb2
-from components.detectnet_v2.losses import OBJECTIVES, ObjectiveWeights
+from components.detectnet_v2.losses import OBJECTIVES, Objectives
 from components.detectnet_v2.network import GridNet
 from components.step import UserError
 from components.vision.task import Step
@@ -57,7 +58,7 @@ class Visualizer:
         self._epochs, self._images = config.infrequent_logging_frequency, config.num_images
         self._thresholds = {name: value.coverage_threshold for name, value in config.target_class_config.items()}
 
-    def stepped(self, step: Step, weights: ObjectiveWeights) -> None:
+    def stepped(self, step: Step, weights: Objectives) -> None:
         """Writes a step's costs, rate and cost scaling, and at an epoch's end images and histograms, where due."""
         if (step.number + 1) % self._scalar_steps == 0:
             for name, costs in zip(self._network.config.class_names, step.losses.tolist(), strict=True):
@@ -100,11 +101,13 @@ class Visualizer:
         self._network.eval()
         coverage, bbox = (output.float().cpu().numpy() for output in self._network(images))
         self._network.train(was_training)
+        height, width = images.shape[2:]
+        geometry = replace(self._network.config.geometry, width=width, height=height)  # crops may be smaller
         drawn = []
         for index, image in enumerate((images * 255).byte().permute(0, 2, 3, 1).cpu().numpy()):
             canvas = np.ascontiguousarray(image)
             for channel, name in enumerate(self._network.config.class_names):
-                boxes = decode(bbox[index, 4 * channel : 4 * channel + 4], self._network.config.geometry)
+                boxes = decode(bbox[index, 4 * channel : 4 * channel + 4], geometry)
                 shown = boxes[coverage[index, channel] > self._thresholds.get(name, 0.5)]
                 for x1, y1, x2, y2 in shown.round().astype(int).tolist():
                     cv2.rectangle(canvas, (x1, y1), (x2, y2), _GREEN, 1)

@@ -23,6 +23,7 @@ from components.vision.training import EpochClock, StopRequest, TrainingState, s
 
 # A GPU is not waited for after every step just to look at its loss.
 _STEPS_BETWEEN_LOOKS = 50
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class FitOptions:
         mixed_precision: Forward and backward pass in 16 bits (bfloat16 where the GPU has it, otherwise float16).
         compiled: Run the network through `torch.compile`.
         ema: Decay of an exponential moving average of the network, over the steps, which is then what is validated and
-            saved; 0 for none.
+            saved; 0 for none. The first t steps have a decay of (1 + t) / (10 + t), where that is less.
         save_seconds: A kill costs at most these seconds of training.
     """
 
@@ -224,6 +225,14 @@ class _Loop(Generic[Targets]):
 
 def _average(network: nn.Module, decay: float) -> "torch.optim.swa_utils.AveragedModel":
     # Takes a second to import, which a training without an average need not.
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from torch.optim.swa_utils import AveragedModel
 
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    def average(averages: _Tensors, values: _Tensors, count: Tensor | int) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, values)
+            return
+        # The average begins short, or a training of few steps would keep a part of its random start.
+        share = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averages, values, 1 - share)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -22,8 +22,10 @@ OPSET = 13
 OPSETS = range(11, 27)
 # What the exporter writes; older ones it only pretends to write.
 _WRITTEN_OPSET = 18
-# Operators that mean the same for floating-point numbers in all of `OPSETS`.
-_TIMELESS = {"Add", "Conv", "MaxPool", "Pad", "Relu", "Sigmoid"}
+# Operators that mean the same for floating-point numbers, as they are written here, in all sets from one on.
+_TIMELESS = {"Add": 11, "Conv": 11, "MaxPool": 11, "Pad": 11, "Relu": 11, "Sigmoid": 11, "Resize": 13}
+# Attributes that these operators got later, with what they did before.
+_LATER_ATTRIBUTES = {"Resize": {"keep_aspect_ratio_policy": b"stretch", "antialias": 0}}
 # Of the largest output. A wrong graph is off by its whole size; a right one was seen at 1.1e-4 in a network that had
 # trained for a few steps only, so that its activations were large.
 TOLERANCE = 5e-4
@@ -123,17 +125,22 @@ def _declare(graph: onnx.ModelProto, opset: int) -> None:
     None is needed while all operators mean the same; ONNX's checker holds every node against the set's schema, and
     the comparison with PyTorch holds its meaning.
     """
-    strange = {node.op_type for node in graph.graph.node} - _TIMELESS
-    if strange and opset != _WRITTEN_OPSET:
+    firsts = {node.op_type: _TIMELESS.get(node.op_type, _WRITTEN_OPSET) for node in graph.graph.node}
+    strange = sorted(name for name, first in firsts.items() if opset < first or (opset > first == _WRITTEN_OPSET))
+    if strange:
         raise UserError(
-            f"this network needs {', '.join(sorted(strange))}, which can only be written in ONNX operator set "
-            f"{_WRITTEN_OPSET}; choose that one"
+            f"this network needs {', '.join(strange)}, which cannot be written in ONNX operator set {opset}; choose "
+            f"{max(firsts[name] for name in strange)}"
         )
     graph.opset_import[0].version = opset
     graph.ir_version = onnx.helper.find_min_ir_version_for(graph.opset_import)
     # Where in which source file of this machine each node came from.
     for node in graph.graph.node:
         del node.metadata_props[:]
+        later = _LATER_ATTRIBUTES.get(node.op_type, {})
+        for attribute in [each for each in node.attribute if each.name in later and opset < _WRITTEN_OPSET]:
+            if onnx.helper.get_attribute_value(attribute) == later[attribute.name]:
+                node.attribute.remove(attribute)
 
 
 @torch.no_grad()

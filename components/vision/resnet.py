@@ -154,7 +154,11 @@ class ResNetConfig:
     @property
     def out_channels(self) -> int:
         """Channels of the last features."""
-        return self.channels[self.units()[-1].last]
+        return self.block_channels(3)
+
+    def block_channels(self, block: int) -> int:
+        """Returns the channels of the features behind a block, 0 to 3."""
+        return self.channels[[unit.last for unit in self.units() if unit.block == block][-1]]
 
 
 def batch_norm_name(convolution: str) -> str:
@@ -204,19 +208,26 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the features [N, C, H/16, W/16] of images [N, 3, H, W]."""
+        return self.blocks(x)[-1]
+
+    def blocks(self, x: Tensor) -> list[Tensor]:
+        """Returns the features behind each of the four blocks; those behind the second one have a stride of 8."""
         x = torch.relu(self._convolve("conv1", x))
         if self.config.use_pooling:
             # TAO pads with zeros, PyTorch with minus infinity: the same behind a ReLU.
             x = nn.functional.max_pool2d(x, 3, 2, padding=1)
+        behind: dict[int, Tensor] = {}
         for unit in self._units:
             y = x
             for name in unit.convolutions[:-1]:
                 y = torch.relu(self._convolve(name, y))
             y = self._convolve(unit.last, y)
-            x = torch.relu(y + (self._convolve(unit.shortcut, x) if unit.shortcut else x))
+            behind[unit.block] = x = torch.relu(y + (self._convolve(unit.shortcut, x) if unit.shortcut else x))
         # TAO 5.0 hands dropout_rate to MobileNet only, for a classification head that it then leaves out: no detector
         # of TAO's has any dropout. Here it stands where that head has it, on the features that the heads read.
-        return nn.functional.dropout(x, self.config.dropout_rate, self.training) if self.config.dropout_rate else x
+        if self.config.dropout_rate:
+            behind[unit.block] = nn.functional.dropout(x, self.config.dropout_rate, self.training)
+        return list(behind.values())
 
 
 def initialise(convolution: nn.Conv2d) -> None:

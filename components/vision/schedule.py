@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a training, as TAO's specs describe them."""
+"""Learning rates over the steps of a training: as TAO's specs describe them, and a cosine."""
 
 import math
 from collections.abc import Mapping
@@ -26,8 +26,50 @@ class Schedule(Protocol):
         ...
 
 
+class _Fixed:
+    """A schedule that depends on the step alone."""
+
+    __slots__ = ()
+
+    def validated(self, epoch: int, step: int, cost: float) -> bool:  # noqa: ARG002 - it does not listen
+        """Goes on."""
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
 @dataclass(frozen=True, slots=True)
-class SoftStartAnnealing:
+class CosineAnnealing(_Fixed):
+    """Linear ramp up, then half a cosine down (Loshchilov and Hutter, 2017, without restarts).
+
+    Attributes:
+        minimum: Learning rate at the end; the ramp begins at 0, its first step is above that.
+        maximum: Learning rate at the end of the ramp.
+        warm_up: Progress at which the ramp ends, 0 to 1.
+        total_steps: Steps of the whole training.
+    """
+
+    minimum: float
+    maximum: float
+    warm_up: float
+    total_steps: int
+
+    def rate(self, step: int) -> float:
+        """See `Schedule`."""
+        ramp = self.warm_up * self.total_steps
+        if step + 1 < ramp:
+            return self.maximum * (step + 1) / ramp
+        progress = (step - ramp) / (self.total_steps - ramp)
+        return self.minimum + (self.maximum - self.minimum) * (1 + math.cos(math.pi * max(0.0, progress))) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class SoftStartAnnealing(_Fixed):
     """Log-linear ramp up, plateau, log-linear ramp down (`soft_start_annealing_schedule`).
 
     Attributes:
@@ -54,17 +96,6 @@ class SoftStartAnnealing:
         else:
             height = 1.0
         return _between(self.minimum, self.maximum, height)
-
-    def validated(self, epoch: int, step: int, cost: float) -> bool:  # noqa: ARG002 - this one does not listen
-        """Goes on."""
-        return True
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the rate depends on the step alone."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 @dataclass

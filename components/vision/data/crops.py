@@ -43,6 +43,8 @@ class RandomCrop:
         blur_probability: 0 to 1.
         jpeg_probability: That the view goes through a JPEG of quality 30 to 80, 0 to 1.
         grey_probability: 0 to 1.
+        size: Width and height of a view, pixels; those of the network's input where left out. A fully convolutional
+            network learns of smaller views as well, and a step takes less time.
     """
 
     zoom_min: float = 1.0
@@ -57,6 +59,7 @@ class RandomCrop:
     blur_probability: float = 0.0
     jpeg_probability: float = 0.0
     grey_probability: float = 0.0
+    size: tuple[int, int] | None = None
 
     def draw(
         self,
@@ -145,10 +148,14 @@ class Composer:
     flip_map: Sequence[int] = ()
     is_round: bool = True
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the views."""
+        return (self.crop and self.crop.size) or (self.input.width, self.input.height)
+
     def compose(self, index: int, random: np.random.Generator) -> tuple[Image, Annotations]:
         """Returns a view [height, width, 3] RGB of an image, and what is to be learned in it."""
-        size = self.input.width, self.input.height
-        crop = self.crop
+        size, crop = self.size, self.crop
         if crop and random.random() < crop.mosaic_probability:
             image, objects = self._mosaic(index, random)
         else:
@@ -175,7 +182,7 @@ class Composer:
 
     def _mosaic(self, index: int, random: np.random.Generator) -> tuple[Image, Annotations]:
         """Returns crops of the image and three others, of the sizes of objects that crops have by themselves."""
-        width, height = size = self.input.width, self.input.height
+        width, height = size = self.size
         x, y = (round(edge * random.uniform(*_MOSAIC_CENTRE)) for edge in size)
         numbers = np.array([index, *random.integers(len(self.images), size=3)])
         random.shuffle(numbers)
