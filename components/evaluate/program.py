@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from components.decode.description import OPERATING_POINT, upgraded
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
@@ -32,9 +33,6 @@ from components.vision.endpoint import Endpoint
 from components.vision.inputs import InputSpec
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import BATCH_SIZE
-
-# How an endpoint says that it fits images into the network's input as scoring does.
-LETTERBOX = "letterbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +305,8 @@ def input_of(endpoint: Endpoint) -> InputSpec:
     """
     if endpoint.network_size is None:
         raise UserError(f"{endpoint}: none of its models says the size of the network's input; give --model, too")
-    return InputSpec(*endpoint.network_size)
+    described = upgraded(endpoint.parameters)["input"] or {}
+    return InputSpec.from_json({**described, **dict(zip(("width", "height"), endpoint.network_size, strict=True))})
 
 
 def require_version(endpoint: Endpoint, digest: str) -> None:
@@ -342,9 +341,10 @@ def _refuse_another(endpoint: Endpoint, model: Path | None, predictor: Predictor
     size = predictor.input.width, predictor.input.height
     if (endpoint.network_size or size, endpoint.class_names) != (size, predictor.decoder.class_names):
         raise UserError(f"{model}: its input size or classes are not those behind {endpoint}; give the served model")
-    fitting = endpoint.parameters.get("preprocessing", LETTERBOX)
-    if fitting != LETTERBOX:
-        raise UserError(f"{endpoint}: fits images by {fitting}, scoring here by {LETTERBOX}: leave out --model")
+    here, there = predictor.input, input_of(endpoint) if endpoint.network_size else predictor.input
+    if (here.fit, here.resampling) != (there.fit, there.resampling):
+        ways = f"{there.fit} ({there.resampling}), {model} by {here.fit} ({here.resampling})"
+        raise UserError(f"{endpoint}: fits images by {ways}: leave out --model")
 
 
 def final_report(
@@ -376,11 +376,28 @@ def final_report(
     if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
     scoring = Scoring.open(source, rules, *kinds[0], resampling)
-    before, after = scoring.model("exported", predictors[0]), scoring.model("quantized", predictors[1])
+    before, after = (
+        replace(scored, metrics={**scored.metrics, OPERATING_POINT: point}) if point else scored
+        for scored, point in (
+            (scoring.model("exported", predictors[0]), _chosen(predictors[0]) or _chosen_before(quantized)),
+            (scoring.model("quantized", predictors[1]), _chosen(predictors[1])),
+        )
+    )
     rows += [measured_row(before, exported), measured_row(after, quantized)]
     lost = points_lost(before.score, after.score)
     scoring.write([before, after], rows, outputs, {} if lost is None else {"quantization_points_lost": lost})
     return before, after
+
+
+def _chosen(predictor: Predictor) -> dict[str, float]:
+    """Returns by class from which score on a model's detections are shown; empty where it does not say it."""
+    return dict(predictor.decoder.settings().get(OPERATING_POINT, {}))
+
+
+def _chosen_before(quantized: Path) -> dict[str, float]:
+    """Returns the operating point of the model that was quantised, which the conversion found."""
+    made = _manifest(quantized).get("settings", {}).get("quantization", {}) if quantized.is_dir() else {}
+    return dict(made.get(OPERATING_POINT, {}))
 
 
 def _write_copies(outputs: Outputs, html: str, markdown: str, figures: Mapping[str, float]) -> None:
