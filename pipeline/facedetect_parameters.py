@@ -210,11 +210,12 @@ CPU_REAL: dict[str, Any] = {
     **CPU,
     "data_width": 480,
     "data_height": 272,
-    "data_min_face_height": 8,
-    "data_small_faces": "ignore",
     "data_invalid_faces": "ignore",
-    "train_epochs": 80,
-    "retrain_epochs": 25,
+    "data_validation_share": 0.05,
+    "train_epochs": 300,
+    "train_batch_size": 20,
+    "retrain_epochs": 60,
+    "retrain_batch_size": 20,
     "eval_min_face_height": 20,
 }
 
