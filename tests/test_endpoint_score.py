@@ -234,6 +234,7 @@ class FakeEndpoint:
 
     def __init__(self, **answers):
         self.answers, self.sent = answers, 0
+        self.parameters = {}
 
     def __str__(self):
         return "endpoint"
@@ -276,6 +277,12 @@ def test_heights_are_those_of_the_network_input_whatever_the_size_of_the_image()
     assert (metrics["objects"], detected.placements.scales.tolist()) == (1, [[64 / 1600] * 2])
     assert scored(FakeEndpoint(tall=tall), 17, tall=there).metrics["objects"] == 0
     assert input_of(FakeEndpoint()).width == WIDTH
+
+
+def test_an_endpoint_says_how_it_fits_images():
+    endpoint = FakeEndpoint()
+    endpoint.parameters = {"geometry": {"width": WIDTH}, "preprocessing": "crop", "resampling": "cubic"}
+    assert input_of(endpoint) == InputSpec(WIDTH, HEIGHT, fit="crop", resampling="cubic")
 
 
 def test_images_without_an_answer_are_counted_and_named():

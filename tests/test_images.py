@@ -10,7 +10,8 @@ from exif import turned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.formats.images import ImageError, decode, upright_size
+from components.formats import images
+from components.formats.images import ImageError, decode, is_upright, upright_size
 
 
 def encoded(suffix=".jpg", width=200, height=120, *flags):
@@ -59,6 +60,31 @@ def test_looking_for_the_end_costs_less_than_decoding():
             decode(jpeg)
         seconds[jpeg].append(time.perf_counter() - begin)
     assert min(seconds[content[:-3]]) < min(seconds[content]) / 3
+
+
+@KINDS
+def test_the_size_of_a_jpeg_without_exif_is_read_from_its_header(jpeg, monkeypatch):
+    monkeypatch.setattr(images, "decode", None)
+    assert upright_size(jpeg + CLIP[:5000]) == (200, 120)
+
+
+@KINDS
+@pytest.mark.parametrize("kept", [0.01, 0.3, 0.95])
+def test_a_jpeg_that_is_cut_off_has_no_size(jpeg, kept):
+    with pytest.raises(ImageError, match="cut off"):
+        upright_size(jpeg[: int(len(jpeg) * kept)])
+
+
+@KINDS
+@pytest.mark.parametrize("orientation", range(9))
+def test_an_image_is_upright_where_its_exif_changes_nothing(jpeg, orientation):
+    assert is_upright(turned(jpeg, orientation) if orientation else jpeg) is (orientation < 2)
+
+
+def test_an_eighth_of_an_image_shows_whether_it_can_be_read():
+    assert decode(BASELINE, eighth=True).shape == (15, 25, 3)
+    with pytest.raises(ImageError, match="cut off"):
+        decode(BASELINE[:-300], eighth=True)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([".png", ".jpg", ".bmp"]), st.integers(0, 8))

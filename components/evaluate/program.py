@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from components.decode.description import upgraded
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
@@ -32,9 +33,6 @@ from components.vision.endpoint import Endpoint
 from components.vision.inputs import InputSpec
 from components.vision.predictor import Predictor, load_predictor
 from components.vision.scoring import BATCH_SIZE
-
-# How an endpoint says that it fits images into the network's input as scoring does.
-LETTERBOX = "letterbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +305,8 @@ def input_of(endpoint: Endpoint) -> InputSpec:
     """
     if endpoint.network_size is None:
         raise UserError(f"{endpoint}: none of its models says the size of the network's input; give --model, too")
-    return InputSpec(*endpoint.network_size)
+    described = upgraded(endpoint.parameters)["input"] or {}
+    return InputSpec.from_json({**described, **dict(zip(("width", "height"), endpoint.network_size, strict=True))})
 
 
 def require_version(endpoint: Endpoint, digest: str) -> None:
@@ -342,9 +341,10 @@ def _refuse_another(endpoint: Endpoint, model: Path | None, predictor: Predictor
     size = predictor.input.width, predictor.input.height
     if (endpoint.network_size or size, endpoint.class_names) != (size, predictor.decoder.class_names):
         raise UserError(f"{model}: its input size or classes are not those behind {endpoint}; give the served model")
-    fitting = endpoint.parameters.get("preprocessing", LETTERBOX)
-    if fitting != LETTERBOX:
-        raise UserError(f"{endpoint}: fits images by {fitting}, scoring here by {LETTERBOX}: leave out --model")
+    here, there = predictor.input, input_of(endpoint) if endpoint.network_size else predictor.input
+    if (here.fit, here.resampling) != (there.fit, there.resampling):
+        ways = f"{there.fit} ({there.resampling}), {model} by {here.fit} ({here.resampling})"
+        raise UserError(f"{endpoint}: fits images by {ways}: leave out --model")
 
 
 def final_report(

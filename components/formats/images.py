@@ -52,10 +52,10 @@ def _is_whole_jpeg(content: bytes) -> bool:
 def upright_size(content: bytes) -> tuple[int, int]:
     """Returns width and height of what `decode` returns: the one size that converters and loaders go by.
 
-    Most images are not decoded for it: JPEGs without EXIF, and PNGs that hold neither EXIF nor text.
+    Most images are not decoded for it: whole JPEGs without EXIF, and whole PNGs that hold neither EXIF nor text.
 
     Raises:
-        ImageError: As `decode`; in a JPEG or PNG of the kind above only what the header shows.
+        ImageError: As `decode`, as far as that can be seen without decoding.
     """
     size = _unturned_size(content)
     if size is None:
@@ -71,16 +71,14 @@ def _unturned_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    size = None
+    size, kind = None, None
     for kind, start in _jpeg_segments(content):
         if kind == _EXIF:
             return None
         if kind in _FRAMES:
             height, width = struct.unpack(">HH", content[start + 3 : start + 7].ljust(4, b"\0"))
             size = width, height
-        if kind == 0xDA:  # the picture itself; what matters stands before it
-            break
-    return size
+    return size if kind == _END else None
 
 
 def _png_size(content: bytes) -> tuple[int, int] | None:
