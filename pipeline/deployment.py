@@ -164,11 +164,12 @@ def serve(
 
     from components.serve import component as serving
 
+    scored = {"exported": model, "evaluation": evaluation, "scored_model": scored_model}
     if graph.options.serving is Serving.gpu:
         plan = graph.stage("plan", serving.tensorrt, "deploy", exported=model)["plan"]
-        published = graph.stage("publish", serving.publish_plan, "deploy", exported=model, plan=plan)["published"]
+        published = graph.stage("publish", serving.publish_plan, "deploy", plan=plan, **scored)["published"]
     else:
-        published = graph.stage("publish", serving.publish, "deploy", exported=model)["published"]
+        published = graph.stage("publish", serving.publish, "deploy", **scored)["published"]
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
     # What fails in it after a deployment has that undone; what failed before has deployed nothing.
     concluded = graph.task("conclude", serving.conclude, "deploy", run_id=run_id)

@@ -316,6 +316,25 @@ def test_deepstream_clusters_as_the_spec_says(clustering, mode, attributes, netw
     assert dict(settings["class-attrs-1"]) == attributes
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "key", "kept"),
+    [
+        ("nms", "pre-cluster-threshold", {}),
+        ("dbscan", "dbscan-min-score", {"pre-cluster-threshold": "0.02"}),
+        ("hybrid", "post-cluster-threshold", {"pre-cluster-threshold": "0.02", "dbscan-min-score": "0.1"}),
+    ],
+)
+def test_deepstream_shows_what_scores_as_high_as_the_operating_point(algorithm, key, kept, network):
+    clustering = Clustering(algorithm, 0.02, dbscan_confidence_threshold=0.1, nms_confidence_threshold=0.05)
+    classes = ("face", "hand")
+    for point, shown in ((0.42, "0.42"), (0.03, {"nms": "0.05", "dbscan": "0.1", "hybrid": "0.05"}[algorithm])):
+        config = replace(network.config, clustering=dict.fromkeys(classes, clustering), operating_point={"hand": point})
+        face, hand = (dict(settings_of(config)[f"class-attrs-{channel}"]) for channel in range(2))
+        assert hand[key] == shown
+        assert face[key] == ("0.1" if algorithm == "dbscan" else "0.05")
+        assert {name: hand[name] for name in kept} == kept
+
+
 def test_what_deepstream_would_get_wrong_is_refused(network):
     odd = replace(network.config, geometry=GridGeometry(WIDTH, HEIGHT, scale=30.0))
     with pytest.raises(UserError, match=r"DeepStream decodes boxes with scale 35 .* this model has 30"):

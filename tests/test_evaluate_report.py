@@ -18,6 +18,7 @@ from square_detector import (
 )
 
 from components import program
+from components.decode.description import at_operating_point
 from components.evaluate.commands import app
 from components.evaluate.evaluation import Scored, flat_metrics, write_evaluation
 from components.evaluate.inputs import read_labelled
@@ -28,7 +29,7 @@ from components.measure.evidence import read_evidence
 from components.measure.metric import Score
 from components.measure.uncertainty import RatioOutcomes
 from components.serve.gate import read_score
-from components.step import UserError, read_manifest, sha256
+from components.step import UserError, read_manifest, sha256, write_manifest
 
 BANDS = "8-16,16-24,24+"
 
@@ -394,6 +395,22 @@ def test_final_report_has_a_row_for_every_model_that_was_scored_before(tmp_path,
     )
     models = [entry["model"] for entry in lines(outputs["evaluation"])]
     assert models == ["exported"] * 13 + ["quantized"] * 13
+
+
+def test_report_says_from_which_score_on_each_model_is_shown(tmp_path, detector):
+    flags = report_flags(tmp_path, detector)
+    settings = read_manifest(flags["quantized"], "exported_model")["settings"]
+    quantisation = {"quantization": {"operating_point": {"face": 0.25}}}  # of the model that was quantised
+    write_manifest(
+        flags["quantized"], "exported_model", {}, at_operating_point({**settings, **quantisation}, {"face": 0.75})
+    )
+    models = {
+        name: figures.get("operating_point")
+        for name, figures in json.loads((run_report(tmp_path, flags)[1]["evaluation"] / "metrics.json").read_text())[
+            "models"
+        ].items()
+    }
+    assert models == {"exported": {"face": 0.25}, "quantized": {"face": 0.75}}
 
 
 def test_report_without_earlier_evaluations_says_so_in_their_rows(tmp_path, detector, capsys):

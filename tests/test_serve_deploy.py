@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import kube_stub
 import pytest
@@ -26,10 +27,12 @@ from deployments import (
     stub_cluster,
 )
 from manifest_rules import check_schema
+from square_detector import write_detector
 from test_serve_kserve import GPU_SERVICE, service
 from typer import Typer
 
 from components import program, step
+from components.decode.description import at_operating_point, operating_point
 from components.serve import deploy_commands
 from components.serve import host as host_module
 from components.serve.access import DEPLOY_CLUSTER_RULES, DEPLOY_RULES
@@ -46,7 +49,7 @@ from components.serve.fit import fitted
 from components.serve.kserve import Mode, Protocol, Resources
 from components.serve.ledger import State
 from components.serve.pods import troubles
-from components.serve.published import publish_repository
+from components.serve.published import publish_repository, read_published
 from components.serve.rehearsal import rehearse
 from components.serve.release import GRIDBOX_VERSION, TENSORRT_VERSION, TRITON_RELEASE
 from components.step import StageError, UserError, write_json, write_manifest
@@ -572,6 +575,32 @@ def test_without_a_place_to_publish_to_nothing_is_published_or_deployed_and_it_i
     assert call("promote", "--deployment", inputs / "deployment") == 0
     assert call(*words(inputs, "--target", "kserve")) == 2
     assert "nothing was published; give --base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("own", "figures", "expected"),
+    [
+        ({}, {"models": {"exported": {"operating_point": {"face": 0.3}}, "quantized": {}}}, {"face": 0.3}),
+        ({}, {"models": {"exported": {"best_f1": {"face": {"threshold": 0.4}, "hat": None}}}}, {"face": 0.4}),
+        ({}, {"models": {"exported": {}}, "best_f1": {"face": None}}, {}),
+        ({"face": 0.9}, {"models": {"exported": {"operating_point": {"face": 0.3}}}}, {"face": 0.9}),
+    ],
+)
+def test_a_model_that_says_no_operating_point_is_published_with_that_of_its_evaluation(
+    tmp_path, own, figures, expected
+):
+    model = write_detector(tmp_path / "exported")
+    settings = step.read_manifest(model, "exported_model")["settings"]
+    step.write_manifest(model, "exported_model", {}, at_operating_point(settings, own))
+    (tmp_path / "evaluation").mkdir()
+    write_json(tmp_path / "evaluation" / "metrics.json", figures)
+    words = ["--exported", model, "--evaluation", tmp_path / "evaluation", "--scored-model", "exported"]
+    assert call("publish", *words, "--published", tmp_path / "published", "--base", tmp_path / "store") == 0
+    published = read_published(tmp_path / "published")
+    assert operating_point(published.settings) == expected
+    configured = Path(published.storage_uri.removeprefix("file://"), "facenet_ensemble", "config.pbtxt").read_text()
+    assert ("operating_point" in configured) is bool(expected)
+    assert operating_point(step.read_manifest(model, "exported_model")["settings"]) == own  # is left as it was
 
 
 def test_gate_holds_for_the_manifest_too(inputs, capsys):

@@ -53,8 +53,9 @@ def test_components_compile_into_one_pipeline(tmp_path):
         exported = dsl.importer(artifact_uri="s3://a/exported", artifact_class=dsl.Model).output
         evaluation = dsl.importer(artifact_uri="s3://a/evaluation", artifact_class=dsl.Artifact).output
         plan = component.tensorrt(exported=exported, precision="fp16", best_batch=16, largest_batch=32, workspace=4096)
-        component.publish(exported=exported, backend="onnxruntime", cpu_limit="4", base="")
-        built = component.publish_plan(exported=exported, plan=plan.outputs["plan"], base="s3://models/facenet")
+        scored = {"exported": exported, "evaluation": evaluation, "scored_model": "exported"}
+        component.publish(backend="onnxruntime", cpu_limit="4", base="", **scored)
+        built = component.publish_plan(plan=plan.outputs["plan"], base="s3://models/facenet", **scored)
         published = built.outputs["published"]
         deployed = component.deploy(
             published=published, evaluation=evaluation, scored_model="", image="triton:1", target="kserve",

@@ -23,7 +23,7 @@ def test_thresholds_stand_where_the_spec_has_them_and_change_places_under_tao5()
 
 
 @pytest.mark.parametrize(
-    ("written", "ours", "tao5"), [("", 1, 1), ("0", 1, 1), ("0.03", 0.03, 1), ("1", 1, 1), ("1.0", 1, 1)]
+    ("written", "ours", "tao5"), [("", 1, 1), ("0", 0, 1), ("0.03", 0.03, 1), ("1", 1, 1), ("1.0", 1, 1)]
 )
 def test_min_samples_count_as_written_and_as_a_whole_number_under_tao5(written: str, ours: float, tao5: float):
     message = config(f"dbscan_min_samples: {written}" if written else "")

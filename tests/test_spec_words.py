@@ -100,6 +100,15 @@ def test_a_float_of_nvidias_is_told_as_it_was_meant(tmp_path):
     assert "0.0500000007451" not in told
 
 
+def test_min_samples_of_zero_are_one_in_tao_5(tmp_path):
+    told = words(tmp_path, edited("min_samples: 0.03", "min_samples: 0"))
+    assert "around cells in whose reach coverage sums to 0 or more" in told
+    assert re.search(r"dbscan_min_samples is 0; TAO 5 takes 1", told)
+    unset = words(tmp_path, edited("dbscan_min_samples: 0.03", ""))
+    assert "around cells in whose reach coverage sums to 1 or more" in unset
+    assert "dbscan_min_samples is" not in unset
+
+
 @pytest.mark.parametrize("written", ["1.0", "0.05"])
 def test_float_min_samples_are_refused_by_tao_5_even_where_whole(written, tmp_path):
     told = words(tmp_path, edited("min_samples: 1", f"min_samples: {written}", INFERENCE))

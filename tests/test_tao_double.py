@@ -176,7 +176,7 @@ def test_every_spec_of_the_pipeline_is_one_of_tao_5(tmp_path, folder, name):
     ("name", "old", "new", "said"),
     [
         ("train", "random_seed", "random_sead", 'has no field named "random_sead"'),
-        ("train", "dbscan_min_samples: 1", "dbscan_min_samples: 0.03", "Couldn't parse integer"),
+        ("train", "dbscan_min_samples: 0", "dbscan_min_samples: 0.03", "Couldn't parse integer"),
         ("train", "use_batch_norm: true", "use_batch_norm: yes", "Couldn't parse|Expected|invalid"),
         ("inference", "kitti_dump: true", "kitti_dumps: true", "has no field named"),
         ("convert", "num_shards: 10", "num_shards: -1", "Couldn't parse|out of range|Expected"),
@@ -444,7 +444,7 @@ def test_fault_of_another_task_changes_nothing_and_an_unknown_one_is_named(monke
     ("old", "new", "said"),
     [
         ("random_seed", "random_sead", r'TAO 5.0\'s schema, at line:column \d+:1 : .*no field named "random_sead"'),
-        ("dbscan_min_samples: 1", "dbscan_min_samples: 0.03", r"line \d+: dbscan_min_samples is a whole number since"),
+        ("dbscan_min_samples: 0", "dbscan_min_samples: 0.03", r"line \d+: dbscan_min_samples is a whole number since"),
         ('arch: "resnet"', 'arch: "alexnet"', "TAO's validator refuses the spec: .*arch should in"),
         ("scalar_logging_frequency: 1", "", r"an epoch has only 2 steps, TAO logs at 10; write visualizer \{ scalar"),
     ],

@@ -94,28 +94,30 @@ def nvinfer_config(
         lines.append(f"int8-calib-file={calibration_cache.name}")
     lines += ["# 1: DBSCAN, 2: NMS, 3: both", f"cluster-mode={_CLUSTER_MODES[algorithms.pop()]}"]
     for channel, name in enumerate(config.class_names):
-        lines += ["", f"# {name}", f"[class-attrs-{channel}]", *_class_attributes(config.clustering[name])]
+        shown_from = config.operating_point.get(name, 0.0)
+        attributes = _class_attributes(config.clustering[name], shown_from)
+        lines += ["", f"# {name}", f"[class-attrs-{channel}]", *attributes]
     return "\n".join(lines) + "\n"
 
 
-def _class_attributes(clustering: Clustering) -> list[str]:
-    """Returns one class's thresholds.
+def _class_attributes(clustering: Clustering, shown_from: float) -> list[str]:
+    """Returns one class's thresholds; what scores less than `shown_from`, the operating point, is not shown.
 
     DeepStream counts boxes where TAO sums up coverage (`minBoxes`), so its clusters are not quite TAO's. For NMS one
     threshold before it does what TAO does with one before and one after: a box never suppresses a better one.
     """
-    nms = clustering.algorithm == "nms"
-    least = max(clustering.coverage_threshold, clustering.nms_confidence_threshold if nms else 0.0)
+    nms, dbscan = clustering.algorithm == "nms", clustering.algorithm == "dbscan"
+    least = max(clustering.coverage_threshold, max(clustering.nms_confidence_threshold, shown_from) if nms else 0.0)
     lines = [f"pre-cluster-threshold={least:g}"]
     if not nms:
         lines += [
             f"eps={clustering.dbscan_eps:g}",
             f"minBoxes={max(1, math.ceil(clustering.dbscan_min_samples))}",
-            f"dbscan-min-score={clustering.dbscan_confidence_threshold:g}",
+            f"dbscan-min-score={max(clustering.dbscan_confidence_threshold, shown_from if dbscan else 0.0):g}",
         ]
     if clustering.algorithm != "dbscan":
         lines.append(f"nms-iou-threshold={clustering.nms_iou_threshold:g}")
     if clustering.algorithm == "hybrid":
-        lines.append(f"post-cluster-threshold={clustering.nms_confidence_threshold:g}")
+        lines.append(f"post-cluster-threshold={max(clustering.nms_confidence_threshold, shown_from):g}")
     height = f"# TAO drops boxes up to {clustering.minimum_height} pixels high in the network's input; in your frames':"
     return [*lines, height, "# detected-min-h="]

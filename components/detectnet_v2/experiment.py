@@ -78,7 +78,7 @@ def to_clustering(config: spec_pb2.ClusteringConfig, tao5: bool = False) -> Clus
         config: The message.
         tao5: Whether to read it as TAO 5 evaluates it: the two confidence thresholds change places,
             `dbscan_min_samples` is a whole number of at least 1, and `nms_iou_threshold` 0 if unset. Otherwise the
-            former counts as written, and 1 if unset, and the latter is 0.3.
+            former counts as written, be it 0, and is 1 if unset, and the latter is 0.3.
     """
     thresholds = config.dbscan_confidence_threshold, config.nms_confidence_threshold
     dbscan_confidence, nms_confidence = reversed(thresholds) if tao5 else thresholds
@@ -95,7 +95,9 @@ def to_clustering(config: spec_pb2.ClusteringConfig, tao5: bool = False) -> Clus
 
 
 def _min_samples(config: spec_pb2.ClusteringConfig, tao5: bool) -> float:
-    return max(int(config.dbscan_min_samples), 1) if tao5 else config.dbscan_min_samples or 1.0
+    if tao5:
+        return max(int(config.dbscan_min_samples), 1)
+    return config.dbscan_min_samples if config.HasField("dbscan_min_samples") else 1.0
 
 
 def inference_clustering(

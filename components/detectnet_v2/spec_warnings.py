@@ -140,7 +140,8 @@ def differs_in_tao5(
         yield from _experiment_differs_in_tao5(spec)
     elif isinstance(spec, spec_pb2.Inference):
         for path, config in spec_fields.values(spec, f"{HANDLERS}.clustering_config"):
-            if config.dbscan_min_samples % 1 and config.clustering_algorithm != _NMS:
+            whole = config.dbscan_min_samples % 1 == 0 and config.dbscan_min_samples >= 1
+            if config.HasField("dbscan_min_samples") and not whole and config.clustering_algorithm != _NMS:
                 yield Fault((*path, "dbscan_min_samples"), "{is}; TAO 5 takes its whole part, and at least 1")
             if config.minimum_bounding_box_height and config.clustering_algorithm != _DBSCAN:
                 yield Fault((*path, "minimum_bounding_box_height"), "{is}; TAO 5's NMS takes no notice of it")
@@ -148,6 +149,9 @@ def differs_in_tao5(
 
 def _experiment_differs_in_tao5(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     for path, config in spec_fields.values(spec, CLUSTERING):
+        is_zero = config.HasField("dbscan_min_samples") and not config.dbscan_min_samples
+        if is_zero and config.clustering_algorithm != _NMS:
+            yield Fault((*path, "dbscan_min_samples"), "{is}; TAO 5 takes 1")
         if config.clustering_algorithm != _DBSCAN:
             text = "in TAO 5 measures boxes a pixel larger, wants scores above the threshold and ignores heights"
             yield Fault((*path, "clustering_algorithm"), f"{{is}}, which {text}")

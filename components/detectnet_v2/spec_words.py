@@ -365,7 +365,8 @@ def _clustering(config: spec_pb2.ClusteringConfig, bound: str, mean: bool = Fals
         return f"kept with {f'a {score} of {bound} {threshold:g} and ' if threshold else ''}{height}"
 
     if config.clustering_algorithm != kinds.NMS:
-        core = f"cells in whose reach coverage sums to {config.dbscan_min_samples or 1:g} or more"
+        least = config.dbscan_min_samples if config.HasField("dbscan_min_samples") else 1
+        core = f"cells in whose reach coverage sums to {least:g} or more"
         steps.append(f"merged from an IoU of {1 - config.dbscan_eps:g} on, around {core} (DBSCAN)")
         steps.append(kept("mean coverage" if mean else "summed coverage", config.dbscan_confidence_threshold))
     if config.clustering_algorithm == kinds.HYBRID:

@@ -18,7 +18,7 @@ def report(
     metrics: Output[Metrics],
     report: Output[HTML],
 ) -> dsl.ContainerSpec:
-    """Scores the exported and the quantised model on the validation images and writes the report.
+    """Scores the exported and the quantised model on the test images and writes the report.
 
     Args:
         exported: The exported model.
@@ -47,7 +47,7 @@ def endpoint(
     metrics: Output[Metrics],
     report: Output[HTML],
 ) -> dsl.ContainerSpec:
-    """Scores the served detector on the validation images, and holds its boxes against those of its model.
+    """Scores the served detector on the test images, and holds its boxes against those of its model.
 
     Args:
         kitti: The KITTI set.

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from components.decode.description import upgraded
+from components.decode.description import OPERATING_POINT, upgraded
 from components.evaluate.detectors import Detected, detect_here, detect_there
 from components.evaluate.difference import Difference, compare
 from components.evaluate.evaluation import (
@@ -376,11 +376,28 @@ def final_report(
     if kinds[0] != kinds[1]:
         raise UserError(f"{quantized}: its input size or classes differ from those of {exported}; quantise that model")
     scoring = Scoring.open(source, rules, *kinds[0], resampling)
-    before, after = scoring.model("exported", predictors[0]), scoring.model("quantized", predictors[1])
+    before, after = (
+        replace(scored, metrics={**scored.metrics, OPERATING_POINT: point}) if point else scored
+        for scored, point in (
+            (scoring.model("exported", predictors[0]), _chosen(predictors[0]) or _chosen_before(quantized)),
+            (scoring.model("quantized", predictors[1]), _chosen(predictors[1])),
+        )
+    )
     rows += [measured_row(before, exported), measured_row(after, quantized)]
     lost = points_lost(before.score, after.score)
     scoring.write([before, after], rows, outputs, {} if lost is None else {"quantization_points_lost": lost})
     return before, after
+
+
+def _chosen(predictor: Predictor) -> dict[str, float]:
+    """Returns by class from which score on a model's detections are shown; empty where it does not say it."""
+    return dict(predictor.decoder.settings().get(OPERATING_POINT, {}))
+
+
+def _chosen_before(quantized: Path) -> dict[str, float]:
+    """Returns the operating point of the model that was quantised, which the conversion found."""
+    made = _manifest(quantized).get("settings", {}).get("quantization", {}) if quantized.is_dir() else {}
+    return dict(made.get(OPERATING_POINT, {}))
 
 
 def _write_copies(outputs: Outputs, html: str, markdown: str, figures: Mapping[str, float]) -> None:

@@ -50,12 +50,20 @@ def tensorrt(
 
 @dsl.container_component  # type: ignore[untyped-decorator]
 def publish(
-    exported: Input[Model], backend: str, cpu_limit: str, base: str, published: Output[Artifact]
+    exported: Input[Model],
+    evaluation: Input[Artifact],
+    scored_model: str,
+    backend: str,
+    cpu_limit: str,
+    base: str,
+    published: Output[Artifact],
 ) -> dsl.ContainerSpec:
     """Publishes a model as a Triton model repository, a new version; promotion makes it the served one.
 
     Args:
         exported: The exported model.
+        evaluation: Its evaluation: from which score on objects are shown, where the model does not say it.
+        scored_model: Which model of the evaluation.
         backend: `onnxruntime` or `python`.
         cpu_limit: Cores that a serving pod may use.
         base: Where versions lie: a folder, or an s3:// URI; empty: nothing is published.
@@ -66,12 +74,19 @@ def publish(
 
 @dsl.container_component  # type: ignore[untyped-decorator]
 def publish_plan(
-    exported: Input[Model], plan: Input[Model], base: str, published: Output[Artifact]
+    exported: Input[Model],
+    evaluation: Input[Artifact],
+    scored_model: str,
+    plan: Input[Model],
+    base: str,
+    published: Output[Artifact],
 ) -> dsl.ContainerSpec:
     """Publishes a TensorRT plan as a Triton model repository, a new version.
 
     Args:
         exported: The exported model that the plan was built of.
+        evaluation: See `publish`.
+        scored_model: See `publish`.
         plan: The plan.
         base: Where versions lie: a folder, or an s3:// URI; empty: nothing is published.
         published: Where the version is, and what it needs.

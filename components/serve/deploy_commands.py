@@ -56,6 +56,16 @@ def publish(
         Path, typer.Option("--exported", help="Exported model, or a model repository, which is laid out again.")
     ],
     published: Annotated[Path, typer.Option("--published", help="Artifact to write: where it is and what it needs.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            help="Evaluation of the model: says from which score on objects are shown, where the model does not.",
+        ),
+    ] = None,
+    scored_model: Annotated[
+        str, typer.Option("--scored-model", help="Which model of the evaluation; by default its last one.")
+    ] = "",
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Its TensorRT plan; the backend is then tensorrt.")
     ] = None,
@@ -71,7 +81,7 @@ def publish(
 ) -> None:
     """Build a Triton model repository and publish it as a new version; promotion makes it the served one."""
     from components.serve.config import RepositorySettings, threads_within
-    from components.serve.published import publish_repository, skip
+    from components.serve.published import publish_repository, shown_from, skip
     from components.serve.repository import build_repository
 
     if not base:
@@ -80,6 +90,8 @@ def publish(
         return
     settings = RepositorySettings("tensorrt" if plan else backend, threads=threads_within(cpu_limit))
     with tempfile.TemporaryDirectory(prefix="gridbox-publish-") as folder:
+        if evaluation:
+            exported = shown_from(exported, evaluation, scored_model, Path(folder, "exported"))
         build_repository(exported, Path(folder, "model"), settings, plan)
         done = publish_repository(Path(folder, "model"), base, published)
     print(f"{done.storage_uri}: sha256 {done.digest[:16]}…")

@@ -1,6 +1,7 @@
 """Publishes a model repository for deployment, and says in a small artifact where it is and what it needs."""
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from components import publication
+from components.decode.description import OPERATING_POINT, at_operating_point, operating_point
+from components.formats.reading import read_json
 from components.progress import Download
-from components.step import UserError, publish, read_manifest, write_manifest
+from components.step import MANIFEST, UserError, publish, read_manifest, write_manifest
 from components.store import redacted
+from components.vision.predictor import MODEL_FILE
 
-KIND = "published_repository"
+KIND, EXPORTED_KIND = "published_repository", "exported_model"
+METRICS_FILE = "metrics.json"
 REPOSITORY_KIND, REPOSITORY_FOLDER = "model_repository", "repository"
 # A value in a model's configuration that leads out of its own folder.
 _OUTWARD = re.compile(r'"((?:[^"\s\\]*/)?\.\./[^"\s\\]*)')
@@ -35,6 +40,36 @@ class Published:
     version: str
     digest: str
     settings: Mapping[str, Any]
+
+
+def shown_from(exported: Path, evaluation: Path, model: str, folder: Path) -> Path:
+    """Returns an exported model that says from which score on its objects are shown.
+
+    TAO's program does not say it: then it is where F1 was best in an evaluation. The report of a workflow took it from
+    the validation images; of any other evaluation it is that of the images that were scored.
+
+    Args:
+        exported: The exported model.
+        evaluation: An evaluation of it.
+        model: Which of the evaluated models it is; empty: the last one.
+        folder: Where a copy may stand.
+
+    Raises:
+        UserError: The evaluation cannot be read.
+    """
+    if not (exported / MODEL_FILE).is_file() or not (exported / MANIFEST).is_file():
+        return exported
+    manifest = read_manifest(exported, EXPORTED_KIND)
+    figures = read_json(evaluation / METRICS_FILE)
+    figures = figures.get("models", {}).get(model, figures) if model else figures
+    best = figures.get(OPERATING_POINT) or {
+        name: point["threshold"] for name, point in (figures.get("best_f1") or {}).items() if point
+    }
+    if operating_point(manifest["settings"]) or not best:
+        return exported
+    shutil.copytree(exported, folder)
+    write_manifest(folder, EXPORTED_KIND, manifest["counts"], at_operating_point(manifest["settings"], best))
+    return folder
 
 
 def publish_repository(repository: Path, base: str, output: Path) -> Published:
