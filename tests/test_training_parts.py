@@ -372,5 +372,5 @@ def test_the_focal_loss_is_finite_at_the_ends_of_coverage_and_no_number_of_none(
     assert cost.isfinite().all()
     assert logits.grad.isfinite().all()
     # Two of the four are as wrong as can be, of an amount of two objects (or what the loss takes at least).
-    assert float(cost) > 5
+    assert cost.item() > 5
     assert focal_cost(torch.full_like(target, torch.nan), target, mask).isnan().all()
