@@ -442,6 +442,19 @@ def test_prune_passes_excluded_layers_and_the_target_ratio_when_set(bench):
     assert call[call.index("-el") : call.index("--results_dir")] == ["-el", "conv1", "conv2", "--target-ratio", "0.5"]
 
 
+def test_specs_name_the_suffix_that_most_images_of_the_set_have(bench, monkeypatch):
+    monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))
+    for split in SPLITS:
+        names = ("images/a.jpg", "images/b.jpg", "images/c.png", "images/._a.png", "images/.hidden")
+        shutil.rmtree(bench.root / "kitti" / split)
+        shard(bench.root / "kitti" / split, [(name, b"") for name in names])
+    flags = bench.flags("kitti", spec="${root} .${image_extension}", records=bench.root / "out/records")
+    assert step.run(["detectnet_v2", "dataset_convert", *flags], run_task) == 0
+    assert (bench.root / "stage/scratch/test/spec.txt").read_text().endswith(" .jpg")
+    assert step.run(bench.train(spec="${image_extension} ${training_records} ${seed}"), run_task) == 0
+    assert (bench.root / "out/model/experiment_spec.txt").read_text() == "jpg ${training_records} 7"
+
+
 @pytest.mark.parametrize("splits", [SPLITS, SPLITS[:2]], ids=["three splits", "a former set of two"])
 def test_dataset_convert_writes_the_records_of_every_split_and_what_was_dropped(bench, monkeypatch, splits):
     monkeypatch.setenv(STAGE_DIR, str(bench.root / "stage"))

@@ -104,7 +104,7 @@ def _tao(place: Workplace, task: str, *arguments: object) -> None:
 def _extension(folder: Path) -> str:
     """Returns the suffix that most images of a folder have, without its dot; of equal numbers the first one."""
     names = sorted(file.name for file in folder.iterdir())
-    suffixes = Counter(name.rpartition(".")[2] for name in names if "." in name.lstrip("."))
+    suffixes = Counter(name.rpartition(".")[2] for name in names if "." in name[1:] and name[0] != ".")
     return suffixes.most_common(1)[0][0] if suffixes else ""
 
 

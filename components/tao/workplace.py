@@ -72,7 +72,7 @@ def unpack(kitti_set: Path, split: str, target: Path) -> Path:
     Args:
         kitti_set: A KITTI-set artifact with tar shards, or a folder that is laid out already (then it is used as it
             stands and nothing is copied).
-        split: `training` or `validation`.
+        split: `training`, `validation` or `test`.
         target: Where to unpack; `images` and `labels` are created in `target/<split>`.
 
     Returns:

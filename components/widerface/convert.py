@@ -17,9 +17,10 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal, TextIO
 
@@ -175,13 +176,21 @@ def convert(source: Path, output: Path, conversion: Conversion, workers: int = 0
     """
     wider = WiderSource(source)
     counts: dict[str, object] = {"synthetic": _is_synthetic(source)}
-    with publish(output) as scratch:
+    parts = [part for origin in OFFICIAL_NAMES for part in _parts(wider, origin, conversion)]
+    items = [(part.origin, *item) for part in parts for item in part.chosen]
+    with (
+        publish(output) as scratch,
+        closing(ordered_map(_convert_in_worker, items, workers, _open_source, (wider.root, conversion))) as results,
+    ):
         scratch.mkdir()
         with (scratch / "rejected.jsonl").open("w", encoding="utf-8") as rejected:
-            for origin in OFFICIAL_NAMES:
-                found = _convert_origin(wider, origin, scratch, rejected, conversion, workers)
-                for split, totals in found.items():
-                    counts.update({f"{split}_{name}": count for name, count in totals.items()})
+            for part in parts:
+                with ShardWriter(scratch / part.split) as shards:
+                    _write_part(part, islice(results, len(part.chosen)), shards, rejected)
+        for origin in OFFICIAL_NAMES:
+            _check_loss(wider.root, origin, [part for part in parts if part.origin == origin])
+        for part in parts:
+            counts.update({f"{part.split}_{name}": count for name, count in part.counts.items()})
         write_manifest(scratch, "kitti_set", counts, conversion.to_json(), shown=SHOWN)
     return counts
 
@@ -191,60 +200,74 @@ def _is_synthetic(source: Path) -> bool:
     return (source / MANIFEST).is_file() and bool(read_manifest(source, "raw_faces")["counts"].get("synthetic"))
 
 
-def _convert_origin(
-    wider: WiderSource, origin: str, directory: Path, rejected: TextIO, conversion: Conversion, workers: int
-) -> dict[str, Counter[str]]:
-    """Converts `training` or `validation` of the source; returns the counts of the splits that are made of it."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A split of the set.
+
+    Attributes:
+        split: Its name.
+        origin: The split of the source that its images are of.
+        chosen: Annotations and ids of its images.
+        unlisted: Files of the source that no annotation names.
+        counts: What has been done so far.
+        unusable: Images that cannot be used, and why.
+    """
+
+    split: str
+    origin: str
+    chosen: Sequence[tuple[WiderImage, str]]
+    unlisted: Sequence[str] = ()
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTS, 0)))
+    unusable: list[str] = field(default_factory=list)
+
+
+def _parts(wider: WiderSource, origin: str, conversion: Conversion) -> list[Part]:
+    """Deals the images of one of the source's splits to those of the set; see `drawn`."""
     images = wider.images(origin)
-    ids = unique_ids([image.name for image in images])
-    splits = _splits(origin, list(zip(images, ids, strict=True)), conversion)
-    found = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in splits}
-    unlisted, first_rejected = next(iter(splits)), ""
-    for name in sorted(set(wider.files(origin)) - {image.name for image in images}):
-        found[unlisted]["unlisted_images"] += 1
-        _reject(rejected, unlisted, {"image": name, "reason": "the annotations do not list this file"})
-    for split, items in splits.items():
-        totals = found[split]
-        totals["renamed_images"] = sum(sample_id != plain_id(image.name) for image, sample_id in items)
-        chosen = [items[index] for index in evenly_spaced(len(items), conversion.max_images)]
-        with (
-            closing(
-                ordered_map(_convert_in_worker, chosen, workers, _open_source, (wider.root, origin, conversion))
-            ) as results,
-            ShardWriter(directory / split) as shards,
-        ):
-            for result in track(results, len(chosen), f"converting {split}"):
-                totals.update(result.counts)
-                for entry in result.rejected:
-                    _reject(rejected, split, entry)
-                if result.sample is None:
-                    totals["rejected_images"] += 1
-                    first_rejected = first_rejected or "{image}: {reason}".format(**result.rejected[0])
-                else:
-                    shards.add(result.sample)
-                    totals["images"] += 1
-    lost, whole = (sum(totals[name] for totals in found.values()) for name in ("rejected_images", "images"))
-    if lost > whole or not all(totals["images"] for totals in found.values()):
+    names = [image.name for image in images]
+    items = list(zip(images, unique_ids(names), strict=True))
+    splits = {"test" if conversion.validation_share and origin == "validation" else origin: items}
+    if conversion.validation_share and origin == "training":
+        chosen = drawn(names, conversion.validation_share, conversion.split_seed)
+        splits = {
+            "training": [item for item in items if item[0].name not in chosen],
+            "validation": [item for item in items if item[0].name in chosen],
+        }
+    unlisted = sorted(set(wider.files(origin)) - set(names))
+    parts: list[Part] = []
+    for split, those in splits.items():
+        few = [those[index] for index in evenly_spaced(len(those), conversion.max_images)]
+        parts.append(Part(split, origin, few, () if parts else unlisted))
+        parts[-1].counts["renamed_images"] = sum(sample_id != plain_id(image.name) for image, sample_id in those)
+    return parts
+
+
+def _write_part(part: Part, results: Iterable[Converted], shards: ShardWriter, rejected: TextIO) -> None:
+    counts = part.counts
+    for name in part.unlisted:
+        counts["unlisted_images"] += 1
+        _reject(rejected, part.split, {"image": name, "reason": "the annotations do not list this file"})
+    for result in track(results, len(part.chosen), f"converting {part.split}"):
+        counts.update(result.counts)
+        for entry in result.rejected:
+            _reject(rejected, part.split, entry)
+        if result.sample is None:
+            counts["rejected_images"] += 1
+            part.unusable.append("{image}: {reason}".format(**result.rejected[0]))
+        else:
+            shards.add(result.sample)
+            counts["images"] += 1
+
+
+def _check_loss(root: Path, origin: str, parts: Sequence[Part]) -> None:
+    """Refuses a source of whose split most images, or all that a split of the set would have, cannot be used."""
+    lost, whole = (sum(part.counts[name] for part in parts) for name in ("rejected_images", "images"))
+    if lost > whole or not all(part.counts["images"] for part in parts):
+        first = next(found for part in parts for found in part.unusable)
         raise UserError(
-            f"{wider.root}: {lost} of {lost + whole} {origin} images are unusable, the first is {first_rejected}; do "
-            "the annotations describe these images?"
+            f"{root}: {lost} of {lost + whole} {origin} images are unusable, the first is {first}; do the annotations "
+            "describe these images?"
         )
-    return found
-
-
-def _splits(
-    origin: str, items: Sequence[tuple[WiderImage, str]], conversion: Conversion
-) -> dict[str, list[tuple[WiderImage, str]]]:
-    """Deals the images of one of the source's splits, with their ids, to those of the set; see `drawn`."""
-    if not conversion.validation_share:
-        return {origin: list(items)}
-    if origin == "validation":
-        return {"test": list(items)}
-    chosen = drawn([image.name for image, _ in items], conversion.validation_share, conversion.split_seed)
-    return {
-        "training": [item for item in items if item[0].name not in chosen],
-        "validation": [item for item in items if item[0].name in chosen],
-    }
 
 
 def drawn(names: Sequence[str], share: float, seed: int) -> set[str]:
@@ -302,18 +325,18 @@ def unique_ids(names: Sequence[str]) -> list[str]:
     return ids
 
 
-_worker_source: tuple[WiderSource, str, Conversion]
+_worker_source: tuple[WiderSource, Conversion]
 
 
-def _open_source(root: Path, origin: str, conversion: Conversion) -> None:
+def _open_source(root: Path, conversion: Conversion) -> None:
     global _worker_source
     cv2.setNumThreads(1)  # the parallelism is in the processes
-    _worker_source = WiderSource(root), origin, conversion
+    _worker_source = WiderSource(root), conversion
 
 
-def _convert_in_worker(item: tuple[WiderImage, str]) -> Converted:
-    wider, origin, conversion = _worker_source
-    image, sample_id = item
+def _convert_in_worker(item: tuple[str, WiderImage, str]) -> Converted:
+    wider, conversion = _worker_source
+    origin, image, sample_id = item
     try:
         return convert_image(wider.read(origin, image.name), image, sample_id, conversion)
     except ImageError as error:
