@@ -39,8 +39,9 @@ def training(device: torch.device, geometry: GridGeometry, width: float, batch_s
     with tempfile.TemporaryDirectory() as folder:
         data = labelled_images(Path(folder), geometry)
     maker = BatchMaker(data, geometry, (CoverageShape(),), 0.67, AUGMENTATION, 0.0, True, batch_size, 0, on_device=True)
+    config = GridNetConfig(ResNetConfig.of_width(18, width), ("face",), geometry, {})
     for name, mixed_precision, compiled in VARIANTS[: 3 if compile_too else 2]:
-        rates = Rates(geometry, 18, width, batch_size, device, mixed_precision, compiled)
+        rates = Rates(config, batch_size, device, mixed_precision, compiled)
         batches = chain.from_iterable(maker.epoch(epoch) for epoch in count())
         resident = next(batches).to_tensors(device)
         rates.bare(resident)  # warms up, and compiles

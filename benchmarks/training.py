@@ -1,10 +1,11 @@
 """Training with data (decode cache, augmentation, targets, transfer) against bare training steps on resident tensors.
 
-Two loaders are measured: TAO's, on images of the input's size, and the open engine's, which crops images of 1024 pixels
-as the experiment spec says. All run the same network, loss, backward pass and optimiser step on the same shapes; rounds
-of each alternate within one run. The bare steps choose their own best number of threads; training runs as `detectnet_v2
-train` does. Last come the milliseconds of processor time that each loader takes for an image, alone and for a crowd of
-400 faces, and what the process holds in memory beside the mapped images after the first and after the last round.
+Two loaders are measured: TAO's, on images of the input's size with TAO's network and losses; and the open engine's,
+which crops images of 1024 pixels, with the network, losses and views of an experiment spec. Each and its bare steps run
+the same network, loss, backward pass and optimiser step on the same shapes; rounds of all alternate within one run. The
+bare steps choose their own best number of threads; training runs as `detectnet_v2 train` does. Last come the
+milliseconds of processor time that each loader takes for an image, also for a crowd of 400 faces, and what the process
+holds in memory beside the mapped images after the first and after the last round.
 Run: python benchmarks/training.py [--width 0.25] [--size 480x272] [--rounds 5] [--spec facedetect-cpu/train]
 """
 
@@ -27,11 +28,10 @@ from google.protobuf import text_format
 
 from components.decode.grid.encode import CoverageShape
 from components.decode.grid.geometry import GridGeometry
-from components.detectnet_v2 import sources, spec_pb2
+from components.detectnet_v2 import experiment, sources, spec_pb2
 from components.detectnet_v2.augment import AugmentSettings
 from components.detectnet_v2.batches import Batch, BatchMaker, BatchTensors
 from components.detectnet_v2.dataset import LabelledImages, LabelMapping
-from components.detectnet_v2.experiment import geometry as geometry_of
 from components.detectnet_v2.losses import ClassCost, Objectives
 from components.detectnet_v2.network import GridNet, GridNetConfig
 from components.detectnet_v2.records import Frame
@@ -78,10 +78,10 @@ def source_images(folder: Path, spec: spec_pb2.Experiment, amount: int, faces: i
         frames.append(Frame(file.stem, *SOURCE, ["face"] * faces, boxes))
         files.append(file)
     mapping = sources.label_mapping(spec)
-    return LabelledImages(frames, files, mapping, geometry_of(spec), sources.fitting(spec))
+    return LabelledImages(frames, files, mapping, experiment.geometry(spec), sources.fitting(spec))
 
 
-def experiment(name: str, width: int, height: int) -> spec_pb2.Experiment:
+def experiment_spec(name: str, width: int, height: int) -> spec_pb2.Experiment:
     """Returns the spec of a template for an input of this size."""
     template = template_text(name)
     sized = {"image_width": width, "image_height": height, "batch_size": BATCH, "seed": 0}
@@ -92,6 +92,11 @@ def memory() -> float:
     """Returns the megabytes that this process holds beside mapped files."""
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def endless(maker: BatchMaker) -> Iterator[Batch]:
+    """Yields the batches of one epoch after the other."""
+    return chain.from_iterable(maker.epoch(epoch) for epoch in count())
 
 
 def cost(maker: BatchMaker) -> float:
@@ -106,10 +111,10 @@ def cost(maker: BatchMaker) -> float:
 class Detection(Task[BatchTensors]):
     """A network and what a step needs of it."""
 
-    def __init__(self, network: GridNet, device: torch.device) -> None:
+    def __init__(self, network: GridNet, objectives: Objectives) -> None:
         self.network = network
         self.optimizer = Adam(network.parameters(), 0.9, 0.999, 1e-8)
-        self._weights = Objectives([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
+        self._weights = objectives
 
     def batches(self, epoch: int, first_step: int) -> Iterator[tuple[torch.Tensor, BatchTensors]]:
         """See `Task`; the rates are measured with batches of their own."""
@@ -129,18 +134,18 @@ class Rates:
 
     def __init__(
         self,
-        geometry: GridGeometry,
-        depth: int = 10,
-        width: float = 1.0,
+        config: GridNetConfig,
         batch_size: int = BATCH,
         device: torch.device = CPU,
         mixed_precision: bool = False,
         compiled: bool = False,
+        objectives: Objectives | None = None,
     ) -> None:
         torch.manual_seed(0)
-        config = GridNetConfig(ResNetConfig.of_width(depth, width), ("face",), geometry, {})
         network = GridNet(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainer = Trainer(Detection(network.train(), device), Group(), mixed_precision, compiled)
+        taos = Objectives([ClassCost(1, 0.5, (1, 100), (1, 10))], False, 0.0001, 0.9999, device)
+        task = Detection(network.train(), objectives or taos)
+        self.trainer = Trainer(task, Group(), mixed_precision, compiled)
         self.device, self.images = device, STEPS * batch_size
 
     def with_data(self, batches: Iterator[Batch]) -> float:
@@ -173,8 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     width, height = (int(edge) for edge in options.size.split("x"))
     name = Path(options.spec).read_text() if Path(options.spec).is_file() else options.spec
-    spec = experiment(name, width, height)
-    geometry = geometry_of(spec)
+    spec, geometry = experiment_spec(name, width, height), GridGeometry(width, height)
     cores = available_cores()
     with tempfile.TemporaryDirectory() as folder:
         data = labelled_images(Path(folder), geometry)
@@ -184,24 +188,31 @@ def main() -> None:
         "TAO's loader": BatchMaker(data, geometry, (CoverageShape(),), 0.67, AUGMENTATION, 0.0, True, BATCH, 0),
         "crops": sources.batch_maker(spec, photographs),
     }
-    streams = {kind: chain.from_iterable(maker.epoch(epoch) for epoch in count()) for kind, maker in makers.items()}
-    rates = Rates(geometry, width=options.width)
-    resident = next(streams["TAO's loader"]).to_tensors(CPU)
-    best = max(range(1, cores + 1), key=lambda threads: rates.bare(resident, threads))
-    bare: list[float] = []
+    streams = {kind: endless(maker) for kind, maker in makers.items()}
+    backbone = ResNetConfig.of_width(10, options.width)
+    rates = {
+        "TAO's loader": Rates(GridNetConfig(backbone, ("face",), geometry, {})),
+        "crops": Rates(experiment.network_config(spec, options.width), objectives=experiment.objectives(spec)),
+    }
+    resident = {kind: next(batches).to_tensors(CPU) for kind, batches in streams.items()}
+    best = max(range(1, cores + 1), key=lambda threads: rates["crops"].bare(resident["crops"], threads))
+    bare: dict[str, list[float]] = {kind: [] for kind in streams}
     full: dict[str, list[float]] = {kind: [] for kind in streams}
     held = []
     for _ in range(options.rounds):
-        bare.append(rates.bare(resident, best))
-        torch.set_num_threads(cores)
         for kind, batches in streams.items():
-            full[kind].append(rates.with_data(batches))
+            bare[kind].append(rates[kind].bare(resident[kind], best))
+            torch.set_num_threads(cores)
+            full[kind].append(rates[kind].with_data(batches))
         held.append(memory())
-    print(f"ResNet-10 of width {options.width} at {options.size}, batch {BATCH}, {cores} cores")
-    print(f"bare steps, {best} threads: {statistics.median(bare):.1f} images/s")
+    print(f"ResNet-10 of width {options.width} at {options.size}, batch {BATCH}, {cores} cores, bare steps on {best}")
     for kind, wanted in (("TAO's loader", 0.85), ("crops", 0.9)):
-        ratio = statistics.median(one / other for one, other in zip(full[kind], bare, strict=True))
-        print(f"{kind}: {statistics.median(full[kind]):.1f} images/s, ratio {ratio:.3f} (at least {wanted} wanted)")
+        ratio = statistics.median(one / other for one, other in zip(full[kind], bare[kind], strict=True))
+        height, width = resident[kind].images.shape[2:]
+        print(
+            f"{kind}, views of {width}x{height}: {statistics.median(full[kind]):.1f} images/s with data, "
+            f"{statistics.median(bare[kind]):.1f} bare, ratio {ratio:.3f} (at least {wanted} wanted)"
+        )
     crowd = sources.batch_maker(spec, crowds)
     for kind, maker in {**makers, f"crops of {CROWD} faces": crowd}.items():
         print(f"{kind}: {cost(maker):.2f} ms of processor time an image")

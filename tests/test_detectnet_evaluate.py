@@ -220,10 +220,12 @@ def test_status_fields_are_taos():
 
 # ---- The command -----------------------------------------------------------------------------------------------------
 
+STRIDE = ("grid_stride: 8", "grid_stride: 16")  # the detector's
+
 
 def test_the_command_prints_and_records_an_evaluation(kitti, records, tmp_path, capsys):
     model = write_detector(tmp_path / "model")
-    spec = experiment_spec(tmp_path, kitti, records, batch_size=3)
+    spec = edit(experiment_spec(tmp_path, kitti, records, batch_size=3), STRIDE)
     for compat, images in (("none", 4), ("tao5", 6)):
         results = tmp_path / compat
         options = ("-r", results, "--compat", compat, "-f", "tlt", "-k", "key", "-v")
@@ -251,7 +253,7 @@ def test_the_command_prints_and_records_an_evaluation(kitti, records, tmp_path, 
 )
 def test_what_does_not_fit_is_refused_in_one_line(options, replacements, words, kitti, records, tmp_path, capsys):
     model = write_detector(tmp_path / "model")
-    spec = edit(experiment_spec(tmp_path, kitti, records), *replacements)
+    spec = edit(experiment_spec(tmp_path, kitti, records), STRIDE, *replacements)
     assert detectnet_v2("evaluate", "-e", spec, "-m", model / "model.onnx", *options) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -260,6 +262,6 @@ def test_what_does_not_fit_is_refused_in_one_line(options, replacements, words, 
 
 def test_options_without_effect_are_named(kitti, records, tmp_path, capsys):
     model = write_detector(tmp_path / "model")
-    spec = experiment_spec(tmp_path, kitti, records)
+    spec = edit(experiment_spec(tmp_path, kitti, records), STRIDE)
     assert detectnet_v2("evaluate", "-e", spec, "-m", model, "-b", 8, "-l", "labels") == 0
     assert "without effect, the spec says what to score on: -l, -b" in capsys.readouterr().err

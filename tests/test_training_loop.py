@@ -196,7 +196,8 @@ def test_two_processes_lose_what_one_does_with_the_joined_batch(tmp_path, kitti,
 
 def test_an_average_of_the_weights_is_saved_where_the_spec_asks_for_it(spec, tmp_path):
     averaging = tmp_path / "averaging.txt"
-    averaging.write_text(spec.read_text() + "open_engine { ema_decay: 0.9 }\n")
+    averaging.write_text(with_open_engine(spec, "").read_text())
+    with_open_engine(averaging, "open_engine { ema_decay: 0.9 }")
     options = ("--width", 0.125, "--threads", 1)
     assert detectnet_v2("train", "-e", spec, *options, "-r", tmp_path / "plain") == 0
     assert detectnet_v2("train", "-e", averaging, *options, "-r", tmp_path / "averaged") == 0
@@ -215,8 +216,8 @@ def test_early_stopping_anneals_and_ends_before_the_last_epoch(tmp_path, kitti, 
     spec = experiment_spec(tmp_path, kitti, records, epochs=40)
     edit(
         spec,
-        (r"soft_start_annealing_schedule", "early_stopping_annealing_schedule"),
-        (r"soft_start: 0.05\s+annealing: 0.5", "soft_start_epochs: 1 annealing_epochs: 1 patience_steps: 1"),
+        ("cosine_annealing_schedule", "early_stopping_annealing_schedule"),
+        ("warm_up: [\\d.]+", "soft_start_epochs: 1 annealing_epochs: 1 patience_steps: 1"),
         (r"max_learning_rate: [\d.]+", "max_learning_rate: 0.00010001"),  # learns nothing more soon
         ("first_validation_epoch: 10", "first_validation_epoch: 1"),
         ("validation_period_during_training: 10", "validation_period_during_training: 1"),

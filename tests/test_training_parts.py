@@ -361,3 +361,16 @@ def test_a_second_signal_does_not_wait():
 
     with pytest.raises(KeyboardInterrupt):
         twice()
+
+
+def test_the_focal_loss_is_finite_at_the_ends_of_coverage_and_no_number_of_none():
+    mask = torch.ones(1, 1, 1, 4)
+    target = torch.tensor([[[[0.0, 1.0, 0.0, 1.0]]]])
+    logits = torch.tensor([[[[-200.0, -200.0, 200.0, 200.0]]]], requires_grad=True)
+    cost = focal_cost(torch.sigmoid(logits), target, mask)
+    cost.sum().backward()
+    assert cost.isfinite().all()
+    assert logits.grad.isfinite().all()
+    # Two of the four are as wrong as can be, of an amount of two objects (or what the loss takes at least).
+    assert cost.item() > 5
+    assert focal_cost(torch.full_like(target, torch.nan), target, mask).isnan().all()

@@ -57,8 +57,10 @@ def evaluate_model(
         status.write("STARTED", "Starting DetectNet_v2 Evaluation")
     predictor = load_predictor(model, experiment.class_names(spec))
     decoder = replace(_decoder(model, predictor, spec), clustering=experiment.clustering(spec, tao5=tao5))
-    load = sources.training_images if use_training_set else sources.validation_images
-    data = load(spec, tao5=tao5)
+    if use_training_set:
+        data = sources.training_images(spec, tao5=tao5, augmented=False)
+    else:
+        data = sources.validation_images(spec, tao5=tao5)
     weights = experiment.objectives(spec)  # as a training starts with; TAO's evaluate has no others either
     batch_size = spec.training_config.batch_size_per_gpu
     order = scored_by_tao5(len(data.pixels), batch_size) if tao5 else None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.detectnet_v2.batches import BatchTensors
 
 OBJECTIVES = ("cov", "bbox")
 _EPSILON = 1e-5
+_SMALLEST = 1e-12  # that a logarithm is taken of
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: [N, C, h, w] coverage.
         mask: As in `coverage_cost`.
     """
-    entropy = nn.functional.binary_cross_entropy(predicted, target, reduction="none")
+    # Written out: torch's refuses what is no number by an exception, on a GPU one that the process does not survive.
+    present, absent = (share.clamp(min=_SMALLEST).log() for share in (predicted, 1 - predicted))
+    entropy = -(target * present + (1 - target) * absent)
     factor = (target - predicted.detach()).square()
     return (entropy * factor * mask).sum((0, 2, 3)) / _amount(target * mask)
 
