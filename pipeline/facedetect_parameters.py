@@ -177,7 +177,6 @@ TAO: dict[str, Any] = {}
 OPEN: dict[str, Any] = {
     **_specs("facedetect-open"),
     "data_resolution": "source",
-    "eval_min_face_height": 8,
 }
 
 # A synthetic set and a narrow network: minutes on two cores. Every drawn face counts, however small or hidden.

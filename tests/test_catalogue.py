@@ -200,7 +200,6 @@ def with_toy(monkeypatch):
     monkeypatch.setitem(catalogue.WORKFLOWS, "toy", __name__)
 
 
-@pytest.mark.usefixtures("with_toy")
 @pytest.mark.parametrize(
     ("values", "refused"),
     [
@@ -222,6 +221,7 @@ def test_evaluations_of_faces_that_the_set_ignores_are_refused_when_compiling(va
     assert not (tmp_path / "compiled.yaml").exists()
 
 
+@pytest.mark.usefixtures("with_toy")
 def test_a_line_in_the_catalogue_is_all_that_a_workflow_needs(gridbox, tmp_path):
     code, _, err = gridbox("compile", "toy", "-o", tmp_path / "toy.yaml", "--profile", "small")
     assert code == 0, err
@@ -244,7 +244,7 @@ def test_params_explains_one(gridbox):
     assert code == 0
     for words in (
         "eval_min_face_height <a whole number from 0 to 4096>",
-        "DEFAULT:    4\n",
+        "DEFAULT:    8\n",
         "cpu: 12, cpu-real: 20",
         "for each run",
         "evaluate, int8, report, endpoint",

@@ -67,7 +67,7 @@ def test_train_has_taos_values(tmp_path):
     assert message.random_seed == 42
     assert (message.model_config.arch, message.model_config.num_layers) == ("resnet", 18)
     clustering = message.postprocessing_config.target_class_config["face"].clustering_config
-    assert clustering.dbscan_min_samples == 1
+    assert clustering.dbscan_min_samples == 0  # each cell counts
     assert clustering.coverage_threshold == pytest.approx(0.004)
     ramp = message.training_config.learning_rate.soft_start_annealing_schedule
     assert (ramp.min_learning_rate, ramp.max_learning_rate) == pytest.approx((5e-6, 5e-4))
