@@ -253,6 +253,11 @@ def settings_of(config, precision="fp32", static_batch=0, cache=None, suffix=Fal
     return parser
 
 
+def test_deepstream_takes_the_stride_from_the_tensors(network):
+    fine = replace(network.config, geometry=GridGeometry(WIDTH, HEIGHT, stride=8))
+    assert settings_of(fine) == settings_of(network.config)
+
+
 def test_deepstream_settings(network, tmp_path):
     settings = settings_of(network.config, "int8", 4, tmp_path / "cal.bin", suffix=True)
     assert dict(settings["property"]) == {

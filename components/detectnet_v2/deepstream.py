@@ -59,7 +59,9 @@ def nvinfer_config(
     Raises:
         UserError: DeepStream would read this model's outputs wrongly, or cannot cluster as it is set.
     """
-    geometry, usual = config.geometry, GridGeometry(config.geometry.width, config.geometry.height)
+    geometry = config.geometry
+    # The stride it takes from the tensors' sizes.
+    usual = GridGeometry(geometry.width, geometry.height, geometry.stride)
     if geometry != usual:
         raise UserError(
             f"DeepStream decodes boxes with scale {usual.scale:g} and offset {usual.offset:g}, this model has "
