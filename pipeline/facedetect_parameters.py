@@ -192,8 +192,8 @@ CPU: dict[str, Any] = {
     "data_small_faces": "keep",
     "data_invalid_faces": "keep",
     "train_width": 0.25,
-    "train_epochs": 22,
-    "train_batch_size": 8,
+    "train_epochs": 60,
+    "train_batch_size": 20,
     "train_learning_rate": 0.012,
     "prune_target_ratio": 0.5,
     "prune_minimum_filters": 16,
@@ -212,9 +212,9 @@ CPU_REAL: dict[str, Any] = {
     "data_invalid_faces": "ignore",
     "data_validation_share": 0.05,
     "train_epochs": 300,
-    "train_batch_size": 20,
-    "retrain_epochs": 60,
-    "retrain_batch_size": 20,
+    "retrain_epochs": 16,
+    "retrain_batch_size": 10,
+    "retrain_learning_rate": 0.005,
     "eval_min_face_height": 20,
 }
 

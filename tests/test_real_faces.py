@@ -30,13 +30,13 @@ def test_forty_real_images_are_learnt_within_two_minutes(faces, tmp_path):
     images, records = faces
     spec = write_spec(
         tmp_path, "train", training_records=records, validation_records=records, images_training=images,
-        images_validation=images, image_width=480, image_height=272, image_extension="jpg", epochs=150, batch_size=20,
+        images_validation=images, image_width=480, image_height=272, image_extension="jpg", epochs=120, batch_size=5,
         learning_rate=0.012, minimum_learning_rate=0.00012, seed=1, minimum_height=SMALLEST,
     )  # fmt: skip
     text = re.sub(r"pretrained_model_file: .*\n", "", spec.read_text())
-    spec.write_text(re.sub(r"validation_period_during_training: \d+", "validation_period_during_training: 150", text))
+    spec.write_text(re.sub(r"validation_period_during_training: \d+", "validation_period_during_training: 120", text))
     assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--width", 0.25) == 0
     assert detectnet_v2("evaluate", "-e", spec, "-m", tmp_path / "r/weights", "-r", tmp_path / "e") == 0
     figures = json.loads((tmp_path / "e/metrics.json").read_text())
-    assert figures["objects"] > 100
+    assert figures["objects"] > 80
     assert figures["mean_average_precision"] >= 0.70
