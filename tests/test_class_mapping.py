@@ -28,7 +28,7 @@ def test_training_is_refused_and_trains_nothing(kitti, records, tmp_path, capsys
 
 @pytest.mark.parametrize(("flags", "held"), [((), "4 of 'face'"), (("--use_training_set",), "8 of 'face'")])
 def test_so_is_an_evaluation(kitti, records, tmp_path, capsys, flags, held):
-    spec = edit(experiment_spec(tmp_path, kitti, records, epochs=1), WRONG)
+    spec = edit(experiment_spec(tmp_path, kitti, records, epochs=1), WRONG, ("grid_stride: 8", "grid_stride: 16"))
     save_network(tmp_path / "net.safetensors", small_network(width=0.125))
     assert detectnet_v2("evaluate", "-e", spec, "-m", tmp_path / "net.safetensors", *flags) == 2
     assert refusal(capsys) == held

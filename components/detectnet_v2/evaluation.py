@@ -94,10 +94,11 @@ def _decoder(model: Path, predictor: Predictor, spec: spec_pb2.Experiment) -> Gr
         size = f"made for {ours.width}x{ours.height}, the spec says {theirs.width}x{theirs.height}"
         raise UserError(f"{model}: {size}; {mend}")
     if ours != theirs:
-        scales = (
-            f"box scale {ours.scale:g} and offset {ours.offset:g}, the spec's {theirs.scale:g} and {theirs.offset:g}"
+        here, there = (
+            f"{each.stride} pixels a cell, box scale {each.scale:g} and offset {each.offset:g}"
+            for each in (ours, theirs)
         )
-        raise UserError(f"{model}: its boxes have {scales}; {mend}")
+        raise UserError(f"{model}: its grid has {here}, the spec's {there}; {mend}")
     if decoder.class_names != (names := experiment.class_names(spec)):
         classes = f"{', '.join(decoder.class_names)}, the spec's are {', '.join(names)}"
         raise UserError(f"{model}: its classes are {classes}; {mend}")
