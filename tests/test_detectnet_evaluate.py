@@ -247,7 +247,11 @@ def test_the_command_prints_and_records_an_evaluation(kitti, records, tmp_path, 
     [
         (("-f", "tensorrt"), (), "-f tensorrt: TensorRT engines are not run here"),
         ((), (("output_image_width: 96", "output_image_width: 192"),), "made for 96x64, the spec says 192x64"),
-        ((), (("scale: 35.0", "scale: 30.0"),), "box scale 35 and offset 0.5, the spec's 30 and 0.5"),
+        (
+            (),
+            (("scale: 35.0", "scale: 30.0"),),
+            "16 pixels a cell, box scale 35 and offset 0.5, the spec's 16 pixels a cell, box scale 30 and offset 0.5",
+        ),
         (("--compat", "tao4"), (), "tao4"),
     ],
 )
