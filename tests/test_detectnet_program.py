@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from discs import HEIGHT, WIDTH, detectnet_v2, experiment_spec, write_spec
+from networks import small_network
 
 from components.formats.kitti import parse_labels
-from components.vision.checkpoint import load_network, load_tensors
+from components.vision.checkpoint import load_network, load_tensors, save_network
 from components.vision.predictor import load_predictor
 from components.vision.training import TrainingState
 
@@ -140,15 +141,17 @@ def test_several_layers_may_follow_one_option(trained, tmp_path, words):
     assert after["block_4a_conv_1"] == 4
 
 
-def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(trained, kitti, tmp_path):
-    results, _ = trained
+def test_inference_writes_overlays_and_labels_in_the_images_own_pixels(kitti, tmp_path):
+    network = small_network(width=0.125)
+    network.expect(0.5, 0.5)
+    save_network(tmp_path / "net.safetensors", network)
     source = tmp_path / "images"
     source.mkdir()
     image = cv2.imread(str(kitti / "validation/images/000.png"))
     cv2.imwrite(str(source / "plain.png"), image)
     cv2.imwrite(str(source / "double.png"), image.repeat(2, axis=0).repeat(2, axis=1))
     spec = write_spec(tmp_path, "inference", image_width=WIDTH, image_height=HEIGHT, batch_size=2,
-                      model=results / "weights/discs.safetensors")  # fmt: skip
+                      model=tmp_path / "net.safetensors")  # fmt: skip
     thresholds = r"(coverage_threshold|nms_confidence_threshold|minimum_bounding_box_height): [\d.]+"
     spec.write_text(re.sub(thresholds, r"\1: 0", spec.read_text()))
     assert detectnet_v2("inference", "-e", spec, "-i", source, "-r", tmp_path / "out") == 0

@@ -84,7 +84,7 @@ def start(tmp_path_factory, kitti, records):
         root, "inference", image_width=96, image_height=64, batch_size=1, model=root / "exported/model.onnx"
     )
     convert = discs.write_spec(root, "convert", root=kitti / "training")
-    train = discs.experiment_spec(root, kitti, records, epochs=1)
+    train = discs.edit(discs.experiment_spec(root, kitti, records, epochs=1), ("grid_stride: 8", "grid_stride: 16"))
     predictions = root / "predictions"
     predictions.mkdir()
     (predictions / "one.txt").write_text("face 0 0 0 16 16 32 32 0 0 0 0 0 0 0 0.9\n")
