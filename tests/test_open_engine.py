@@ -16,17 +16,6 @@ from components.vision.checkpoint import load_network, save_network
 from components.vision.neck import FineNeck
 from components.vision.resnet import ResNetConfig
 
-OWN = """
-open_engine {
-  grid_stride: 8
-  box_loss: GIOU
-  coverage_loss: QUALITY_FOCAL
-  ema_decay: 0.9
-  MORE
-}
-"""
-COSINE = "learning_rate { cosine_annealing_schedule { min_learning_rate: 1e-4 max_learning_rate: 0.01 warm_up: 0.1 } }"
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -37,22 +26,17 @@ def data(tmp_path_factory):
 
 
 def own_spec(folder, data, more="", **values):
+    """The CPU profile's spec, not augmented."""
     spec = experiment_spec(folder, *data, **values)
-    edit(
-        spec,
-        (r"learning_rate \{\s+soft_start_annealing_schedule \{[^}]*\}\s+\}", COSINE),
-        (r"objectives \{ name: \"bbox\" initial_weight: 150.0", 'objectives { name: "bbox" initial_weight: 1.0'),
-    )
-    spec.write_text(re.sub(r"open_engine \{(?:[^{}]|\{[^{}]*\})*\}\n", "", spec.read_text()))
-    spec.write_text(spec.read_text() + OWN.replace("MORE", more))
-    return spec
+    spec.write_text(re.sub(r"  random_crop \{.*?\n  \}\n", "", spec.read_text(), flags=re.DOTALL))
+    return edit(spec, ("ema_decay: 0.999", f"ema_decay: 0.9\n  {more}"))
 
 
 def small_net(stride=8, seed=0):
     torch.manual_seed(seed)
     neck = FineNeck.channels_of_width(0.125) if stride == 8 else {}
     geometry = GridGeometry(WIDTH, HEIGHT, stride=stride)
-    return GridNet(GridNetConfig(ResNetConfig.of_width(10, 0.125), ("face",), geometry, {}, neck)).eval()
+    return GridNet(GridNetConfig(ResNetConfig.of_width(10, 0.125), ("face",), geometry, {}, neck=neck)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_a_neck_gives_a_grid_of_stride_8_that_sees_as_far():
     config = ResNetConfig.of_width(10, 0.25)
     geometry = GridGeometry(96, 64, stride=8)
     coarse = GridNet(GridNetConfig(config, ("face",), GridGeometry(96, 64), {}))
-    fine = GridNet(GridNetConfig(config, ("face",), geometry, {}, FineNeck.channels_of_width(0.25)))
+    fine = GridNet(GridNetConfig(config, ("face",), geometry, {}, neck=FineNeck.channels_of_width(0.25)))
     coverage, bbox = fine(torch.rand(2, 3, 64, 96))
     assert coverage.shape == (2, 1, 8, 12)
     assert bbox.shape == (2, 4, 8, 12)
@@ -103,7 +103,11 @@ def test_a_network_with_a_neck_is_stored_pruned_and_exported(tmp_path):
     torch.manual_seed(3)
     neck = FineNeck.channels_of_width(0.25)
     config = GridNetConfig(
-        ResNetConfig.of_width(10, 0.25), ("face",), GridGeometry(96, 64, stride=8), {"face": Clustering("nms")}, neck
+        ResNetConfig.of_width(10, 0.25),
+        ("face",),
+        GridGeometry(96, 64, stride=8),
+        {"face": Clustering("nms")},
+        neck=neck,
     )
     network = GridNet(config).eval()
     save_network(tmp_path / "m.safetensors", network)
