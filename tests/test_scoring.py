@@ -26,6 +26,7 @@ class Labelled:
     boxes: np.ndarray
     classes: np.ndarray = field(default_factory=lambda: np.zeros(1, int))
     regions: np.ndarray = field(default_factory=lambda: np.zeros(1, bool))
+    singles: np.ndarray | None = None
 
 
 def labelled(amount):
