@@ -89,6 +89,12 @@ def test_a_teacher_with_another_grid_is_refused(data, tmp_path, capsys):
     assert "a teacher needs the input size, grid_stride, box scale and classes of the spec" in capsys.readouterr().err
 
 
+def test_a_teacher_without_a_weight_is_refused(data, tmp_path, capsys):
+    spec = own_spec(tmp_path, data, 'teacher { model_file: "t.safetensors" }')
+    assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r") == 2
+    assert "it must be more than 0 and at most 1" in capsys.readouterr().err
+
+
 def test_a_stored_graph_of_another_stride_is_refused(data, tmp_path, capsys):
     save_network(tmp_path / "coarse.safetensors", small_net(stride=16))
     spec = own_spec(tmp_path, data)

@@ -9,7 +9,7 @@ from components.decode.grid.geometry import GridGeometry
 from components.detectnet_v2.records import Frame
 from components.vision.data.annotations import Annotations
 from components.vision.data.crops import RandomCrop
-from components.vision.data.warp import Matrix, translation
+from components.vision.data.warp import Matrix, fitted_matrix, translation
 from components.vision.inputs import InputSpec
 
 # An image is kept smaller than it is stored only where the largest zoom would show it this much reduced.
@@ -102,7 +102,5 @@ class Fitting:
 
     def fitted(self, objects: Annotations, width: int, height: int) -> Annotations:
         """Returns an image's objects in pixels of the network's input, cut to it."""
-        placement = self.input.placement(width, height)
-        scale = np.diag([1 / placement.scale[0], 1 / placement.scale[1], 1.0])
-        matrix = translation(-placement.offset[0], -placement.offset[1]) @ scale
+        matrix = fitted_matrix(self.input.placement(width, height))
         return objects.moved(matrix).cut((self.input.width, self.input.height))

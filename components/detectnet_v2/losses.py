@@ -107,7 +107,7 @@ def generalised_iou(one: Tensor, other: Tensor, dim: int) -> Tensor:
         other: The same.
         dim: The dimension of length 4, which the result lacks.
     """
-    inner, outer = (-torch.maximum(-one, -other), torch.maximum(one, other))
+    inner, outer = torch.minimum(one, other), torch.maximum(one, other)
 
     def area(edges: Tensor) -> Tensor:
         left, top, right, bottom = edges.unbind(dim)

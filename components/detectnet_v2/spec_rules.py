@@ -132,7 +132,7 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("bbox_rasterizer_config.target_class_config", "cov_radius_x cov_radius_y bbox_min_radius", _Range(0, 1, True)),
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
     ("open_engine", "ema_decay", _BELOW_ONE),
-    ("open_engine.teacher", "weight", _SHARE),
+    ("open_engine.teacher", "weight", _Range(0, 1, above=True)),
     (RANDOM_CROP, "zoom_min zoom_max", _POSITIVE),
     (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share view_share", _SHARE),
     (RANDOM_CROP, "mosaic_probability copy_paste_probability", _SHARE),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from components.vision.resnet import BATCH_NORM_EPSILON, ResNetConfig, initialise
 
 STRIDE = 8
-# At the width of TAO's networks; at a quarter of it, what a finer grid gains was the same with 64 as with 48.
+# At the width of TAO's networks.
 _CHANNELS = 192
 _BLOCK_OF_STRIDE_8 = 1
 
@@ -17,7 +17,7 @@ class FineNeck(nn.Module):
     """Features of stride 16 and of stride 8 to [N, C, H/8, W/8], as in a feature pyramid (Lin et al., 2017).
 
     Both are projected to the same channels, the coarse ones repeated over 2 x 2 cells, added, and mixed by a 3x3
-    convolution. The grid becomes four times as fine for about a seventh more operations; a backbone without its last
+    convolution. The grid becomes four times as fine for about a sixth more operations; a backbone without its last
     stride would need two and a half times as many.
 
     Attributes:

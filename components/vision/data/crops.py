@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.vision.data.annotations import Annotations
-from components.vision.data.warp import Image, Matrix, recolour, sample_image, translation, whole_window
+from components.vision.data.warp import Image, Matrix, fitted_matrix, recolour, sample_image, translation, whole_window
 from components.vision.inputs import InputSpec
 
 _JPEG_QUALITY = 30, 80
@@ -174,8 +174,7 @@ class Composer:
         if self.crop:
             matrix = crop.draw(image_size, placement.scale, objects.boxes, size, random)
         else:
-            scale = np.diag([1 / placement.scale[0], 1 / placement.scale[1], 1.0])
-            matrix = translation(-placement.offset[0], -placement.offset[1]) @ scale
+            matrix = fitted_matrix(placement)
         matrix = self.space(size, random) @ matrix
         objects = objects.moved(matrix, self.flip_map, size, is_round=self.is_round)
         return sample_image(image, matrix, size), objects.shown(size, self.smallest, crop.min_visible_share)

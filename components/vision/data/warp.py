@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from components.decode.instances import Placement
+
 Matrix = NDArray[np.float64]
 Image = NDArray[np.uint8]
 
@@ -78,6 +80,12 @@ def sample_image(image: Image, matrix: Matrix, size: tuple[int, int], border: fl
         return np.asarray(cv2.flip(resized, 1) if matrix[0, 0] < 0 else resized, np.uint8)
     level = translation(-edges[0, 0], -edges[0, 1]) @ np.diag([*(1 / blocks), 1.0])
     return warp_image(region, matrix @ level, size, border)
+
+
+def fitted_matrix(placement: Placement) -> Matrix:
+    """Returns the matrix from pixels of a network's input to those of the image that lies in it so."""
+    scale = np.diag([1 / placement.scale[0], 1 / placement.scale[1], 1.0])
+    return np.asarray(translation(-placement.offset[0], -placement.offset[1]) @ scale, np.float64)
 
 
 def whole_window(corner: tuple[float, float], extent: tuple[float, float], size: tuple[int, int]) -> Matrix:
