@@ -35,7 +35,7 @@ ARG PIP_ROOT_USER_ACTION=ignore
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp gridbox && install --directory --owner=10001 /models
 WORKDIR /tmp
 ENV HOME=/tmp TMPDIR=/tmp XDG_CACHE_HOME=/tmp/.cache TORCHINDUCTOR_CACHE_DIR=/tmp/.cache/torchinductor \
-    OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # --- cpu: what every stage of the pipelines runs in. No kfp inside: only whoever compiles needs it. In all three,
 # --- what gridbox needs comes first: that layer is large and changes only with pyproject.toml and requirements.lock

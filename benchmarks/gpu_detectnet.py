@@ -9,7 +9,6 @@ Run: python benchmarks/gpu_detectnet.py [--data DIR/wider_face --epochs 60] [--s
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -114,7 +113,6 @@ def main() -> None:
     if not (torch.cuda.is_available() or options.smoke):
         print("no GPU here: nothing measured (--smoke runs the script at a toy size on the CPU)")
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if torch.cuda.is_available():
         device, geometry, width, sizes = torch.device("cuda"), GridGeometry(736, 416), 1.0, (1, 32)
         print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, ResNet-18 at 736x416")

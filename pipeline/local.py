@@ -384,13 +384,11 @@ class Stages:
         return work
 
     def _environment(self, work: Path, own: Mapping[str, str], stage: str) -> dict[str, str]:
-        # Threads that spin while they wait would take the cores from the data workers.
         threads = str(self._threads)
         double = self._double if stage in self._compiled.of_tao else None
         programs = [str(folder) for folder in (double, self.settings.programs, Path(sys.executable).parent) if folder]
         return {
             **os.environ,
-            "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": threads,
             "OPENBLAS_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

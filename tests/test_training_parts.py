@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.detectnet_v2.batches import BatchTensors
 from components.detectnet_v2.losses import (
     ClassCost,
     Objectives,
@@ -17,6 +18,7 @@ from components.detectnet_v2.losses import (
     coverage_cost,
     focal_cost,
     generalised_iou,
+    object_weights,
     overlap_cost,
 )
 from components.vision.cost_scaling import CostScaling
@@ -130,6 +132,28 @@ def test_the_focal_loss_lets_known_background_count_for_nothing():
     mask = torch.ones_like(predicted)
     of_background = focal_cost(predicted, torch.zeros_like(target), mask)
     assert float(of_background) < 0.02 * float(focal_cost(predicted, target, mask))
+
+
+@given(seeds, st.floats(0, 1))
+def test_objects_weigh_by_their_number_of_cells_to_a_power(seed, balance):
+    random = np.random.default_rng(seed)
+    cells = random.choice([0, 1, 4, 9, 100], (2, 1, 3, 4))
+    coverage = torch.from_numpy(np.where(cells > 0, random.uniform(0.1, 1, cells.shape), 0))
+    norm = torch.where(coverage > 0, coverage / torch.from_numpy(np.maximum(cells, 1)), 0)
+    expected = [(count / 9) ** -balance if count > 1 else 1.0 for count in cells.flat]
+    found = object_weights(coverage, norm, balance).flatten().tolist()
+    assert found == pytest.approx(expected)
+
+
+def test_a_balance_changes_what_covered_cells_cost_and_no_others():
+    target = torch.tensor([[[[1.0, 0.0]]]])
+    batch = BatchTensors(target, target, target / 36, torch.zeros(1, 1, 4, 1, 2), torch.ones_like(target))
+    outputs = torch.tensor([[[[0.5, 0.1]]]]), torch.zeros(1, 4, 1, 2)
+    costs = ClassCost(1, 0.5, (1, 1), (1, 1))
+    plain, balanced = (Objectives([costs], False, 0, 1, focal=True, balance=b).costs(outputs, batch) for b in (0, 0.5))
+    of_empty = 0.01 * -math.log(0.9)
+    assert float(plain[0, 0]) == pytest.approx(0.17434, abs=1e-5)
+    assert float(balanced[0, 0]) - of_empty == pytest.approx((float(plain[0, 0]) - of_empty) / 2)
 
 
 def test_a_box_that_lost_its_area_finds_back():

@@ -72,7 +72,7 @@ def program(arguments):
     if task == "make":
         mood = given.get("mood", "")
         print("making in a mood of", mood or "joy", flush=True)
-        names = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GRIDBOX_STAGE_DIR", "PATH", "HOME")
+        names = ("OMP_NUM_THREADS", "GRIDBOX_STAGE_DIR", "PATH", "HOME")
         print("environment", json.dumps({{name: os.environ.get(name) for name in names}}), os.getcwd())
         if mood == "user error":
             raise step.UserError("size: must be 4; say --set size=4")

@@ -4,7 +4,7 @@ Processor time on one thread, so that other work on the machine does not decide.
 """
 
 import json
-import resource
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from components.widerface.convert import Conversion, convert
 from pipeline.catalogue import definition
 
 PROFILE = "cpu-real"
+_PARTS = 10  # files that `dataset_convert` spreads the images over
 PROGRAM = Path(sys.executable).with_name("detectnet_v2")
 
 
@@ -35,7 +36,7 @@ def prepare(raw: Path, folder: Path) -> Path:
         images = unpack(folder / "kitti", "training", folder / "images")
         spec = folder / "convert.txt"
         text = render_spec(template_text("facedetect-cpu/convert"), {"root": images, "image_extension": "jpg"})
-        spec.write_text(text, encoding="utf-8")
+        spec.write_text(text.replace("num_shards: 1", f"num_shards: {_PARTS}"), encoding="utf-8")
         _call("dataset_convert", "-d", spec, "-o", folder / "records/training/kitti")
     return folder
 
@@ -47,7 +48,7 @@ class Trial:
     Attributes:
         data: What `prepare` returned.
         folder: Where it is kept.
-        minutes: Processor time that it may take.
+        minutes: Processor time of its epochs.
         size: Width and height of the network's input, pixels.
         width: Of the network's channels.
         seed: Of all draws.
@@ -62,24 +63,27 @@ class Trial:
     seed: int = 42
     changes: Mapping[str, str] | None = None
 
-    def run(self) -> dict[str, float]:
-        """Trains as many epochs as the time allows, once; returns their number and the processor seconds."""
+    def run(self, epochs: int = 0) -> dict[str, float]:
+        """Trains as many epochs as the time allows, or so many, once; returns their number and the processor seconds."""
         file = self.folder / "figures.json"
         if not file.exists():
-            # The second epoch costs what every further one does; the first one, what comes before as well.
-            first, second = (self._train(self.folder / f"calibrate-{epochs}", epochs) for epochs in (1, 2))
-            epochs = max(1, 1 + round((60 * self.minutes - first) / (second - first)))
+            epochs = epochs or self._affordable()
             seconds = self._train(self.folder / "train", epochs)
             write_json(file, {"epochs": epochs, "seconds": seconds})
         figures: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
         return figures
+
+    def _affordable(self) -> int:
+        # A part of the images tells what four epochs cost: three of small views and a whole one, where there are any.
+        short, long = (self._train(self.folder / f"calibrate-{each}", each, part=True) for each in (4, 8))
+        return max(1, round(60 * self.minutes / ((long - short) / 4 * _PARTS)))
 
     @property
     def model(self) -> Path:
         """The model artifact."""
         return self.folder / "train/weights"
 
-    def _train(self, results: Path, epochs: int) -> float:
+    def _train(self, results: Path, epochs: int, *, part: bool = False) -> float:
         values = definition("facedetect").profile_values(PROFILE)
         rate = values["train_learning_rate"]
         text = render_spec(
@@ -103,6 +107,8 @@ class Trial:
         )
         start = text.index("  validation_data_source {")
         text = text[:start] + text[text.index("}", start) + 1 :]
+        if part:
+            text = text.replace("/kitti-fold-*", "/kitti-fold-*-shard-00000-*")
         for old, new in (self.changes or {}).items():
             if old not in text:
                 raise SystemExit(f"the spec has no {old!r}")
@@ -123,7 +129,10 @@ def detect(model: Path, raw: Path, *, stored_pixels: bool) -> tuple[Truth, Detec
 
 def _call(*arguments: Any) -> float:  # noqa: ANN401 - anything that becomes a word
     """Runs `detectnet_v2`; returns the processor seconds it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([PROGRAM, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    process = subprocess.Popen([PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    # Of this process alone: others may run beside it.
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{process.args} failed")
+    return used.ru_utime + used.ru_stime

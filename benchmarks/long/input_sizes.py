@@ -6,7 +6,6 @@ Run: python benchmarks/long/input_sizes.py --data DIR/wider_face [--minutes 15] 
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from equal_time import Trial, detect, prepare
@@ -32,7 +31,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15, help="processor time of each training")
     parser.add_argument("--folder", type=Path, default=Path("runs/input-sizes"), help="where everything is kept")
     options = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     data = prepare(options.data, options.folder / "data")
     print(f"{'configuration':<14} {'epochs':>6} {'CPU min':>8}  AP by height: " + "  ".join(b.name for b in BANDS))
     for text in options.configurations:

@@ -87,6 +87,8 @@ class BatchMaker:
         world_size: Number of processes that train together.
         uniform_sources: Draw each image's data source with equal probability (`sampling_mode: UNIFORM`); otherwise
             every image is taken once an epoch.
+        whole_from: The epoch from which on crops have the size of the network's input, whatever their own; None for no
+            such epoch.
         on_device: Train on a GPU. Batches then lie in pinned memory, where CUDA is available, and several threads make
             them. The sampling of pixels is left to `Batch.to_tensors`, but for crops (`open_engine`) and for canvases
             of more than four times the network's input, which the threads sample.
@@ -104,6 +106,7 @@ class BatchMaker:
     rank: int = 0
     world_size: int = 1
     uniform_sources: bool = False
+    whole_from: int | None = None
     on_device: bool = False
     workers: int = field(init=False)
 
@@ -137,7 +140,8 @@ class BatchMaker:
     def batch(self, epoch: int, step: int, indices: NDArray[np.int64]) -> Batch:
         """Makes a batch of the images with these indices, with the draws that belong to this epoch and step."""
         count, classes = len(indices), len(self.shapes)
-        geometry, framing, resampling = self._views, self.data.framing, self._resampling(count)
+        framing, resampling = self._framing(epoch), self._resampling(count)
+        geometry = self._views(framing)
         grid, size = (geometry.rows, geometry.columns), (geometry.width, geometry.height)
         width, height = self.data.canvas if resampling else size
         batch = Batch(
@@ -150,13 +154,18 @@ class BatchMaker:
             resampling,
         )
         for position, index in enumerate(indices):
-            self._fill(batch, position, int(index), self.order.random(epoch, step, position))
+            objects = self._fill(batch, position, int(index), framing, self.order.random(epoch, step, position))
+            self._encode(batch, position, objects, float(self.data.weights[index]), geometry)
         return batch
 
-    @property
-    def _views(self) -> GridGeometry:
-        """The grid of the network's input, or of the smaller views that the crops are."""
+    def _framing(self, epoch: int) -> Framing | Fitting:
         framing = self.data.framing
+        if self.whole_from is None or epoch < self.whole_from or not (isinstance(framing, Fitting) and framing.crop):
+            return framing
+        return replace(framing, crop=replace(framing.crop, size=None))
+
+    def _views(self, framing: Framing | Fitting) -> GridGeometry:
+        """Returns the grid of the network's input, or of the smaller views that the crops are."""
         if self.augmentation is None or not (isinstance(framing, Fitting) and framing.crop and framing.crop.size):
             return self.geometry
         width, height = framing.crop.size
@@ -175,8 +184,11 @@ class BatchMaker:
             return None
         return Resampling(self._empty((count, 3, 3)).numpy(), self._empty((count, 4, 3)).numpy(), size, framing.border)
 
-    def _fill(self, batch: Batch, position: int, index: int, random: np.random.Generator) -> None:
-        framing, settings = self.data.framing, self.augmentation
+    def _fill(
+        self, batch: Batch, position: int, index: int, framing: Framing | Fitting, random: np.random.Generator
+    ) -> Annotations:
+        """Puts an image in its place, and returns its objects there."""
+        settings = self.augmentation
         if settings is None:
             batch.images[position] = self.data.pixels[index]
             objects = self.data.objects[index]
@@ -186,7 +198,7 @@ class BatchMaker:
             batch.images[position], objects = self._composer(framing, settings).compose(index, random)
         else:
             objects = self._augmented(batch, position, index, framing, settings, random)
-        self._encode(batch, position, objects, float(self.data.weights[index]))
+        return objects
 
     def _composer(self, framing: Fitting, settings: AugmentSettings) -> Composer:
         return Composer(
@@ -220,8 +232,7 @@ class BatchMaker:
             batch.images[position] = recolour(warp_image(image, matrix, size, framing.border), colour)
         return framing.cut(objects.moved(matrix), self.geometry)
 
-    def _encode(self, batch: Batch, position: int, objects: Annotations, weight: float) -> None:
-        geometry = self._views
+    def _encode(self, batch: Batch, position: int, objects: Annotations, weight: float, geometry: GridGeometry) -> None:
         targets = encode(objects.boxes, objects.class_ids, self.shapes, geometry, self.deadzone_radius)
         batch.coverage[position] = targets.coverage
         batch.coverage_norm[position] = targets.coverage_norm

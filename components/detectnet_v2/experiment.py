@@ -173,6 +173,7 @@ def objectives(spec: spec_pb2.Experiment, device: str | torch.device = "cpu") ->
         *limits,
         device,
         focal=own.coverage_loss == engine.QUALITY_FOCAL,
+        balance=round(own.object_balance, 6),  # the message holds 32 bits
         overlap=own.box_loss == engine.GIOU,
     )
 

@@ -15,6 +15,7 @@ from components.detectnet_v2.batches import BatchTensors
 OBJECTIVES = ("cov", "bbox")
 _EPSILON = 1e-5
 _SMALLEST = 1e-12  # that a logarithm is taken of
+_ORDINARY_CELLS = 9  # of an object whose cells weigh as much as empty ones, whatever the balance
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def bbox_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Te
     return torch.mean(error * (coverage_norm * mask)[:, :, None], dim=(0, 2, 3, 4))
 
 
-def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Returns the quality focal loss of each class [C], a unit of coverage: |t - p|^2 times the cross entropy.
 
     Empty cells that are known to be empty, nearly all of an image, count for nothing so, and what is learned of an
@@ -73,12 +74,28 @@ def focal_cost(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         predicted: [N, C, h, w] coverage, 0..1.
         target: [N, C, h, w] coverage.
         mask: As in `coverage_cost`.
+        weight: A further factor of each cell's cost, of which the units know nothing.
     """
     # Written out: torch's refuses what is no number by an exception, on a GPU one that the process does not survive.
     present, absent = (share.clamp(min=_SMALLEST).log() for share in (predicted, 1 - predicted))
     entropy = -(target * present + (1 - target) * absent)
     factor = (target - predicted.detach()).square()
-    return (entropy * factor * mask).sum((0, 2, 3)) / _amount(target * mask)
+    return (entropy * factor * mask * weight).sum((0, 2, 3)) / _amount(target * mask)
+
+
+def object_weights(coverage: Tensor, coverage_norm: Tensor, balance: float) -> Tensor:
+    """Returns factors [N, C, h, w] of the cells' cost, by which large objects do not drown small ones.
+
+    An object of n cells has n chances to be learned of; its cells weigh (n / 9) ^ -balance. Cells of none, and those of
+    which it is not known how many share the object (a teacher's), weigh 1.
+
+    Args:
+        coverage: [N, C, h, w].
+        coverage_norm: [N, C, h, w], the same divided by n; see `encode`.
+        balance: 0, where all cells weigh 1, to 1, where all objects weigh as much.
+    """
+    cells = coverage / coverage_norm.clamp(min=_SMALLEST)
+    return torch.where(cells > 1, (cells / _ORDINARY_CELLS) ** -balance, 1.0)
 
 
 def overlap_cost(predicted: Tensor, target: Tensor, coverage_norm: Tensor, mask: Tensor) -> Tensor:
@@ -143,6 +160,7 @@ class Objectives:
         device: str | torch.device = "cpu",
         *,
         focal: bool = False,
+        balance: float = 0.0,
         overlap: bool = False,
     ) -> None:
         """Takes the weights of the beginning.
@@ -154,6 +172,7 @@ class Objectives:
             maximum: Of a weight that was re-balanced.
             device: Of the training.
             focal: Whether the coverage's cost is `focal_cost`, not TAO's `coverage_cost`.
+            balance: Of the focal cost; see `object_weights`.
             overlap: Whether the box's cost is `overlap_cost`, not TAO's `bbox_cost`.
         """
 
@@ -166,7 +185,7 @@ class Objectives:
         self._class_weights = class_weights / class_weights.sum()
         self._auto, self._minimum, self._maximum = auto, minimum, maximum
         self._foreground = torch.tensor([cost.foreground_weight for cost in classes], device=device)
-        self._is_focal, self._box_cost = focal, overlap_cost if overlap else bbox_cost
+        self._is_focal, self._balance, self._box_cost = focal, balance, overlap_cost if overlap else bbox_cost
         self.weights = initial / initial.sum(1, keepdim=True)
         self._sums = torch.zeros_like(self.weights)
 
@@ -179,7 +198,8 @@ class Objectives:
         """
         coverage, bbox = outputs
         if self._is_focal:
-            of_coverage = focal_cost(coverage, targets.coverage, targets.mask)
+            weight = object_weights(targets.coverage, targets.coverage_norm, self._balance) if self._balance else 1.0
+            of_coverage = focal_cost(coverage, targets.coverage, targets.mask, weight)
         else:
             foreground = self._foreground.to(coverage.device)
             of_coverage = coverage_cost(coverage, targets.coverage, foreground, targets.mask)

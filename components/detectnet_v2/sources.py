@@ -162,6 +162,11 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
     )
 
 
+def _whole_from(spec: spec_pb2.Experiment) -> int | None:
+    share = spec.open_engine.random_crop.view_epochs
+    return round(share * spec.training_config.num_epochs) if share else None
+
+
 def _view_size(share: float, grid: GridGeometry) -> tuple[int, int]:
     """Returns width and height of training views: whole cells of the backbone's grid."""
     width, height = (max(1, round(share * edge / STRIDE)) * STRIDE for edge in (grid.width, grid.height))
@@ -242,6 +247,7 @@ def batch_maker(
         rank=rank,
         world_size=world_size,
         uniform_sources=spec.dataset_config.sampling_mode == spec_pb2.DatasetConfig.UNIFORM,
+        whole_from=_whole_from(spec),
         on_device=torch.cuda.is_available(),
     )
 

@@ -36,7 +36,7 @@ class Experiment(_message.Message):
     def __init__(self, random_seed: _Optional[int] = ..., dataset_config: _Optional[_Union[DatasetConfig, _Mapping]] = ..., augmentation_config: _Optional[_Union[AugmentationConfig, _Mapping]] = ..., postprocessing_config: _Optional[_Union[PostProcessingConfig, _Mapping]] = ..., model_config: _Optional[_Union[ModelConfig, _Mapping]] = ..., evaluation_config: _Optional[_Union[EvaluationConfig, _Mapping]] = ..., cost_function_config: _Optional[_Union[CostFunctionConfig, _Mapping]] = ..., training_config: _Optional[_Union[TrainingConfig, _Mapping]] = ..., bbox_rasterizer_config: _Optional[_Union[BboxRasterizerConfig, _Mapping]] = ..., loss_mask_label_filter: _Optional[_Union[ObjectiveLabelFilter, _Mapping]] = ..., dataset_export_config: _Optional[_Iterable[_Union[DatasetExportConfig, _Mapping]]] = ..., open_engine: _Optional[_Union[OpenEngineConfig, _Mapping]] = ...) -> None: ...
 
 class OpenEngineConfig(_message.Message):
-    __slots__ = ("fit", "resampling", "random_crop", "grid_stride", "box_loss", "coverage_loss", "ema_decay", "teacher")
+    __slots__ = ("fit", "resampling", "random_crop", "grid_stride", "box_loss", "coverage_loss", "ema_decay", "teacher", "object_balance")
     class Fit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LETTERBOX: _ClassVar[OpenEngineConfig.Fit]
@@ -64,7 +64,7 @@ class OpenEngineConfig(_message.Message):
     CROSS_ENTROPY: OpenEngineConfig.CoverageLoss
     QUALITY_FOCAL: OpenEngineConfig.CoverageLoss
     class RandomCrop(_message.Message):
-        __slots__ = ("zoom_min", "zoom_max", "object_probability", "hflip_probability", "rotate_rad_max", "rotate_probability", "min_object_height", "min_visible_share", "mosaic_probability", "copy_paste_probability", "blur_probability", "jpeg_probability", "grey_probability", "view_share")
+        __slots__ = ("zoom_min", "zoom_max", "object_probability", "hflip_probability", "rotate_rad_max", "rotate_probability", "min_object_height", "min_visible_share", "mosaic_probability", "copy_paste_probability", "blur_probability", "jpeg_probability", "grey_probability", "view_share", "view_epochs")
         ZOOM_MIN_FIELD_NUMBER: _ClassVar[int]
         ZOOM_MAX_FIELD_NUMBER: _ClassVar[int]
         OBJECT_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class OpenEngineConfig(_message.Message):
         JPEG_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
         GREY_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
         VIEW_SHARE_FIELD_NUMBER: _ClassVar[int]
+        VIEW_EPOCHS_FIELD_NUMBER: _ClassVar[int]
         zoom_min: float
         zoom_max: float
         object_probability: float
@@ -93,7 +94,8 @@ class OpenEngineConfig(_message.Message):
         jpeg_probability: float
         grey_probability: float
         view_share: float
-        def __init__(self, zoom_min: _Optional[float] = ..., zoom_max: _Optional[float] = ..., object_probability: _Optional[float] = ..., hflip_probability: _Optional[float] = ..., rotate_rad_max: _Optional[float] = ..., rotate_probability: _Optional[float] = ..., min_object_height: _Optional[float] = ..., min_visible_share: _Optional[float] = ..., mosaic_probability: _Optional[float] = ..., copy_paste_probability: _Optional[float] = ..., blur_probability: _Optional[float] = ..., jpeg_probability: _Optional[float] = ..., grey_probability: _Optional[float] = ..., view_share: _Optional[float] = ...) -> None: ...
+        view_epochs: float
+        def __init__(self, zoom_min: _Optional[float] = ..., zoom_max: _Optional[float] = ..., object_probability: _Optional[float] = ..., hflip_probability: _Optional[float] = ..., rotate_rad_max: _Optional[float] = ..., rotate_probability: _Optional[float] = ..., min_object_height: _Optional[float] = ..., min_visible_share: _Optional[float] = ..., mosaic_probability: _Optional[float] = ..., copy_paste_probability: _Optional[float] = ..., blur_probability: _Optional[float] = ..., jpeg_probability: _Optional[float] = ..., grey_probability: _Optional[float] = ..., view_share: _Optional[float] = ..., view_epochs: _Optional[float] = ...) -> None: ...
     class Teacher(_message.Message):
         __slots__ = ("model_file", "weight")
         MODEL_FILE_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class OpenEngineConfig(_message.Message):
     COVERAGE_LOSS_FIELD_NUMBER: _ClassVar[int]
     EMA_DECAY_FIELD_NUMBER: _ClassVar[int]
     TEACHER_FIELD_NUMBER: _ClassVar[int]
+    OBJECT_BALANCE_FIELD_NUMBER: _ClassVar[int]
     fit: OpenEngineConfig.Fit
     resampling: OpenEngineConfig.Resampling
     random_crop: OpenEngineConfig.RandomCrop
@@ -117,7 +120,8 @@ class OpenEngineConfig(_message.Message):
     coverage_loss: OpenEngineConfig.CoverageLoss
     ema_decay: float
     teacher: OpenEngineConfig.Teacher
-    def __init__(self, fit: _Optional[_Union[OpenEngineConfig.Fit, str]] = ..., resampling: _Optional[_Union[OpenEngineConfig.Resampling, str]] = ..., random_crop: _Optional[_Union[OpenEngineConfig.RandomCrop, _Mapping]] = ..., grid_stride: _Optional[int] = ..., box_loss: _Optional[_Union[OpenEngineConfig.BoxLoss, str]] = ..., coverage_loss: _Optional[_Union[OpenEngineConfig.CoverageLoss, str]] = ..., ema_decay: _Optional[float] = ..., teacher: _Optional[_Union[OpenEngineConfig.Teacher, _Mapping]] = ...) -> None: ...
+    object_balance: float
+    def __init__(self, fit: _Optional[_Union[OpenEngineConfig.Fit, str]] = ..., resampling: _Optional[_Union[OpenEngineConfig.Resampling, str]] = ..., random_crop: _Optional[_Union[OpenEngineConfig.RandomCrop, _Mapping]] = ..., grid_stride: _Optional[int] = ..., box_loss: _Optional[_Union[OpenEngineConfig.BoxLoss, str]] = ..., coverage_loss: _Optional[_Union[OpenEngineConfig.CoverageLoss, str]] = ..., ema_decay: _Optional[float] = ..., teacher: _Optional[_Union[OpenEngineConfig.Teacher, _Mapping]] = ..., object_balance: _Optional[float] = ...) -> None: ...
 
 class DataSource(_message.Message):
     __slots__ = ("tfrecords_path", "image_directory_path", "source_weight")

@@ -132,10 +132,11 @@ _EXPERIMENT_RANGES: _Ranges = (
     ("bbox_rasterizer_config.target_class_config", "cov_radius_x cov_radius_y bbox_min_radius", _Range(0, 1, True)),
     ("bbox_rasterizer_config", "deadzone_radius", _SHARE),
     ("open_engine", "ema_decay", _BELOW_ONE),
+    ("open_engine", "object_balance", _SHARE),
     ("open_engine.teacher", "weight", _Range(0, 1, above=True)),
     (RANDOM_CROP, "zoom_min zoom_max", _POSITIVE),
-    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share view_share", _SHARE),
-    (RANDOM_CROP, "mosaic_probability copy_paste_probability", _SHARE),
+    (RANDOM_CROP, "object_probability hflip_probability rotate_probability min_visible_share", _SHARE),
+    (RANDOM_CROP, "view_share view_epochs mosaic_probability copy_paste_probability", _SHARE),
     (RANDOM_CROP, "blur_probability jpeg_probability grey_probability", _SHARE),
     (RANDOM_CROP, "rotate_rad_max min_object_height", _NOT_NEGATIVE),
 )
@@ -254,6 +255,8 @@ def check_experiment(spec: spec_pb2.Experiment) -> Iterator[Fault]:
     if spec.open_engine.grid_stride not in (0, *STRIDES):
         strides = " or ".join(map(str, STRIDES))
         yield Fault.at("open_engine.grid_stride", f"{{is}}; the networks have a grid of {strides} pixels")
+    if spec.open_engine.object_balance and not spec.open_engine.coverage_loss:
+        yield Fault.at("open_engine.object_balance", "needs coverage_loss: QUALITY_FOCAL; TAO's loss does not know it")
     yield from _check_order(spec)
     yield from _check_epochs(spec)
     yield from _check_classes(spec)

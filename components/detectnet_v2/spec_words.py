@@ -264,6 +264,8 @@ def _loss(spec: spec_pb2.Experiment) -> Iterator[Row]:
         cells = f"covered cells weigh {foreground:g}, empty ones {1 - foreground:g}"
         if spec.open_engine.coverage_loss:
             cells = "coverage is learned with the quality focal loss"
+            if balance := spec.open_engine.object_balance:
+                cells += f", the cells of an object of n cells weighing (n / 9) ^ -{balance:g}"
         if spec.open_engine.box_loss:
             cells += ", boxes by their overlap (GIoU)"
         objectives = {objective.name: objective for objective in target.objectives}
