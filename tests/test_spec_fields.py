@@ -46,8 +46,8 @@ HONOURED = {
         "training_config.learning_rate.cosine_annealing_schedule": "min_learning_rate max_learning_rate warm_up",
         "open_engine": "fit resampling grid_stride box_loss coverage_loss ema_decay object_balance",
         "open_engine.random_crop": "view_share view_epochs zoom_min zoom_max object_probability hflip_probability "
-        "rotate_rad_max rotate_probability min_object_height min_visible_share mosaic_probability copy_paste_probability "
-        "blur_probability jpeg_probability grey_probability",
+        "rotate_rad_max rotate_probability min_object_height min_visible_share mosaic_probability "
+        "copy_paste_probability blur_probability jpeg_probability grey_probability",
         "open_engine.teacher": "model_file weight",
         "training_config.regularizer": "type weight",
         "training_config.optimizer.adam": "epsilon beta1 beta2",

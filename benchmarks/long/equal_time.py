@@ -64,7 +64,7 @@ class Trial:
     changes: Mapping[str, str] | None = None
 
     def run(self, epochs: int = 0) -> dict[str, float]:
-        """Trains as many epochs as the time allows, or so many, once; returns their number and the processor seconds."""
+        """Trains so many epochs, or as many as the time allows, once; returns them and the processor seconds."""
         file = self.folder / "figures.json"
         if not file.exists():
             epochs = epochs or self._affordable()
