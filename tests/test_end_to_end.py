@@ -327,9 +327,9 @@ def test_the_cpu_profile_finds_synthetic_faces(tmp_path):
 def test_ten_minutes_find_real_faces(real_data, tmp_path):
     """A quarter of the length of `cpu-real`: real faces are learnt, and retraining goes on from there."""
     command = [str(GRIDBOX), "run", "facedetect", "--runs", str(tmp_path), "--name", "real"]
-    command += ["--data", str(real_data / "wider_face"), "--set", "train_epochs=70", "--set", "retrain_epochs=5"]
+    command += ["--data", str(real_data / "wider_face"), "--set", "train_epochs=40", "--set", "retrain_epochs=4"]
     subprocess.run(command, check=True, timeout=3600)
     trained, retrained = metrics_of(tmp_path / "real", "trained"), metrics_of(tmp_path / "real", "retrained")
     assert trained["objects"] > 500
-    assert trained["mean_average_precision"] >= 0.60  # a trial of the recipe, of 7 minutes on one core: 0.68
+    assert trained["mean_average_precision"] >= 0.60  # the profile's whole length: 0.88
     assert retrained["mean_average_precision"] >= 0.60

@@ -34,9 +34,10 @@ def test_forty_real_images_begin_to_be_learnt_within_two_minutes(faces, tmp_path
         learning_rate=0.012, minimum_learning_rate=0.00012, seed=1, minimum_height=SMALLEST,
     )  # fmt: skip
     text = re.sub(r"pretrained_model_file: .*\n", "", spec.read_text())
+    text = re.sub(r" *view_epochs: .*\n", "", text)  # whole inputs, of the last quarter, take more than two minutes
     spec.write_text(re.sub(r"validation_period_during_training: \d+", "validation_period_during_training: 120", text))
     assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r", "--width", 0.25) == 0
     assert detectnet_v2("evaluate", "-e", spec, "-m", tmp_path / "r/weights", "-r", tmp_path / "e") == 0
     figures = json.loads((tmp_path / "e/metrics.json").read_text())
     assert figures["objects"] > 80
-    assert figures["mean_average_precision"] >= 0.05  # seen: 0.10; without a step in the right direction, 0
+    assert figures["mean_average_precision"] >= 0.15  # seen: 0.32; without a step in the right direction, 0
