@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-# As in the stages: threads that spin while they wait would take the cores from everything beside them.
+# Two workers share the cores: threads that spin while they wait would take them from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
