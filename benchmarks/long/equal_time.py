@@ -5,6 +5,7 @@ Processor time on one thread, so that other work on the machine does not decide.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -129,10 +130,11 @@ def detect(model: Path, raw: Path, *, stored_pixels: bool) -> tuple[Truth, Detec
 
 def _call(*arguments: Any) -> float:  # noqa: ANN401 - anything that becomes a word
     """Runs `detectnet_v2`; returns the processor seconds it took."""
-    process = subprocess.Popen([PROGRAM, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    words = [str(PROGRAM), *map(str, arguments)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     # Of this process alone: others may run beside it.
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{process.args} failed")
+        raise SystemExit(f"{shlex.join(words)} failed")
     return used.ru_utime + used.ru_stime
