@@ -678,7 +678,7 @@ def test_a_spec_with_open_engine_takes_images_of_any_size_and_either_kind(tmp_pa
     assert batch.input == sources.fitting(spec).input
     spec.training_config.num_epochs = 4
     spec.open_engine.random_crop.view_epochs = 0.75
-    grown = sources.batch_maker(spec, training)
+    grown = sources.batch_maker(spec, sources.training_images(spec))
     whole, small = (2, HEIGHT, WIDTH, 3), (2, 48, 64, 3)
     assert [next(grown.epoch(epoch)).images.shape for epoch in range(4)] == [small, small, small, whole]
     assert next(grown.epoch(3)).coverage.shape == (2, 1, grown.geometry.rows, grown.geometry.columns)

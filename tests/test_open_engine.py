@@ -95,6 +95,12 @@ def test_a_teacher_without_a_weight_is_refused(data, tmp_path, capsys):
     assert "it must be more than 0 and at most 1" in capsys.readouterr().err
 
 
+def test_a_balance_without_the_focal_loss_is_refused(data, tmp_path, capsys):
+    spec = edit(own_spec(tmp_path, data), ("  coverage_loss: QUALITY_FOCAL\n", ""))
+    assert detectnet_v2("train", "-e", spec, "-r", tmp_path / "r") == 2
+    assert "object_balance needs coverage_loss: QUALITY_FOCAL" in capsys.readouterr().err
+
+
 def test_a_stored_graph_of_another_stride_is_refused(data, tmp_path, capsys):
     save_network(tmp_path / "coarse.safetensors", small_net(stride=16))
     spec = own_spec(tmp_path, data)

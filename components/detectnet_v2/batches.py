@@ -87,8 +87,6 @@ class BatchMaker:
         world_size: Number of processes that train together.
         uniform_sources: Draw each image's data source with equal probability (`sampling_mode: UNIFORM`); otherwise
             every image is taken once an epoch.
-        whole_from: The epoch from which on crops have the size of the network's input, whatever their own; None for no
-            such epoch.
         on_device: Train on a GPU. Batches then lie in pinned memory, where CUDA is available, and several threads make
             them. The sampling of pixels is left to `Batch.to_tensors`, but for crops (`open_engine`) and for canvases
             of more than four times the network's input, which the threads sample.
@@ -106,7 +104,6 @@ class BatchMaker:
     rank: int = 0
     world_size: int = 1
     uniform_sources: bool = False
-    whole_from: int | None = None
     on_device: bool = False
     workers: int = field(init=False)
 
@@ -160,9 +157,9 @@ class BatchMaker:
 
     def _framing(self, epoch: int) -> Framing | Fitting:
         framing = self.data.framing
-        if self.whole_from is None or epoch < self.whole_from or not (isinstance(framing, Fitting) and framing.crop):
-            return framing
-        return replace(framing, crop=replace(framing.crop, size=None))
+        if isinstance(framing, Fitting) and framing.crop:
+            return replace(framing, crop=framing.crop.at(epoch))
+        return framing
 
     def _views(self, framing: Framing | Fitting) -> GridGeometry:
         """Returns the grid of the network's input, or of the smaller views that the crops are."""

@@ -152,6 +152,7 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         jpeg_probability=drawn.jpeg_probability,
         grey_probability=drawn.grey_probability,
         size=_view_size(drawn.view_share, geometry(spec)) if drawn.view_share else None,
+        whole_from=round(drawn.view_epochs * spec.training_config.num_epochs) if drawn.view_epochs else None,
     )
     enlarged = max(1.0, spatial.zoom_max if spatial.forward else 1 / spatial.zoom_min)
     return Fitting(
@@ -160,11 +161,6 @@ def fitting(spec: spec_pb2.Experiment) -> Fitting:
         crop.zoom_max * enlarged,
         (smallest.min_bbox_width, max(drawn.min_object_height, smallest.min_bbox_height)),
     )
-
-
-def _whole_from(spec: spec_pb2.Experiment) -> int | None:
-    share = spec.open_engine.random_crop.view_epochs
-    return round(share * spec.training_config.num_epochs) if share else None
 
 
 def _view_size(share: float, grid: GridGeometry) -> tuple[int, int]:
@@ -247,7 +243,6 @@ def batch_maker(
         rank=rank,
         world_size=world_size,
         uniform_sources=spec.dataset_config.sampling_mode == spec_pb2.DatasetConfig.UNIFORM,
-        whole_from=_whole_from(spec),
         on_device=torch.cuda.is_available(),
     )
 

@@ -5,8 +5,8 @@ What is drawn comes from one stream of random numbers an image (see `order`).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import cv2
 import numpy as np
@@ -45,6 +45,8 @@ class RandomCrop:
         grey_probability: 0 to 1.
         size: Width and height of a view, pixels; those of the network's input where left out. A fully convolutional
             network learns of smaller views as well, and a step takes less time.
+        whole_from: The epoch from which on views have the size of the network's input all the same; None for no such
+            epoch. Smaller views cut what is larger than they are.
     """
 
     zoom_min: float = 1.0
@@ -60,6 +62,12 @@ class RandomCrop:
     jpeg_probability: float = 0.0
     grey_probability: float = 0.0
     size: tuple[int, int] | None = None
+    whole_from: int | None = None
+
+    def at(self, epoch: int) -> Self:
+        """Returns what is drawn in an epoch (counted from 0)."""
+        is_whole = self.whole_from is not None and epoch >= self.whole_from
+        return replace(self, size=None) if is_whole else self
 
     def draw(
         self,
